@@ -1,0 +1,190 @@
+"""The texts that ship with the package keep the properties that the stages and every published number rely on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from pipeline.corpus.gates import WORD, emotion_list, named_word, stem_of
+from pipeline.corpus.texts import EMBEDDED, read_jsonl, texts_path
+
+KINDS = {"dialogue": 44, "prose": 40, "code": 20, "log": 14, "chat_markup": 14}
+PLEASANTRIES = {
+    *("thanks", "thank", "please", "sorry", "hello", "hi", "hey", "welcome"),
+    *("goodbye", "bye", "cheers", "pardon", "apologies", "congratulations"),
+}
+RUN = 8
+
+
+@pytest.fixture(scope="module")
+def neutral() -> list[dict[str, Any]]:
+    return read_jsonl(texts_path("neutral", "embedded"), required=("id", "kind", "text"))
+
+
+@pytest.fixture(scope="module")
+def stories() -> list[dict[str, Any]]:
+    return read_jsonl(texts_path("stories", "embedded"), required=("emotion", "topic", "narrator", "text"))
+
+
+@pytest.fixture(scope="module")
+def ratings() -> list[dict[str, str]]:
+    with (EMBEDDED / "ratings.csv").open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-case words; identifiers such as ``parseLength`` count as the words that they join."""
+    return WORD.findall(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text).lower())
+
+
+def named_emotions(text: str, emotions: Sequence[str]) -> list[str]:
+    """Every listed emotion that a text names, by stem or, for those of several words, in full."""
+    words = words_of(text)
+    stems = {stem_of(word) for word in words}
+    several = [emotion for emotion in emotions if re.search(r"[ -]", emotion)]
+    single = [emotion for emotion in emotions if emotion not in several]
+    return [e for e in single if stem_of(e) in stems] + [e for e in several if named_word(e, words)]
+
+
+def shared_runs(texts: Sequence[str]) -> list[tuple[int, int, str]]:
+    """Runs of ``RUN`` words that occur in two texts: both positions and the run."""
+    owner: dict[str, int] = {}
+    found = []
+    for index, text in enumerate(texts):
+        words = WORD.findall(text.lower())
+        for start in range(len(words) - RUN + 1):
+            run = " ".join(words[start : start + RUN])
+            first = owner.setdefault(run, index)
+            if first != index:
+                found.append((first, index, run))
+    return found
+
+
+def test_neutral_has_enough_texts_of_every_kind(neutral):
+    counts = Counter(row["kind"] for row in neutral)
+    assert set(counts) == set(KINDS)
+    assert {kind: counts[kind] for kind in KINDS if counts[kind] < KINDS[kind]} == {}
+    assert len(neutral) >= 132
+
+
+def test_neutral_rows_have_unique_ids_numbered_within_their_kind(neutral):
+    assert all(set(row) == {"id", "kind", "text"} for row in neutral)
+    seen: Counter[str] = Counter()
+    for row in neutral:
+        seen[row["kind"]] += 1
+        assert row["id"] == f"{row['kind']}-{seen[row['kind']]:03d}"
+
+
+def test_neutral_texts_reach_well_past_the_first_token_read(neutral):
+    for row in neutral:
+        if row["kind"] in ("dialogue", "prose"):
+            assert 85 <= len(row["text"].split()) <= 150, row["id"]
+        else:
+            assert len(row["text"]) >= 500, row["id"]
+
+
+def test_neutral_texts_name_no_emotion(neutral):
+    emotions = emotion_list()
+    named = {row["id"]: found for row in neutral if (found := named_emotions(row["text"], emotions))}
+    assert named == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "emotion"),
+    [
+        ("The moisture contents of both bins", "content"),
+        ("isAlert = level > 3", "alert"),
+        ("Stand the slab on edge", "on edge"),
+        ("a self-critical note", "self-critical"),
+        ("He worries", "worried"),
+        ("two kinds", "kind"),
+    ],
+)
+def test_the_search_for_emotion_words_sees_inflections_identifiers_and_phrases(text, emotion):
+    assert named_emotions(text, emotion_list()) == [emotion]
+
+
+def test_neutral_texts_carry_no_pleasantry_and_no_exclamation(neutral):
+    for row in neutral:
+        assert PLEASANTRIES.isdisjoint(words_of(row["text"])), row["id"]
+        if row["kind"] != "code":
+            assert "!" not in row["text"], row["id"]
+
+
+def test_neutral_texts_share_no_run_of_words(neutral):
+    assert shared_runs([row["text"] for row in neutral]) == []
+
+
+def test_the_search_for_shared_runs_needs_the_whole_run():
+    eight = "one two three four five six seven eight"
+    assert shared_runs([f"a {eight}", f"{eight} b"]) == [(0, 1, eight)]
+    assert shared_runs([f"a {eight[:-6]}", f"{eight[:-6]} b"]) == []
+
+
+def test_neutral_dialogues_have_two_speakers(neutral):
+    for row in neutral:
+        if row["kind"] == "dialogue":
+            speakers = set(re.findall(r"^(\w+): ", row["text"], flags=re.MULTILINE))
+            quoted, dashed = row["text"].count('"'), len(re.findall(r"^— ", row["text"], flags=re.MULTILINE))
+            assert len(speakers) == 2 or quoted >= 4 or dashed >= 4, row["id"]
+
+
+def test_json_among_the_chat_markup_is_whole(neutral):
+    """Role lists are read as JSON by users who turn them into chats."""
+    lists = [row for row in neutral if row["kind"] == "chat_markup" and row["text"].startswith(("[\n", '{"'))]
+    assert lists
+    for row in lists:
+        json.loads(row["text"])
+
+
+def test_stories_cross_every_emotion_with_every_topic_once(stories):
+    topics = json.loads((EMBEDDED / "topics.json").read_text(encoding="utf-8"))
+    cells = Counter((row["emotion"], row["topic"]) for row in stories)
+    assert len(stories) == 1881
+    assert cells == Counter({(emotion, topic): 1 for emotion in emotion_list() for topic in topics})
+    assert (len(emotion_list()), len(topics)) == (171, 11)
+
+
+def test_stories_are_of_one_length(stories):
+    """Story length correlates with principal components when it varies."""
+    outside = [(r["emotion"], r["topic"]) for r in stories if not 80 <= len(r["text"].split()) <= 130]
+    assert outside == []
+
+
+def test_stories_are_told_in_first_or_third_person_about_equally(stories):
+    narrators = Counter(row["narrator"] for row in stories)
+    assert set(narrators) == {"first", "third"}
+    assert abs(narrators["first"] - narrators["third"]) <= 0.02 * len(stories)
+
+
+def test_stories_never_name_their_own_emotion(stories):
+    named = [
+        (r["emotion"], r["topic"])
+        for r in stories
+        if named_word(r["emotion"], WORD.findall(r["text"].lower())) is not None
+    ]
+    assert named == []
+
+
+def test_stories_and_neutral_texts_share_no_text(stories, neutral):
+    texts = [row["text"] for row in (*stories, *neutral)]
+    assert len(set(texts)) == len(texts)
+
+
+def test_ratings_cover_the_emotions_on_the_nine_point_scale(ratings):
+    assert [row["emotion"] for row in ratings] == emotion_list()
+    for row in ratings:
+        for scale in ("valence", "arousal", "dominance"):
+            assert 1 <= float(row[scale]) <= 9, (row["emotion"], scale)
+
+
+def test_ratings_tell_apart_words_whose_order_is_not_in_doubt(ratings):
+    value = {(row["emotion"], scale): float(row[scale]) for row in ratings for scale in ("valence", "arousal")}
+    assert value["happy", "valence"] > 5 > value["miserable", "valence"]
+    assert value["enraged", "arousal"] > 5 > value["serene", "arousal"]
