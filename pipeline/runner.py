@@ -1,0 +1,487 @@
+"""Runs a study: which stages, which parts, in which process, and what is left on disk at any moment.
+
+A result is built in ``<fingerprint>.partial/`` and renamed when it is complete. Below it, ``parts/<name>/`` appears by
+rename too, when that part is complete, so killing a run at any moment loses at most the parts in progress. Locks
+are held by living processes only: two runners on one cache share the parts instead of repeating them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline import manifest, subject, tracking
+from pipeline.errors import DamagedResult, MissingResult, PartFailed, UserError
+from pipeline.stage import Metrics, Part, Stage
+from pipeline.study import STAGES, Study, stage_named
+
+Mode = Literal["cached", "retry", "force", "read-only"]
+AnyStage = type[Stage[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one stage ended."""
+
+    stage: str
+    state: Literal["cached", "computed"]
+    folder: Path
+    seconds: float
+    metrics: Metrics
+
+
+class Reporter:
+    """What a caller may want to know while a study runs. This one stays silent."""
+
+    def stage_started(self, stage: str, total: float, done: float, unit: str) -> None: ...
+
+    def advanced(self, units: float) -> None: ...
+
+    def waiting(self, message: str) -> None: ...
+
+    def stage_ended(self, outcome: Outcome) -> None: ...
+
+
+@dataclass(frozen=True)
+class State:
+    """What the cache holds of one stage."""
+
+    stage: str
+    state: Literal["done", "failed", "partial", "missing"]
+    folder: Path
+    parts_done: int = 0
+    failures: Mapping[str, str] = field(default_factory=dict)
+    record: dict[str, Any] | None = None
+    metrics: Metrics = field(default_factory=dict)
+
+
+class Workspace:
+    """The folders of one stage's result, finished and unfinished."""
+
+    def __init__(self, study: Study, stage: AnyStage) -> None:
+        self.final = study.folder(stage)
+        self.partial = self.final.with_name(self.final.name + ".partial")
+        self.parts = self.partial / "parts"
+        self.failed = self.partial / "failed"
+        self.locks = self.final.with_name(self.final.name + ".locks")
+
+    @property
+    def complete(self) -> bool:
+        return (self.final / manifest.NAME).is_file()
+
+    def done(self, part: Part) -> bool:
+        return (self.parts / part.name / "part.json").is_file()
+
+    def finished(self) -> list[str]:
+        """Names of the finished parts. One killed just before its rename has a record, but not its name yet."""
+        return sorted(path.parent.name for path in self.parts.glob("*/part.json") if path.parent.suffix != ".building")
+
+    def failure(self, part: Part) -> str | None:
+        path = self.failed / f"{part.name}.json"
+        if not path.is_file():
+            return None
+        import json
+
+        return json.loads(path.read_text(encoding="utf-8"))["error"]
+
+    def discard(self) -> None:
+        """Forget everything about this result. The folder leaves its name first, so no reader sees half of it."""
+        for folder in (self.final, self.partial):
+            if folder.exists():
+                doomed = folder.with_name(f"{folder.name}.discarded-{os.getpid()}")
+                os.replace(folder, doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+
+    @contextmanager
+    def lock(self, name: str, *, wait: bool) -> Iterator[bool]:
+        """Hold one named lock; yields False when someone else holds it and ``wait`` is off."""
+        from filelock import FileLock, Timeout
+
+        self.locks.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.locks / f"{name}.lock")
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+
+def inspect(study: Study, stage: AnyStage) -> State:
+    """The state of one stage, from the cache alone."""
+    import json
+
+    space = Workspace(study, stage)
+    record = manifest.read(space.final)
+    if record is not None:
+        metrics = json.loads((space.final / manifest.METRICS).read_text(encoding="utf-8"))
+        return State(stage.name, "done", space.final, len(record["parts"]), {}, record, metrics)
+    if not space.partial.is_dir():
+        return State(stage.name, "missing", space.final)
+    done = len(space.finished())
+    failures = {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))["error"] for path in space.failed.glob("*.json")
+    }
+    return State(stage.name, "failed" if failures else "partial", space.partial, done, failures)
+
+
+def needed_for(names: Sequence[str]) -> list[AnyStage]:
+    """The named stages and everything they need, in order; all stages when none is named."""
+    if not names:
+        return list(STAGES)
+    wanted: set[str] = set()
+    pending = list(names)
+    while pending:
+        name = pending.pop()
+        if name not in wanted:
+            wanted.add(name)
+            pending += stage_named(name).needs
+    return [stage for stage in STAGES if stage.name in wanted]
+
+
+def run(
+    study: Study,
+    *,
+    mode: Mode = "cached",
+    only: Sequence[str] = (),
+    workers: int | str | None = None,
+    reporter: Reporter | None = None,
+) -> list[Outcome]:
+    """Bring a study up to date.
+
+    Args:
+        study: what to run.
+        mode: ``cached`` reuses results and stops at recorded failures; ``retry`` runs failed parts again; ``force``
+            computes the named stages (all, when none is named) anew; ``read-only`` computes nothing.
+        only: names of stages; these and what they need are brought up to date.
+        workers: processes to share the parts among; the config's number when None.
+        reporter: told of progress.
+
+    Raises:
+        UserError: see the subclasses in ``pipeline.errors``. Finished parts stay finished.
+    """
+    reporter = reporter or Reporter()
+    outcomes = []
+    for stage in needed_for(only):
+        forced = mode == "force" and (not only or stage.name in only)
+        outcome = _run_stage(study, stage, mode, forced, workers, reporter)
+        reporter.stage_ended(outcome)
+        outcomes.append(outcome)
+    return outcomes
+
+
+def open_results(study: Study, names: Sequence[str]) -> dict[str, Any]:
+    """Opened results by stage name.
+
+    Raises:
+        MissingResult: one of them is not finished.
+    """
+    opened = {}
+    for name in names:
+        stage = stage_named(name)
+        space = Workspace(study, stage)
+        if not space.complete:
+            raise MissingResult(f"stage `{name}` has no result in {space.final}; run `affectlens run {study.source}`")
+        opened[name] = stage.open(space.final)
+    return opened
+
+
+def _run_stage(
+    study: Study, stage: AnyStage, mode: Mode, forced: bool, workers: int | str | None, reporter: Reporter
+) -> Outcome:
+    space = Workspace(study, stage)
+    if forced:
+        with space.lock("finish", wait=True):
+            space.discard()
+    elif space.complete:
+        _check_result(space, stage)
+        return _outcome(study, stage, "cached")
+    if mode == "read-only":
+        raise MissingResult(
+            f"stage `{stage.name}` has no finished result in {space.final}; leave out --mode read-only to compute it"
+        )
+    started = time.time()
+    _make_folder(space.parts)
+    built = _build(study, stage, device="cpu")
+    parts = built.parts()
+    _refuse_failures(space, stage, parts, mode)
+    devices = _devices(study, workers, len(parts))
+    reporter.stage_started(
+        stage.name,
+        total=sum(part.size for part in parts),
+        done=sum(part.size for part in parts if space.done(part)),
+        unit=stage.unit,
+    )
+    if len(devices) > 1:
+        _run_in_processes(study, stage, devices, reporter)
+    else:
+        claim_parts(study, stage, devices[0], progress=reporter.advanced, waiting=reporter.waiting)
+    _report_failures(space, stage, parts)
+    _finish(study, stage, devices, started, reporter)
+    return _outcome(study, stage, "computed")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cache: {folder} cannot be made ({error.strerror}); set `cache:` to a writable folder"
+        ) from None
+
+
+def _check_result(space: Workspace, stage: AnyStage) -> None:
+    _drop_merged_parts(space, stage)  # a run killed right after its merge leaves them behind
+    record = manifest.read(space.final) or {}
+    missing = manifest.check_files(space.final, record.get("files", {}), contents=False)
+    if missing:
+        raise DamagedResult(
+            f"stage `{stage.name}`: {space.final / missing[0]} is gone; run again with "
+            f"--mode force --stage {stage.name}"
+        )
+
+
+def _outcome(study: Study, stage: AnyStage, state: Literal["cached", "computed"]) -> Outcome:
+    found = inspect(study, stage)
+    assert found.record is not None
+    return Outcome(stage.name, state, found.folder, found.record["run"]["seconds"], found.metrics)
+
+
+def _build(study: Study, stage: AnyStage, device: str) -> Stage[Any, Any]:
+    return stage(study.section(stage), study.setting(device), open_results(study, stage.needs))
+
+
+def _refuse_failures(space: Workspace, stage: AnyStage, parts: Sequence[Part], mode: Mode) -> None:
+    failed = {part.name: space.failure(part) for part in parts if space.failure(part)}
+    if not failed:
+        return
+    if mode in {"retry", "force"}:
+        shutil.rmtree(space.failed)
+        return
+    name, error = next(iter(failed.items()))
+    raise PartFailed(
+        f"stage `{stage.name}`: part {name} failed in an earlier run ({error}); remove the cause and run with "
+        f"--mode retry (traceback: {space.failed / name}.json)"
+    )
+
+
+def _report_failures(space: Workspace, stage: AnyStage, parts: Sequence[Part]) -> None:
+    failed = {part.name: space.failure(part) for part in parts if space.failure(part)}
+    if failed:
+        name, error = next(iter(failed.items()))
+        raise PartFailed(
+            f"stage `{stage.name}`: {len(failed)} of {len(parts)} parts failed, first {name} ({error}); the others are "
+            f"kept; remove the cause and run with --mode retry (traceback: {space.failed / name}.json)"
+        )
+
+
+def _devices(study: Study, workers: int | str | None, parts: int) -> list[str]:
+    """The device of each worker: accelerators one each, the processor as often as asked."""
+    compute = study.config.compute
+    wanted = compute.workers if workers is None else workers
+    # Asking torch for devices costs its import, which the processor does not need.
+    names = ["cpu"] if compute.device == "cpu" else subject.device_names(compute.device)
+    if wanted == "auto":
+        wanted = len(names) if names[0] != "cpu" else max(1, (os.cpu_count() or 1) // compute.threads)
+    count = max(1, min(int(wanted), parts))
+    return [names[index % len(names)] for index in range(count)]
+
+
+def _set_threads(count: int) -> None:
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(count)
+    threadpool_limits(count)
+
+
+def claim_parts(
+    study: Study,
+    stage: AnyStage,
+    device: str,
+    *,
+    progress: Callable[[float], None] = lambda units: None,
+    waiting: Callable[[str], None] = lambda message: None,
+) -> None:
+    """Work on whatever parts nobody else is working on, until every part is done or has failed."""
+    _set_threads(study.config.compute.threads)
+    space = Workspace(study, stage)
+    built = _build(study, stage, device)
+    parts = list(built.parts())
+    told = False
+    while not space.complete:
+        pending = [part for part in parts if not space.done(part) and space.failure(part) is None]
+        if not pending:
+            return
+        worked = False
+        for part in pending:
+            with space.lock(f"part-{part.name}", wait=False) as mine:
+                # In this order: parts leave their place only after the result has taken its own.
+                if mine and not space.done(part) and not space.complete and space.failure(part) is None:
+                    _run_part(space, built, part, progress)
+                    worked = True
+        if not worked:
+            if not told:
+                waiting(f"{stage.name}: waiting for {len(pending)} parts that another run is working on")
+                told = True
+            time.sleep(0.2)
+
+
+def _run_part(space: Workspace, built: Stage[Any, Any], part: Part, progress: Callable[[float], None]) -> None:
+    building = space.parts / f"{part.name}.building"
+    if not built.resumes_parts:
+        shutil.rmtree(building, ignore_errors=True)
+    _make_folder(building)
+    started = time.time()
+    try:
+        built.run_part(part, building, progress)
+    except (UserError, OSError, MemoryError):
+        # The world was wrong, not the part: nothing is remembered against it, and the next run tries again.
+        raise
+    except Exception as error:
+        space.failed.mkdir(exist_ok=True)
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        manifest.write_json(space.failed / f"{part.name}.json", {"error": reason, "traceback": traceback.format_exc()})
+        return
+    record = {
+        "files": manifest.hash_files(building),
+        "run": manifest.circumstances(started, built.setting.device, built.setting.threads),
+    }
+    manifest.write_json(building / "part.json", record)
+    os.replace(building, space.parts / part.name)
+
+
+def _finish(study: Study, stage: AnyStage, devices: Sequence[str], started: float, reporter: Reporter) -> None:
+    space = Workspace(study, stage)
+    with space.lock("finish", wait=False) as mine:
+        if not mine:
+            reporter.waiting(f"{stage.name}: waiting for another run that is merging the parts")
+    with space.lock("finish", wait=True):
+        if space.complete:
+            return
+        _merge(study, stage, space, devices, started)
+    shutil.rmtree(space.locks, ignore_errors=True)
+
+
+def _merge(study: Study, stage: AnyStage, space: Workspace, devices: Sequence[str], started: float) -> None:
+    _set_threads(study.config.compute.threads)
+    built = _build(study, stage, devices[0])
+    parts = {part.name: space.parts / part.name for part in built.parts()}
+    for leftover in space.partial.iterdir():
+        if leftover != space.parts:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    records = {name: manifest.read_part(folder) for name, folder in parts.items()}
+    metrics = built.finish(parts, space.partial)
+    manifest.write_json(space.partial / manifest.METRICS, metrics)
+    record = {
+        **study.provenance(stage),
+        "fingerprint": study.fingerprint(stage),
+        "files": _files(space, records, stage.keeps_parts),
+        "parts": {name: part["run"] for name, part in records.items()},
+        "run": manifest.circumstances(started, devices[0], study.config.compute.threads),
+        "workers": len(devices),
+        "versions": manifest.versions(),
+        "git": manifest.git_revision(),
+    }
+    manifest.write_json(space.partial / manifest.NAME, record)
+    os.replace(space.partial, space.final)
+    _drop_merged_parts(space, stage)
+    _track(study, stage, record, metrics)
+
+
+def _drop_merged_parts(space: Workspace, stage: AnyStage) -> None:
+    if not stage.keeps_parts:
+        shutil.rmtree(space.final / "parts", ignore_errors=True)
+
+
+def _files(space: Workspace, records: Mapping[str, Any], keeps_parts: bool) -> dict[str, str]:
+    """Hashes of everything in the result; those of parts were taken when the parts were written."""
+    found = manifest.hash_files(space.partial, skip="parts")
+    if keeps_parts:
+        for part, record in records.items():
+            found |= {f"parts/{part}/{name}": sha for name, sha in record["files"].items()}
+    return found
+
+
+def _track(study: Study, stage: AnyStage, record: Mapping[str, Any], metrics: Metrics) -> None:
+    settings = {
+        **record["config"],
+        "versions": record["versions"],
+        "git": record["git"],
+        "seed": study.config.seed,
+    }
+    with tracking.start(
+        study.config.tracking,
+        study=study.config.name,
+        stage=stage.name,
+        fingerprint=record["fingerprint"],
+        settings=settings,
+        directory=study.config.cache / "wandb",
+    ) as run:
+        run.summary({f"{stage.name}/{name}": value for name, value in metrics.items()})
+        if run.active:
+            stage.track(stage.open(study.folder(stage)), run)
+
+
+def _work(study: Study, stage_name: str, device: str, messages: Any) -> None:
+    """The body of a worker process."""
+    stage = stage_named(stage_name)
+    try:
+        claim_parts(
+            study,
+            stage,
+            device,
+            progress=lambda units: messages.put(("advanced", units)),
+            waiting=lambda message: messages.put(("waiting", message)),
+        )
+    except UserError as error:
+        messages.put(("error", error))
+    except (OSError, MemoryError) as error:
+        messages.put(("error", UserError(f"stage `{stage_name}`: {type(error).__name__}: {error}")))
+
+
+def _run_in_processes(study: Study, stage: AnyStage, devices: Sequence[str], reporter: Reporter) -> None:
+    context = multiprocessing.get_context("spawn")
+    messages = context.Queue()
+    workers = [
+        context.Process(target=_work, args=(study, stage.name, device, messages), daemon=True) for device in devices
+    ]
+    for worker in workers:
+        worker.start()
+    errors: list[UserError] = []
+    try:
+        while any(worker.is_alive() for worker in workers) or not messages.empty():
+            try:
+                kind, value = messages.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            if kind == "error":
+                errors.append(value)
+            else:
+                getattr(reporter, kind)(value)
+    finally:
+        for worker in workers:
+            if worker.is_alive():
+                worker.terminate()
+            worker.join()
+    if errors:
+        raise errors[0]
+    killed = [worker.exitcode for worker in workers if worker.exitcode]
+    if killed:
+        reason = f"signal {-killed[0]}" if killed[0] < 0 else f"exit status {killed[0]}"
+        raise UserError(
+            f"stage `{stage.name}`: {len(killed)} of {len(workers)} workers died ({reason}; out of memory?); finished "
+            "parts are kept, run again, with fewer --workers if memory is short"
+        )
