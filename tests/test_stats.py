@@ -1,0 +1,737 @@
+"""The statistics against reference implementations, planted truths, and input on which nothing is defined."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+import scipy.sparse
+import scipy.stats
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from pipeline import stats
+from pipeline.errors import UserError
+from pipeline.stats import permutation, ranking
+
+
+def sparse_scores(rng: np.random.Generator, docs: int, features: int, zeros: float = 0.85) -> np.ndarray:
+    """Like pooled SAE features: mostly 0, otherwise positive, one column dense."""
+    scores = rng.lognormal(size=(docs, features)) * (rng.random((docs, features)) > zeros)
+    scores[:, 0] = rng.lognormal(size=docs)
+    return scores.astype(np.float32)
+
+
+def by_sklearn(metric, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return np.array([[metric(label, score) for label in labels.T] for score in scores.T])
+
+
+SCORES = {
+    "sparse": lambda rng: sparse_scores(rng, 90, 8),
+    "negative_sparse": lambda rng: -sparse_scores(rng, 90, 8),
+    "both_signs": lambda rng: rng.normal(size=(90, 8)).astype(np.float32) * (rng.random((90, 8)) > 0.5),
+    "dense64": lambda rng: rng.normal(size=(90, 8)),
+    "half": lambda rng: rng.normal(size=(90, 8)).astype(np.float16),
+    "longdouble": lambda rng: rng.normal(size=(90, 8)).astype(np.longdouble),
+    "few_levels": lambda rng: rng.integers(-2, 3, (90, 8)),
+    "bytes": lambda rng: rng.integers(0, 4, (90, 8)).astype(np.uint8),
+    "booleans": lambda rng: rng.random((90, 8)) > 0.5,
+    "beyond_float32": lambda rng: 1 + rng.integers(0, 50, (90, 8)) * 1e-12,
+    "huge_and_tiny": lambda rng: rng.choice([-1e300, -1e-300, 0, 1e-310, 1e-300, 1e300, 1e301], (90, 8)),
+    "fortran": lambda rng: np.asfortranarray(sparse_scores(rng, 90, 8)),
+    "strided": lambda rng: rng.normal(size=(180, 24))[::-2, ::3],
+}
+
+
+@pytest.fixture(params=SCORES)
+def scores(request) -> np.ndarray:
+    return SCORES[request.param](np.random.default_rng(0))
+
+
+@pytest.fixture(params=[0.05, 0.4], ids=["rare_labels", "common_labels"])
+def labels(request) -> np.ndarray:
+    labels = np.random.default_rng(1).random((90, 5)) < request.param
+    labels[0], labels[1] = True, False
+    labels[:, 4] = np.arange(90) == 17  # one positive
+    return labels
+
+
+class TestAuroc:
+    def test_equals_sklearn(self, scores, labels):
+        expected = by_sklearn(roc_auc_score, scores, labels)
+        np.testing.assert_allclose(stats.auroc(scores, labels), expected, rtol=0, atol=1e-14)
+
+    def test_integers_that_float64_cannot_tell_apart(self):
+        scores = (2**53 + np.arange(4, dtype=np.int64))[:, None]
+        labels = np.array([[False], [False], [True], [True]])
+        assert stats.auroc(scores, labels) == 1.0
+
+    def test_infinite_scores_and_signed_zeros_are_ranked(self):
+        scores = np.array([[-np.inf, 0.0], [np.inf, -0.0], [0.0, 0.0], [np.inf, -0.0]])
+        labels = np.array([[False], [True], [False], [True]])
+        np.testing.assert_array_equal(stats.auroc(scores, labels), [[1.0], [0.5]])
+
+    def test_perfect_and_constant_features_are_exact(self):
+        labels = np.arange(300)[:, None] % 3 == 0
+        scores = np.concatenate([labels, ~labels, np.zeros((300, 1)), np.full((300, 1), 7)], axis=1)
+        np.testing.assert_array_equal(stats.auroc(scores, labels)[:, 0], [1.0, 0.0, 0.5, 0.5])
+
+    def test_concepts_without_positives_or_negatives_are_nan(self):
+        labels = np.zeros((20, 3), dtype=bool)
+        labels[:, 1], labels[3, 2] = True, True
+        area = stats.auroc(np.random.default_rng(0).normal(size=(20, 4)), labels)
+        np.testing.assert_array_equal(np.isnan(area), [[True, True, False]] * 4)
+
+    @pytest.mark.parametrize("block", [1, 3, 7, 64, 1000])
+    def test_block_size_changes_nothing(self, block):
+        rng = np.random.default_rng(0)
+        scores, labels = sparse_scores(rng, 300, 64), rng.random((300, 9)) < 0.1
+        np.testing.assert_array_equal(stats.auroc(scores, labels, block=block), stats.auroc(scores, labels))
+
+    def test_order_of_documents_and_monotone_transforms_change_nothing(self, labels):
+        scores = sparse_scores(np.random.default_rng(0), 90, 8)
+        order = np.random.default_rng(3).permutation(90)
+        area = stats.auroc(scores, labels)
+        np.testing.assert_array_equal(stats.auroc(scores[order], labels[order]), area)
+        np.testing.assert_array_equal(stats.auroc(np.log1p(scores.astype(float)), labels), area)
+        np.testing.assert_array_equal(stats.auroc(scores.astype(float) ** 3 - 5, labels), area)
+        np.testing.assert_allclose(stats.auroc(-scores, labels), 1 - area, rtol=0, atol=1e-15)
+        np.testing.assert_allclose(stats.auroc(scores, ~labels), 1 - area, rtol=0, atol=1e-15)
+
+    @pytest.mark.parametrize("positives", [10, 10_000])
+    def test_sums_beyond_float32_stay_exact(self, positives):
+        rng = np.random.default_rng(0)
+        scores, labels = rng.integers(0, 9_999, (20_001, 2)), np.zeros((20_001, 1), dtype=bool)
+        labels[rng.choice(20_001, positives, replace=False)] = True
+        scores += 6_000 * labels
+        wins = [scipy.stats.mannwhitneyu(column[labels[:, 0]], column[~labels[:, 0]])[0] for column in scores.T]
+        expected = np.array(wins) / (positives * (20_001 - positives))
+        np.testing.assert_allclose(stats.auroc(scores, labels)[:, 0], expected, rtol=0, atol=2e-16)
+
+    def test_partial_sums_stay_below_the_bound_that_picks_the_type(self):
+        # The worst case: the positives hold the top ranks, without ties.
+        docs, positives = 8_190, 4_095
+        sums = np.cumsum(np.arange(docs - 1, -docs, -2)[:positives])
+        assert sums.max() < ranking.FLOAT32_INTEGERS
+        assert ranking.exact_dtype(np.array([positives]), docs) == np.float32
+        assert ranking.exact_dtype(np.array([positives]), docs + 10) == np.float64
+
+    def test_sparse_and_dense_label_products_agree(self, monkeypatch, labels):
+        scores = np.random.default_rng(0).normal(size=(90, 7))
+        monkeypatch.setattr(ranking, "SPARSE_LABELS", 0.0)
+        dense = stats.auroc(scores, labels)
+        monkeypatch.setattr(ranking, "SPARSE_LABELS", 1.0)
+        np.testing.assert_array_equal(stats.auroc(scores, labels), dense)
+
+    def test_ranked_features_give_the_same_and_keep_no_scores(self, labels):
+        scores = sparse_scores(np.random.default_rng(0), 90, 8)
+        ranked = stats.rank_features(scores, block=5)
+        np.testing.assert_array_equal(stats.auroc(ranked, labels), stats.auroc(scores, labels))
+        np.testing.assert_array_equal(ranked.ranks, 2 * scipy.stats.rankdata(scores, axis=0) - (len(scores) + 1))
+        with pytest.raises(UserError, match="keep no scores"):
+            stats.average_precision(ranked, labels)
+
+    def test_a_sparse_matrix_and_number_labels_are_accepted(self, labels):
+        scores = sparse_scores(np.random.default_rng(0), 90, 8)
+        sparse = stats.auroc(scipy.sparse.csc_array(scores), labels.astype(np.float32), block=5)
+        np.testing.assert_array_equal(sparse, stats.auroc(scores, labels))
+
+    def test_memory_does_not_grow_with_the_number_of_features(self):
+        rng = np.random.default_rng(0)
+        scores, labels = sparse_scores(rng, 1_000, 12_000), rng.random((1_000, 4)) < 0.02
+        stats.auroc(scores[:, :10], labels)  # imports are not counted
+        tracemalloc.start()
+        area = stats.auroc(scores, labels)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < area.nbytes + scores.nbytes / 6
+
+    def test_the_first_feature_with_a_nan_is_named(self):
+        scores = np.zeros((6, 9), dtype=np.float32)
+        scores[1, 7], scores[5, 4] = np.nan, np.nan
+        with pytest.raises(UserError, match=r"feature 4 has a NaN score \(document 5\)"):
+            stats.auroc(scores, np.eye(6, dtype=bool), block=2)
+
+    @pytest.mark.parametrize(
+        ("scores", "labels", "message"),
+        [
+            (np.zeros(5), np.ones((5, 1), bool), r"scores have shape \(5,\)"),
+            (np.zeros((5, 2)), np.ones(5, bool), r"labels have shape \(5,\)"),
+            (np.zeros((5, 2)), np.ones((4, 1), bool), "5 documents"),
+            (np.zeros((5, 2)), np.full((5, 1), 2), "other than 0 and 1"),
+            (np.zeros((5, 2)), np.full((5, 1), "yes"), "other than 0 and 1"),
+            (np.zeros((5, 2), complex), np.ones((5, 1), bool), "complex128"),
+        ],
+    )
+    def test_bad_input_is_refused(self, scores, labels, message):
+        with pytest.raises(UserError, match=message):
+            stats.auroc(scores, labels)
+
+    def test_an_impossible_block_is_refused(self):
+        with pytest.raises(UserError, match="block is 0"):
+            stats.auroc(np.zeros((3, 3)), np.eye(3, dtype=bool), block=0)
+
+
+class TestAveragePrecision:
+    def test_equals_sklearn(self, scores, labels):
+        expected = by_sklearn(average_precision_score, scores, labels)
+        np.testing.assert_allclose(stats.average_precision(scores, labels, block=5), expected, rtol=1e-12)
+
+    def test_degenerate_concepts(self):
+        labels = np.zeros((20, 2), dtype=bool)
+        labels[:, 1] = True
+        precision = stats.average_precision(np.arange(40.0).reshape(20, 2), labels)
+        np.testing.assert_array_equal(precision, [[np.nan, 1.0]] * 2)
+
+    def test_a_constant_feature_scores_the_share_of_positives(self):
+        labels = np.arange(20)[:, None] < 3
+        assert stats.average_precision(np.zeros((20, 1)), labels)[0, 0] == pytest.approx(3 / 20)
+
+
+class TestStandardizedMeanDifference:
+    @pytest.mark.parametrize("offset", [0.0, 1e8])
+    def test_equals_its_definition(self, labels, offset):
+        scores = np.random.default_rng(0).normal(size=(90, 6)) + offset
+        expected = np.empty((6, 5))
+        for feature, concept in np.ndindex(6, 5):
+            inside, outside = scores[labels[:, concept], feature], scores[~labels[:, concept], feature]
+            squares = ((inside - inside.mean()) ** 2).sum() + ((outside - outside.mean()) ** 2).sum()
+            expected[feature, concept] = (inside.mean() - outside.mean()) / math.sqrt(squares / 88)
+        tolerance = 1e-12 if offset == 0 else 1e-6
+        np.testing.assert_allclose(
+            stats.standardized_mean_difference(scores, labels, block=4),
+            expected,
+            rtol=tolerance,
+            atol=tolerance,
+        )
+
+    def test_scale_and_shift_change_nothing(self, labels):
+        scores = np.random.default_rng(0).normal(size=(90, 6))
+        plain = stats.standardized_mean_difference(scores, labels)
+        for moved in (scores * 1e-200, scores * 1e200, scores * 3 + 7):
+            np.testing.assert_allclose(stats.standardized_mean_difference(moved, labels), plain, rtol=1e-10)
+
+    def test_hedges_removes_the_small_sample_bias(self):
+        rng, labels = np.random.default_rng(0), np.arange(8)[:, None] < 4
+        scores = rng.normal(size=(8, 40_000)) + labels  # true difference: 1
+        assert stats.standardized_mean_difference(scores, labels).mean() > 1.1
+        assert stats.standardized_mean_difference(scores, labels, hedges=True).mean() == pytest.approx(1, abs=0.02)
+
+    def test_features_without_spread(self):
+        labels = np.arange(30)[:, None] % 3 == 0
+        scores = np.concatenate([np.full((30, 1), 0.1), 0.1 + 0.2 * labels, 0.1 - 0.2 * labels], axis=1)
+        np.testing.assert_array_equal(stats.standardized_mean_difference(scores, labels)[:, 0], [0, np.inf, -np.inf])
+
+    def test_undefined_and_refused(self):
+        scores = np.arange(6.0)[:, None]
+        labels = np.zeros((6, 2), dtype=bool)
+        labels[:, 1] = True
+        assert np.isnan(stats.standardized_mean_difference(scores, labels)).all()
+        assert np.isnan(stats.standardized_mean_difference(scores[:2], np.eye(2, dtype=bool))).all()
+        with pytest.raises(UserError, match="feature 0 has an infinite score"):
+            stats.standardized_mean_difference(np.full((6, 1), np.inf), labels[:, :1])
+
+
+class TestPermutationP:
+    def test_counts_ties_and_never_reaches_zero(self):
+        null = np.array([0.1, 0.2, 0.3, 0.4])
+        assert stats.permutation_p(0.3, null) == (3 / 5, 1 / 5)
+        assert stats.permutation_p(9.0, null) == (1 / 5, 1 / 5)
+        assert stats.permutation_p(-np.inf, null)[0] == 1.0
+        assert stats.permutation_p(np.inf, np.array([np.inf, 0.0]))[0] == 2 / 3
+
+    def test_rounding_error_does_not_break_a_tie(self):
+        assert stats.permutation_p(0.1 + 0.2, np.array([0.3, 0.0]))[0] == 2 / 3
+
+    def test_nan_is_undefined_when_observed_and_counts_against_when_permuted(self):
+        p, _ = stats.permutation_p(np.array([np.nan, 5.0]), np.array([[1.0, np.nan], [1.0, 1.0]]))
+        np.testing.assert_array_equal(p, [np.nan, 2 / 3])
+
+    def test_each_test_meets_its_own_null(self):
+        rng = np.random.default_rng(0)
+        observed, null = rng.normal(size=(4, 3)), rng.normal(size=(50, 3))
+        expected = ((null >= observed[:, None]).sum(axis=1) + 1) / 51
+        np.testing.assert_allclose(stats.permutation_p(observed, null)[0], expected)
+
+    def test_bad_input_is_refused(self):
+        with pytest.raises(UserError, match="empty"):
+            stats.permutation_p(1.0, np.empty(0))
+        with pytest.raises(UserError, match="one observed statistic for each column"):
+            stats.permutation_p(np.zeros(2), np.zeros((5, 3)))
+
+
+def every_within_stratum_maximum(scores, labels, strata, two_sided) -> list[float]:
+    """Maxima of AUROC over features for all orders of the labels that keep every stratum's own."""
+    groups = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+    maxima = []
+    for orders in itertools.product(*(itertools.permutations(group) for group in groups)):
+        permuted = labels.copy()
+        for group, order in zip(groups, orders, strict=True):
+            permuted[group] = labels[list(order)]
+        area = stats.auroc(scores, permuted)[:, 0]
+        maxima.append(np.abs(area - 0.5).max() if two_sided else area.max())
+    return maxima
+
+
+class TestMaxPermutation:
+    @pytest.mark.parametrize("two_sided", [False, True])
+    def test_null_has_the_exact_distribution_of_all_permutations(self, two_sided):
+        rng = np.random.default_rng(0)
+        scores, strata = rng.normal(size=(7, 3)), np.array(list("abababa"))
+        labels = np.array([1, 0, 1, 1, 0, 0, 0], dtype=bool)[:, None]
+        exact = every_within_stratum_maximum(scores, labels, strata, two_sided)
+        found = stats.max_permutation_test(scores, labels, strata, permutations=4_000, rng=0, two_sided=two_sided)
+        levels, counts = np.unique(np.round(exact, 9), return_counts=True)
+        share = [(np.round(found.null, 9) == level).mean() for level in levels]
+        np.testing.assert_allclose(share, counts / counts.sum(), atol=0.03)
+        assert sum(share) == pytest.approx(1)
+
+    def test_observed_is_the_best_feature(self):
+        rng = np.random.default_rng(0)
+        scores, labels = sparse_scores(rng, 120, 300), rng.random((120, 6)) < 0.1
+        labels[:, 5] = False
+        area = stats.auroc(scores, labels)[:, :5]
+        one = stats.max_permutation_test(scores, labels, None, permutations=9, rng=0)
+        two = stats.max_permutation_test(scores, labels, None, permutations=9, rng=0, two_sided=True)
+        np.testing.assert_array_equal(one.observed, [*area.max(axis=0), np.nan])
+        np.testing.assert_array_equal(one.feature, [*area.argmax(axis=0), -1])
+        np.testing.assert_allclose(two.observed[:5], np.abs(area - 0.5).max(axis=0), atol=1e-15)
+        assert np.isnan(one.p[5])
+        assert np.isnan(one.null[:, 5]).all()
+        assert one.floor == 0.1
+
+    def test_of_equally_good_features_the_first_is_named(self):
+        labels = np.arange(12)[:, None] < 4
+        scores = np.tile(labels, (1, 9)) * np.repeat([-1, 1], [4, 5])
+        found = stats.max_permutation_test(scores, labels, None, permutations=9, rng=0, block=2)
+        assert found.feature[0] == 4
+
+    def test_smd_is_the_best_feature_too_and_takes_perfect_separation(self):
+        rng = np.random.default_rng(0)
+        scores, labels = rng.normal(size=(40, 8)), np.arange(40)[:, None] % 4 == [[0, 1]]
+        scores[:, 3] = labels[:, 1]
+        found = stats.max_permutation_test(scores, labels, None, permutations=99, rng=0, statistic="smd")
+        expected = stats.standardized_mean_difference(scores, labels)
+        np.testing.assert_allclose(found.observed, expected.max(axis=0))
+        assert found.feature[1] == 3
+        assert found.observed[1] == np.inf
+        assert found.p[1] == found.floor
+        assert np.isfinite(found.null).all()
+
+    @pytest.mark.parametrize("share", [0.03, 0.3])
+    def test_blocks_batches_ranks_and_products_change_nothing(self, monkeypatch, share):
+        rng = np.random.default_rng(0)
+        scores, labels = sparse_scores(rng, 80, 40), rng.random((80, 6)) < share
+        strata = np.arange(80) % 5
+
+        def null(scores, block=None):
+            return stats.max_permutation_test(scores, labels, strata, permutations=30, rng=1, block=block).null
+
+        plain = null(scores)
+        np.testing.assert_array_equal(null(scores, block=7), plain)
+        np.testing.assert_array_equal(null(stats.rank_features(scores)), plain)
+        monkeypatch.setattr(permutation, "BATCH_ROWS", 50)
+        np.testing.assert_array_equal(null(scores), plain)
+        monkeypatch.setattr(ranking, "SPARSE_LABELS", 0.0 if share < 0.1 else 1.0)
+        np.testing.assert_array_equal(null(scores), plain)
+
+    def test_many_draws_go_through_in_several_passes(self, monkeypatch):
+        rng = np.random.default_rng(0)
+        scores, labels = rng.normal(size=(50, 10)), np.arange(50)[:, None] < 8
+        scores[:8, 4] += 9
+        monkeypatch.setattr(permutation, "DRAW_BYTES", 4 * 50 * 16)
+        found = stats.max_permutation_test(scores, labels, None, permutations=99, rng=0)
+        assert found.null.shape == (99, 1)
+        assert found.p[0] == 0.01
+        assert len(np.unique(found.null)) > 20
+
+    @pytest.mark.parametrize("statistic", ["auroc", "smd"])
+    def test_calibrated_on_null_data(self, statistic):
+        rng, p = np.random.default_rng(0), []
+        for _ in range(60):
+            scores, labels = sparse_scores(rng, 60, 25, zeros=0.5), rng.random((60, 20)) < 0.2
+            found = stats.max_permutation_test(
+                scores, labels, np.arange(60) // 15, permutations=99, rng=rng, statistic=statistic
+            )
+            p.extend(found.p)
+        low, high = scipy.stats.binom.ppf([0.0005, 0.9995], len(p), 0.05) / len(p)
+        assert low <= np.mean(np.array(p) <= 0.05) <= high
+        assert scipy.stats.kstest(p, "uniform").statistic < 0.06  # 0.01 of it are the steps of p
+
+    def test_topics_that_carry_the_labels_deceive_only_the_unstratified_test(self):
+        rng = np.random.default_rng(0)
+        topics = np.repeat(np.arange(4), 30)
+        labels = rng.random((120, 20)) < np.where(topics[:, None] == 2, 0.6, 0.05)
+        scores = rng.normal(size=(120, 15)) + 2.0 * (topics[:, None] == 2)
+        free = stats.max_permutation_test(scores, labels, None, permutations=199, rng=0).p
+        within = stats.max_permutation_test(scores, labels, topics, permutations=199, rng=0).p
+        assert (free <= 0.05).all()
+        assert (within <= 0.05).mean() <= 0.25
+        assert 0.3 < within.mean() < 0.7
+
+    def test_labels_fixed_by_the_strata_give_p_one(self):
+        topics = np.repeat([0, 1], 10)
+        labels = topics[:, None] == 1
+        found = stats.max_permutation_test(topics[:, None] * 1.0, labels, topics, permutations=20, rng=0)
+        assert found.observed[0] == 1.0
+        assert found.p[0] == 1.0
+
+    def test_finds_a_planted_feature_and_adjusts_the_others(self):
+        rng = np.random.default_rng(0)
+        scores, labels = rng.normal(size=(120, 200)), np.arange(120)[:, None] % 10 == np.arange(10)
+        scores[:, 50:60] += 3 * labels
+        found = stats.max_permutation_test(scores, labels, np.arange(120) // 40, permutations=199, rng=0)
+        np.testing.assert_array_equal(found.feature, np.arange(50, 60))
+        assert (found.p == found.floor).all()
+        adjusted = found.adjusted_p(stats.auroc(scores, labels))
+        np.testing.assert_array_equal(adjusted.min(axis=0), found.p)
+        assert (np.delete(adjusted, np.arange(50, 60), axis=0) <= 0.05).mean() < 0.01
+
+    def test_the_seed_decides(self):
+        rng = np.random.default_rng(0)
+        data = rng.normal(size=(30, 5)), rng.random((30, 3)) < 0.3, None
+        first, second, third = (stats.max_permutation_test(*data, permutations=9, rng=s).null for s in (1, 1, 2))
+        np.testing.assert_array_equal(first, second)
+        assert (first != third).any()
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"strata": np.arange(6)}, "every stratum holds a single document"),
+            ({"strata": np.zeros(5)}, "give one per document"),
+            ({"permutations": 0}, "permutations is 0"),
+            ({"statistic": "f1"}, "choose 'auroc' or 'smd'"),
+            ({"scores": np.zeros((6, 0))}, "nothing to test"),
+        ],
+    )
+    def test_bad_input_is_refused(self, change, message):
+        call = {
+            "scores": np.zeros((6, 2)),
+            "labels": np.eye(6, dtype=bool),
+            "strata": None,
+            "permutations": 9,
+        }
+        with pytest.raises(UserError, match=message):
+            stats.max_permutation_test(**(call | change), rng=0)
+
+
+def clustered_sample(rng: np.random.Generator, clusters: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values with mean 0, half of whose variance lies between clusters."""
+    codes = np.repeat(np.arange(clusters), size)
+    return rng.normal(size=clusters)[codes] + rng.normal(size=clusters * size), codes
+
+
+def covers(estimates: list[stats.Estimate], truth: float = 0.0) -> float:
+    return float(np.mean([estimate.low <= truth <= estimate.high for estimate in estimates]))
+
+
+class TestClusterBootstrap:
+    @pytest.mark.parametrize("clusters", [5, 20])
+    def test_covers_the_mean_where_rows_as_units_do_not(self, clusters):
+        rng = np.random.default_rng(0)
+        samples = [clustered_sample(rng, clusters, 10) for _ in range(300)]
+        right = [stats.cluster_bootstrap(*sample, rng=rng, n_boot=400) for sample in samples]
+        naive = [stats.bootstrap_mean(values, rng=rng, n_boot=400) for values, _ in samples]
+        assert 0.9 <= covers(right) <= 0.985
+        assert covers(naive) < 0.75
+
+    def test_fast_mean_equals_any_statistic_and_both_forms_of_input(self):
+        values, codes = clustered_sample(np.random.default_rng(0), 6, 4)
+        plain = stats.cluster_bootstrap(values, codes, rng=0, n_boot=200)
+        assert stats.cluster_bootstrap(values, codes, np.mean, rng=0, n_boot=200) == pytest.approx(plain)
+        split = list(values.reshape(6, 4))
+        assert stats.cluster_bootstrap(split, rng=0, n_boot=200) == pytest.approx(plain)
+        assert plain.n == 6
+        assert plain.value == pytest.approx(values.mean())
+
+    def test_many_units_need_no_more_memory(self):
+        tracemalloc.start()
+        stats.bootstrap_mean(np.random.default_rng(0).normal(size=200_000), rng=0, n_boot=60)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 160e6  # at once, drawing and counting 60 x 200,000 units would take three times 96 MB
+
+    def test_large_samples_agree_with_scipy(self):
+        values = np.random.default_rng(0).exponential(size=400)
+        ours = stats.bootstrap_mean(values, rng=0, n_boot=4_000)
+        theirs = scipy.stats.bootstrap((values,), np.mean, method="percentile", n_resamples=4_000, rng=1)
+        assert ours[1:3] == pytest.approx(tuple(theirs.confidence_interval), abs=0.01)
+
+    @pytest.mark.parametrize("values", [np.arange(9.0), np.ones(9)])
+    def test_one_cluster_gives_no_interval(self, values):
+        found = stats.cluster_bootstrap(values, np.zeros(9), rng=0)
+        assert found.value == values.mean()
+        assert math.isnan(found.low)
+        assert math.isnan(found.high)
+        assert found.n == 1
+        assert math.isnan(stats.bootstrap_mean(values[:1], rng=0).low)
+
+    def test_higher_levels_and_fewer_clusters_are_wider(self):
+        values = np.random.default_rng(0).normal(size=60)
+        half, most = (stats.bootstrap_mean(values, rng=0, level=level) for level in (0.5, 0.99))
+        assert most.low < half.low < half.value < half.high < most.high
+
+    def test_bad_input_is_refused(self):
+        for arguments, message in [
+            (([1.0, np.nan], [0, 1]), "1 of 2 values are NaN or infinite"),
+            (([1.0, np.inf], [0, 1]), "1 of 2 values are NaN or infinite"),
+            (([1.0, 2.0], [0]), "one cluster each"),
+            (([], []), "at least one row"),
+            ((np.ones((4, 2)), np.arange(4)), "the mean needs a vector"),
+        ]:
+            with pytest.raises(UserError, match=message):
+                stats.cluster_bootstrap(*arguments, rng=0)
+        with pytest.raises(UserError, match="level is 95"):
+            stats.bootstrap_mean(np.ones(3), rng=0, level=95)
+        with pytest.raises(UserError, match="n_boot is 0"):
+            stats.bootstrap_mean(np.ones(3), rng=0, n_boot=0)
+
+
+class TestPairedDifference:
+    def test_what_both_share_cancels(self):
+        rng = np.random.default_rng(0)
+        shared, codes = clustered_sample(rng, 12, 5)
+        a = shared + 0.5 + 0.1 * rng.normal(size=60)
+        found = stats.paired_bootstrap_difference(a, shared, codes, rng=0)
+        assert 0.4 < found.low < 0.5 < found.high < 0.6
+        assert found.value == pytest.approx((a - shared).mean())
+        alone = stats.cluster_bootstrap(a, codes, rng=0)
+        assert found.high - found.low < (alone.high - alone.low) / 5
+
+    def test_any_statistic_meets_the_same_rows_on_both_sides(self):
+        values, codes = clustered_sample(np.random.default_rng(0), 8, 5)
+        found = stats.paired_bootstrap_difference(values + 2, values, codes, np.median, rng=0, n_boot=50)
+        assert found[:3] == pytest.approx((2, 2, 2))
+        mean = stats.paired_bootstrap_difference(values**2, values, codes, rng=0, n_boot=50)
+        slow = stats.paired_bootstrap_difference(values**2, values, codes, np.mean, rng=0, n_boot=50)
+        assert slow == pytest.approx(mean)
+
+    def test_unpaired_rows_are_refused(self):
+        with pytest.raises(UserError, match="same rows"):
+            stats.paired_bootstrap_difference(np.ones(3), np.ones(4), np.arange(3), rng=0)
+
+
+class TestTwoWayBootstrap:
+    def test_covers_the_mean_of_a_crossed_design(self):
+        rng, both, rows_only = np.random.default_rng(0), [], []
+        for _ in range(200):
+            matrix = rng.normal(size=(30, 1)) * 0.3 + rng.normal(size=(1, 8)) + rng.normal(size=(30, 8))
+            both.append(stats.two_way_bootstrap(matrix, rng=rng, n_boot=300))
+            rows_only.append(stats.cluster_bootstrap(matrix.mean(axis=1), np.arange(30), rng=rng, n_boot=300))
+        assert covers(both) >= 0.93
+        assert covers(rows_only) < 0.7
+
+    def test_missing_cells_and_any_statistic(self):
+        matrix = np.random.default_rng(0).normal(size=(9, 6))
+        matrix[2, 3], matrix[4], matrix[:, 5] = np.nan, np.nan, np.nan
+        plain = stats.two_way_bootstrap(matrix, rng=0, n_boot=100)
+        assert stats.two_way_bootstrap(matrix, np.nanmean, rng=0, n_boot=100) == pytest.approx(plain)
+        assert plain.value == pytest.approx(np.nanmean(matrix))
+        assert plain.n == 5
+
+    def test_rows_and_columns_may_change_places(self):
+        matrix = np.random.default_rng(0).normal(size=(7, 40)) + np.arange(7)[:, None]
+        upright, lying = (stats.two_way_bootstrap(m, rng=0, n_boot=4_000) for m in (matrix, matrix.T))
+        assert upright == pytest.approx(lying, abs=0.25)
+
+    @pytest.mark.parametrize("shape", [(1, 9), (9, 1), (1, 1)])
+    def test_a_single_row_or_column_gives_no_interval(self, shape):
+        found = stats.two_way_bootstrap(np.ones(shape), rng=0, n_boot=20)
+        assert found.value == 1
+        assert found.n == 1
+        assert math.isnan(found.low)
+
+    def test_bad_input_is_refused(self):
+        for matrix in (np.ones(4), np.full((2, 2), np.nan), np.array([[1.0, np.inf], [0.0, 1.0]])):
+            with pytest.raises(UserError, match="finite cells"):
+                stats.two_way_bootstrap(matrix, rng=0)
+
+
+class TestAurocInterval:
+    @pytest.fixture
+    def data(self):
+        rng = np.random.default_rng(0)
+        topics = rng.integers(7, size=160)
+        labels = rng.random((160, 4)) < 0.25
+        scores = np.round(rng.normal(size=(160, 4)) + labels, 1)  # ties
+        return scores, labels, topics
+
+    def test_equals_resampling_the_documents(self, data):
+        scores, labels, topics = data
+        found = stats.auroc_interval(scores, labels, topics, rng=3, n_boot=60)
+        for concept in range(4):
+            rows = np.stack([scores[:, concept], labels[:, concept]], axis=1)
+            slow = stats.cluster_bootstrap(
+                rows, topics, lambda drawn: roc_auc_score(drawn[:, 1], drawn[:, 0]), rng=3, n_boot=60
+            )
+            assert found.concepts[concept] == pytest.approx(slow, abs=1e-12)
+        rows = np.concatenate([scores, labels], axis=1)
+        slow = stats.cluster_bootstrap(
+            rows,
+            topics,
+            lambda drawn: np.mean([roc_auc_score(drawn[:, 4 + c], drawn[:, c]) for c in range(4)]),
+            rng=3,
+            n_boot=60,
+        )
+        assert found.mean == pytest.approx(slow, abs=1e-12)
+
+    def test_document_order_changes_nothing(self, data):
+        order = np.random.default_rng(1).permutation(160)
+        shuffled = stats.auroc_interval(*(part[order] for part in data), rng=0, n_boot=50)
+        assert shuffled == stats.auroc_interval(*data, rng=0, n_boot=50)
+
+    def test_undefined_concepts_are_left_out_of_the_mean(self, data):
+        scores, labels, topics = data
+        labels[:, 1], labels[:, 2], labels[:, 3] = False, True, (topics == 4)
+        found = stats.auroc_interval(scores, labels, topics, rng=0, n_boot=100)
+        first, none, every, single = found.concepts
+        assert math.isnan(none.value)
+        assert math.isnan(every.value)
+        assert none.n == every.n == 0
+        assert single.n == 1
+        assert 0 <= single.value <= 1
+        assert math.isnan(single.low)
+        assert found.mean.value == pytest.approx((first.value + single.value) / 2)
+        assert found.mean.n == 7
+        assert found.mean.low < found.mean.high
+
+    def test_one_topic_gives_no_interval(self, data):
+        scores, labels, topics = data
+        found = stats.auroc_interval(scores, labels, np.zeros_like(topics), rng=0, n_boot=20)
+        assert math.isnan(found.mean.low)
+        assert all(math.isnan(concept.high) for concept in found.concepts)
+
+    def test_bad_input_is_refused(self, data):
+        scores, labels, topics = data
+        with pytest.raises(UserError, match="one score per label"):
+            stats.auroc_interval(scores[:, :3], labels, topics, rng=0)
+        with pytest.raises(UserError, match="one cluster each"):
+            stats.auroc_interval(scores, labels, topics[1:], rng=0)
+        scores[9, 2] = np.nan
+        with pytest.raises(UserError, match="concept 2 has a NaN"):
+            stats.auroc_interval(scores, labels, topics, rng=0)
+
+
+class TestWilson:
+    @pytest.mark.parametrize(("successes", "n"), [(0, 9), (9, 9), (1, 2), (37, 120), (0, 1)])
+    @pytest.mark.parametrize("level", [0.8, 0.95])
+    def test_equals_scipy(self, successes, n, level):
+        theirs = scipy.stats.binomtest(successes, n).proportion_ci(level, method="wilson")
+        found = stats.wilson(successes, n, level)
+        assert found == pytest.approx((successes / n, theirs.low, theirs.high, n), abs=1e-12)
+        assert 0 <= found.low < found.high <= 1
+
+    def test_no_trials_is_undefined(self):
+        assert all(math.isnan(value) for value in stats.wilson(0, 0)[:3])
+
+    @pytest.mark.parametrize(("successes", "n"), [(3, 2), (-1, 2), (0.5, 2), (0, -1), (math.nan, 2)])
+    def test_bad_input_is_refused(self, successes, n):
+        with pytest.raises(UserError, match="whole numbers"):
+            stats.wilson(successes, n)
+
+
+class TestCorrections:
+    @pytest.mark.parametrize("tests", [1, 2, 50])
+    def test_equal_reference_implementations(self, tests):
+        p = np.round(np.random.default_rng(tests).random(tests) ** 3, 2)  # with ties
+        np.testing.assert_allclose(stats.benjamini_hochberg(p), scipy.stats.false_discovery_control(p))
+        multipletests = pytest.importorskip("statsmodels.stats.multitest").multipletests
+        np.testing.assert_allclose(stats.benjamini_hochberg(p), multipletests(p, method="fdr_bh")[1])
+        np.testing.assert_allclose(stats.holm(p), multipletests(p, method="holm")[1])
+
+    def test_worked_example(self):
+        p = np.array([[0.01, 0.04], [0.03, 0.005]])
+        np.testing.assert_allclose(stats.holm(p), [[0.03, 0.06], [0.06, 0.02]])
+        np.testing.assert_allclose(stats.benjamini_hochberg(p), [[0.02, 0.04], [0.04, 0.02]])
+
+    @pytest.mark.parametrize("correct", [stats.benjamini_hochberg, stats.holm])
+    def test_nan_passes_through_uncounted(self, correct):
+        np.testing.assert_array_equal(
+            correct(np.array([0.02, np.nan, 0.5, np.nan])),
+            [*correct(np.array([0.02])) * 2, np.nan, 0.5, np.nan],
+        )
+        np.testing.assert_array_equal(correct(np.full(3, np.nan)), np.full(3, np.nan))
+        assert correct(np.empty(0)).shape == (0,)
+
+    @pytest.mark.parametrize("correct", [stats.benjamini_hochberg, stats.holm])
+    @pytest.mark.parametrize("bad", [-0.1, 1.1, np.inf])
+    def test_what_is_no_p_value_is_refused(self, correct, bad):
+        with pytest.raises(UserError, match="is not a p-value"):
+            correct(np.array([0.5, bad]))
+
+
+class TestCorrelation:
+    @pytest.fixture
+    def pairs(self):
+        x = np.random.default_rng(0).normal(size=45)
+        return x, x + np.random.default_rng(1).normal(size=45)
+
+    @pytest.mark.parametrize("level", [0.9, 0.95])
+    def test_pearson_equals_scipy(self, pairs, level):
+        theirs = scipy.stats.pearsonr(*pairs)
+        found = stats.correlation(*pairs, level=level).estimate
+        assert found[:3] == pytest.approx((theirs.statistic, *theirs.confidence_interval(level)))
+        assert found.n == 45
+
+    def test_spearman_equals_scipy_with_ties_and_is_wider(self, pairs):
+        x, y = np.round(pairs[0]), np.round(pairs[1])
+        found = stats.correlation(x, y, "spearman").estimate
+        assert found.value == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
+        assert stats.correlation(x**3, np.exp(y), "spearman").estimate == pytest.approx(found)
+        narrow = stats.correlation(scipy.stats.rankdata(x), scipy.stats.rankdata(y)).estimate
+        assert found.low < narrow.low < narrow.high < found.high
+
+    def test_permutation_p_is_two_sided_and_has_a_floor(self, pairs):
+        x, y = pairs[0], np.random.default_rng(5).normal(size=45)
+        weak = stats.correlation(x, y, permutations=4_000, rng=0)
+        assert weak.p == pytest.approx(scipy.stats.pearsonr(x, y).pvalue, abs=0.03)
+        assert stats.correlation(x, -y, permutations=4_000, rng=0).p == pytest.approx(weak.p)
+        strong = stats.correlation(x, -x, permutations=99, rng=0)
+        assert strong.p == strong.floor == 0.01
+        assert math.isnan(stats.correlation(x, y).p)
+
+    def test_a_perfect_rank_correlation_of_few_levels_proves_little(self):
+        found = stats.correlation(np.arange(4), np.arange(4) ** 2, "spearman", permutations=2_000, rng=0)
+        assert found.estimate.value == pytest.approx(1)
+        assert math.isnan(found.estimate.low)
+        assert found.p == pytest.approx(2 / 24, abs=0.02)
+
+    @pytest.mark.parametrize("method", ["pearson", "spearman"])
+    def test_constants_and_too_few_pairs(self, method):
+        constant = stats.correlation(np.full(9, 0.1), np.arange(9), method, permutations=9, rng=0)
+        assert math.isnan(constant.estimate.value)
+        assert math.isnan(constant.p)
+        assert math.isnan(stats.correlation([1.0], [2.0], method).estimate.value)
+        assert math.isnan(stats.correlation([], [], method).estimate.value)
+        three = stats.correlation([1.0, 2.0, 4.0], [1.0, 3.0, 2.0], method).estimate
+        assert not math.isnan(three.value)
+        assert math.isnan(three.low)
+
+    def test_scale_changes_nothing(self, pairs):
+        found = stats.correlation(*pairs).estimate
+        for factor in (1e-200, 1e300):
+            assert stats.correlation(pairs[0] * factor, pairs[1] + 5).estimate == pytest.approx(found)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (([1.0, 2.0], [1.0]), "same length"),
+            (([1.0, np.nan], [1.0, 2.0]), "finite values"),
+            (([1.0, 2.0], [1.0, 2.0], "kendall"), "choose 'pearson' or 'spearman'"),
+            (([1.0, 2.0], [1.0, 2.0], "pearson", 1.0), "level is 1.0"),
+        ],
+    )
+    def test_bad_input_is_refused(self, arguments, message):
+        with pytest.raises(UserError, match=message):
+            stats.correlation(*arguments)
+        with pytest.raises(UserError, match="needs rng"):
+            stats.correlation([1.0, 2.0], [1.0, 2.0], permutations=5)
+
+
+def test_estimates_read_as_text():
+    assert str(stats.Estimate(0.9123, 0.88, 0.94, 11)) == "0.912 [0.880, 0.940]"
+    assert str(stats.Estimate(0.9123, math.nan, math.nan, 1)) == "0.912 [no interval, n=1]"
+    assert str(stats.Estimate(math.nan, math.nan, math.nan, 0)) == "undefined (n=0)"
+    assert str(stats.Correlation(stats.Estimate(0.5, 0.1, 0.8, 20), 0.02, 0.01)).endswith("p=0.02 (floor 0.01)")
