@@ -7,9 +7,7 @@ are held by living processes only: two runners on one cache share the parts inst
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import queue
 import shutil
 import time
 import traceback
@@ -23,6 +21,7 @@ from pipeline import manifest, subject, tracking
 from pipeline.errors import DamagedResult, MissingResult, PartFailed, UserError
 from pipeline.stage import Metrics, Part, Stage
 from pipeline.study import STAGES, Study, stage_named
+from pipeline.workers import Send, Workers, WorkersDied
 
 Mode = Literal["cached", "retry", "force", "read-only"]
 AnyStage = type[Stage[Any, Any]]
@@ -106,13 +105,16 @@ class Workspace:
         """Hold one named lock; yields False when someone else holds it and ``wait`` is off."""
         from filelock import FileLock, Timeout
 
-        self.locks.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.locks / f"{name}.lock")
-        try:
-            lock.acquire(timeout=-1 if wait else 0)
-        except Timeout:
-            yield False
-            return
+        while not lock.is_locked:
+            self.locks.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=-1 if wait else 0)
+            except FileNotFoundError:
+                continue  # another run has just finished the stage and cleared its locks away
+            except Timeout:
+                yield False
+                return
         try:
             yield True
         finally:
@@ -174,11 +176,12 @@ def run(
     """
     reporter = reporter or Reporter()
     outcomes = []
-    for stage in needed_for(only):
-        forced = mode == "force" and (not only or stage.name in only)
-        outcome = _run_stage(study, stage, mode, forced, workers, reporter)
-        reporter.stage_ended(outcome)
-        outcomes.append(outcome)
+    with Workers(_work) as pool:
+        for stage in needed_for(only):
+            forced = mode == "force" and (not only or stage.name in only)
+            outcome = _run_stage(study, stage, mode, forced, workers, pool, reporter)
+            reporter.stage_ended(outcome)
+            outcomes.append(outcome)
     return outcomes
 
 
@@ -199,7 +202,13 @@ def open_results(study: Study, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _run_stage(
-    study: Study, stage: AnyStage, mode: Mode, forced: bool, workers: int | str | None, reporter: Reporter
+    study: Study,
+    stage: AnyStage,
+    mode: Mode,
+    forced: bool,
+    workers: int | str | None,
+    pool: Workers,
+    reporter: Reporter,
 ) -> Outcome:
     space = Workspace(study, stage)
     if forced:
@@ -225,7 +234,7 @@ def _run_stage(
         unit=stage.unit,
     )
     if len(devices) > 1:
-        _run_in_processes(study, stage, devices, reporter)
+        _share_parts(study, stage, devices, pool, reporter)
     else:
         claim_parts(study, stage, devices[0], progress=reporter.advanced, waiting=reporter.waiting)
     _report_failures(space, stage, parts)
@@ -369,9 +378,8 @@ def _finish(study: Study, stage: AnyStage, devices: Sequence[str], started: floa
         if not mine:
             reporter.waiting(f"{stage.name}: waiting for another run that is merging the parts")
     with space.lock("finish", wait=True):
-        if space.complete:
-            return
-        _merge(study, stage, space, devices, started)
+        if not space.complete:
+            _merge(study, stage, space, devices, started)
     shutil.rmtree(space.locks, ignore_errors=True)
 
 
@@ -435,53 +443,26 @@ def _track(study: Study, stage: AnyStage, record: Mapping[str, Any], metrics: Me
             stage.track(stage.open(study.folder(stage)), run)
 
 
-def _work(study: Study, stage_name: str, device: str, messages: Any) -> None:
-    """The body of a worker process."""
-    stage = stage_named(stage_name)
+def _work(study: Study, stage: str, device: str, send: Send) -> None:
+    """One worker's share of a stage."""
+    claim_parts(
+        study,
+        stage_named(stage),
+        device,
+        progress=lambda units: send("advanced", units),
+        waiting=lambda message: send("waiting", message),
+    )
+
+
+def _share_parts(study: Study, stage: AnyStage, devices: Sequence[str], pool: Workers, reporter: Reporter) -> None:
+    """Let several processes work on a stage, one device each."""
     try:
-        claim_parts(
-            study,
-            stage,
-            device,
-            progress=lambda units: messages.put(("advanced", units)),
-            waiting=lambda message: messages.put(("waiting", message)),
+        pool.run(
+            [(study, stage.name, device) for device in devices],
+            lambda kind, value: getattr(reporter, kind)(value),
         )
-    except UserError as error:
-        messages.put(("error", error))
-    except (OSError, MemoryError) as error:
-        messages.put(("error", UserError(f"stage `{stage_name}`: {type(error).__name__}: {error}")))
-
-
-def _run_in_processes(study: Study, stage: AnyStage, devices: Sequence[str], reporter: Reporter) -> None:
-    context = multiprocessing.get_context("spawn")
-    messages = context.Queue()
-    workers = [
-        context.Process(target=_work, args=(study, stage.name, device, messages), daemon=True) for device in devices
-    ]
-    for worker in workers:
-        worker.start()
-    errors: list[UserError] = []
-    try:
-        while any(worker.is_alive() for worker in workers) or not messages.empty():
-            try:
-                kind, value = messages.get(timeout=0.1)
-            except queue.Empty:
-                continue
-            if kind == "error":
-                errors.append(value)
-            else:
-                getattr(reporter, kind)(value)
-    finally:
-        for worker in workers:
-            if worker.is_alive():
-                worker.terminate()
-            worker.join()
-    if errors:
-        raise errors[0]
-    killed = [worker.exitcode for worker in workers if worker.exitcode]
-    if killed:
-        reason = f"signal {-killed[0]}" if killed[0] < 0 else f"exit status {killed[0]}"
+    except WorkersDied as error:
         raise UserError(
-            f"stage `{stage.name}`: {len(killed)} of {len(workers)} workers died ({reason}; out of memory?); finished "
-            "parts are kept, run again, with fewer --workers if memory is short"
-        )
+            f"stage `{stage.name}`: {error}; finished parts are kept, run again, with fewer --workers if memory is "
+            "short"
+        ) from None
