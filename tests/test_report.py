@@ -1,0 +1,632 @@
+"""The page of a study: the same bytes every time, honest sentences, nothing from outside, legible everywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.page import cards, charts, numbers, palette, sentences, tables
+from pipeline.page.evidence import OPERATIONS, VECTORS, Evidence, Provenance
+from pipeline.page.render import SECTIONS, render
+from tests.browser import browser, visit
+
+NAN = math.nan
+CONCEPTS = ("afraid", "calm", "proud", "sad", "tired")
+EVIL = "</script><img src=x onerror=alert(1)><b>bold</b> {{ 7 * 7 }}"
+METHODS = {
+    "difference of means": 0.95,
+    "LDA (shrunk)": 0.94,
+    "logistic": 0.93,
+    "best SAE feature": 0.75,
+    "best random-SAE feature": 0.62,
+    "TF-IDF": 0.92,
+    "difference of means, layer 0": 0.85,
+}
+
+
+@dataclass(frozen=True)
+class Text:
+    emotion: str
+    topic: str
+    split: str
+    kind: str
+    text: str
+
+
+def documents(concepts: tuple[str, ...]) -> tuple[Text, ...]:
+    splits = {"train": "train", "garden": "validation", "exam": "test", "phone": "test"}
+    stories = [Text(c, t, s, "story", f"A story of {t}.") for c in concepts for t, s in splits.items()]
+    return (*stories, *(Text("", "", "neutral", "code", "x = 1") for _ in range(3)))
+
+
+def effects(concepts: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Directions act on all but the last concept; features on the first alone; nothing is found by ablating."""
+    rows = []
+    for index, concept in enumerate(concepts):
+        for vector in VECTORS:
+            for operation in OPERATIONS:
+                acts = operation == "inject" and (index < len(concepts) - 1 if vector == "direction" else index == 0)
+                effect = 2.0 if acts else 0.3
+                rows.append(
+                    {
+                        "concept": concept,
+                        "vector": vector,
+                        "operation": operation,
+                        "strength": 0.1,
+                        "effect": effect,
+                        "low": effect - 0.2,
+                        "high": effect + 0.2,
+                        "control_mean": 0.05,
+                        "control_max": 0.9,
+                        "p": 1 / 61 if acts else 0.4,
+                        "p_adjusted": 2 / 61 if acts else 0.5,
+                        "above_controls": acts,
+                    }
+                )
+    return rows
+
+
+def geometry(concepts: tuple[str, ...]) -> dict[str, Any]:
+    count = len(concepts)
+    correlation = {"low": 0.3, "high": 0.97, "n": count, "p": 0.01}
+    return {
+        "variance": [0.4, 0.2, 0.1],
+        "coordinates": {c: [i - 2.0, (-1) ** i * 1.5, 0.1] for i, c in enumerate(concepts)},
+        "ratings": {c: {"valence": 2.0 + i, "arousal": 7.0 - i} for i, c in enumerate(concepts)},
+        "correlations": [
+            {"component": 1, "rating": "valence", "r": 0.8, **correlation},
+            {"component": 2, "rating": "arousal", "r": 0.1, **correlation, "low": -0.5},
+        ],
+        "cosines": [[1.0 if a == b else 0.2 for b in range(count)] for a in range(count)],
+        "order": list(reversed(concepts)),
+        "length_correlation": [{"component": 1, "r": 0.1, "low": -0.6, "high": 0.7}],
+    }
+
+
+def study(concepts: tuple[str, ...] = CONCEPTS, story: str = "She waited.") -> Evidence:
+    """Evidence in which directions read better than features, and act on more concepts."""
+    context = {"before": "before ", "token": "tok", "after": " after", "document": 0, "emotion": concepts[0]}
+    shown = {"sufficient": True, "specific": False, "necessary": False, "ablate": {"effect": 0.1}}
+    texts = documents(concepts)
+    per = {method: {c: mean - 0.01 * i for i, c in enumerate(concepts)} for method, mean in METHODS.items()}
+    per["best SAE feature"][concepts[1]] = 0.99
+    return Evidence(
+        model="tiny",
+        layer=2,
+        width=32,
+        tokens=1234,
+        concepts=concepts,
+        documents=(dataclasses.replace(texts[0], text=story), *texts[1:]),
+        quality={
+            "concepts": {c: {"texts": 4, "mean_words": 101.5, "named": int(c == concepts[0])} for c in concepts},
+            "totals": {"named": 1},
+            "findings": [],
+        },
+        directions=[
+            {
+                "concept": c,
+                "auroc_test": 0.95 - 0.01 * i,
+                "low": 0.9 - 0.01 * i,
+                "high": 0.99,
+                "words": ["dread", " it"],
+            }
+            | {"neutral_energy": 0.2}
+            for i, c in enumerate(concepts)
+        ],
+        sweep=[
+            {"layer": layer, "auroc_validation": 0.8, "auroc_test": 0.8 + layer / 20, "low": 0.75, "high": 0.97}
+            for layer in (0, 2)
+        ],
+        features=128,
+        health={
+            "rows": 900,
+            "l0": 8.0,
+            "explained_variance": 0.8,
+            "dead_share": 0.05,
+            "dense_share": 0.01,
+            "density_histogram": {"edges": [0.0, 1e-2, 1.0], "features": [100, 22]},
+            "random": {"explained_variance": 0.2, "l0": 8.0, "dead_share": 0.0},
+            "width": 128,
+        },
+        match=[
+            {"concept": c, "feature": 7 * i, "auroc_selection": 0.9, "auroc_test": per["best SAE feature"][c]}
+            | {"low": 0.6, "high": 0.995, "auroc_random_sae": 0.62, "p": 0.001, "p_adjusted": 0.002 if i else 0.3}
+            | {"words": ["fear"], "contexts": [{**context, "value": 3.0}, {**context, "value": 1.5}]}
+            for i, c in enumerate(concepts)
+        ],
+        comparison=[
+            {"concept": c, "feature": 7 * i, "cosine": 0.4 - 0.1 * i, "cosine_rank": i + 1, "cosine_null_95": 0.15}
+            | {"closest_feature": 3, "closest_cosine": 0.5}
+            for i, c in enumerate(concepts)
+        ],
+        detection=[
+            {"method": method, "mean": mean, "low": mean - 0.04, "high": mean + 0.03, "per_concept": per[method]}
+            for method, mean in METHODS.items()
+        ],
+        geometry=geometry(concepts),
+        effects=effects(concepts),
+        matrix={v: [[1.0 if a == b else 0.1 for b in concepts] for a in concepts] for v in VECTORS},
+        dose=[
+            {"concept": c, "vector": v, "strength": s, "effect": 10 * s, "perplexity_ratio": 1.0 + s}
+            for c in concepts
+            for v in VECTORS
+            for s in (0, 0.1)
+        ],
+        verdicts={
+            c: {"words": "Sufficient.", "direction": shown, "feature": {**shown, "ablate": None}} for c in concepts
+        },
+        controls={
+            "families": {"isotropic": 20, "random_feature": 20},
+            "inject": {"direction": {"count": 60, "p_floor": 1 / 61}},
+            "ablate": {"count": 20, "p_floor": 1 / 21},
+            "note": "All at norm 1.",
+        },
+        provenance=Provenance(
+            config={"seed": 0, "sae": {"k": 8}},
+            stages=[{"stage": "corpus", "version": 1, "fingerprint": "ab" * 32}],
+            data={"model": "folder:00"},
+            versions={"torch": "2.0"},
+        ),
+        metrics={
+            "directions": {"auroc_test": 0.93, "auroc_test_low": 0.9, "auroc_test_high": 0.96},
+            "match": {"best_feature_auroc": 0.75, "best_feature_auroc_low": 0.7, "best_feature_auroc_high": 0.8}
+            | {"random_sae_auroc": 0.62, "random_sae_auroc_low": 0.6, "random_sae_auroc_high": 0.64}
+            | {"difference": 0.13, "difference_low": 0.06, "difference_high": 0.2},
+        },
+    )
+
+
+def blanked(value: Any) -> Any:
+    """The same data with every fractional number NaN."""
+    if isinstance(value, Mapping):
+        return {key: blanked(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(blanked(item) for item in value)
+    return NAN if isinstance(value, float) else value
+
+
+def without_numbers() -> Evidence:
+    whole = study()
+    names = (
+        "directions",
+        "sweep",
+        "health",
+        "match",
+        "comparison",
+        "detection",
+        "geometry",
+        "effects",
+        "matrix",
+        "dose",
+    )
+    unknown = {name: blanked(getattr(whole, name)) for name in (*names, "metrics")}
+    return dataclasses.replace(whole, **unknown)
+
+
+def without_results() -> Evidence:
+    """A study of which only the texts are known."""
+    lists = ("directions", "sweep", "match", "comparison", "detection", "effects", "dose")
+    mappings = ("quality", "health", "geometry", "matrix", "verdicts", "controls", "metrics")
+    return dataclasses.replace(study(), **{name: [] for name in lists}, **{name: {} for name in mappings})
+
+
+def visible(page: str) -> str:
+    """What a reader sees: no scripts, styles or tags."""
+    body = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.S)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
+
+
+def specifications(page: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="charts">(.*?)</script>', page, re.S)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def texts_of(evidence: Evidence) -> dict[str, str]:
+    return {finding.title: f"{finding.text} {finding.more}" for finding in sentences.findings(evidence)}
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render(study())
+
+
+def test_same_evidence_gives_the_same_bytes(page: str) -> None:
+    assert render(study()) == page
+
+
+def test_settings_reach_the_page(page: str) -> None:
+    changed = render(
+        study(), title="My study", concepts_shown=1, contexts_per_feature=1, theme="dark", colours="contrast"
+    )
+    assert "<h1>My study</h1>" in changed
+    assert 'data-theme="dark"' in changed
+    assert page.count('class="concept"') == len(CONCEPTS)
+    assert changed.count('class="concept"') == 1
+    assert page.count("<mark") == 2 * len(CONCEPTS)
+    assert changed.count("<mark") == 1
+    assert palette.stylesheet("contrast") in changed
+
+
+def test_every_section_is_there_and_every_link_leads_somewhere(page: str) -> None:
+    for name, heading in SECTIONS:
+        assert f'<section id="{name}">' in page
+        assert f"<h2>{heading}</h2>" in page
+    anchors = set(re.findall(r'\bid="([^"]+)"', page))
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= anchors
+    drawn = set(re.findall(r'data-chart="([^"]+)"', page))
+    assert drawn == set(specifications(page))
+    assert len(re.findall(r'\bid="', page)) == len(anchors), "an id is used twice"
+
+
+@pytest.mark.parametrize("where", ["story", "concept", "title", "token"])
+def test_markup_in_texts_is_shown_not_run(where: str) -> None:
+    evidence = study(story=EVIL if where == "story" else "She waited.")
+    if where == "concept":
+        evidence = study(concepts=(*CONCEPTS[:4], EVIL))
+    if where == "token":
+        rows = [{**row, "contexts": [{**row["contexts"][0], "token": EVIL}]} for row in evidence.match]
+        evidence = dataclasses.replace(evidence, match=rows)
+    found = render(evidence, title=EVIL if where == "title" else "")
+    assert "<img" not in found
+    assert "&lt;img src=x" in found
+    assert "{{ 7 * 7 }}" in found
+    assert len(re.findall(r"</script>", found)) == len(re.findall(r"<script", found)) == 3
+
+
+def test_unknown_numbers_are_dashes_never_zeros_or_nan() -> None:
+    found = render(without_numbers())
+    seen = visible(found)
+    assert not re.search(r"\b([nN]a[nN]|inf|None)\b", seen)
+    assert "not shown" in seen
+    text = json.dumps(specifications(found))
+    assert "NaN" not in text
+    rows = tables.features(without_numbers(), 8).rows
+    assert [cell.text for cell in rows[0][2:8]] == [numbers.MISSING] * 6
+    assert all(cell.key is None for cell in rows[0][2:8])
+    assert [tile.value for tile in cards.tiles(without_numbers())] == [numbers.NOT_SHOWN] * 6
+    dots = {
+        name: chart
+        for name, chart in specifications(found).items()
+        if not {"effect", "perplexity", "layers"} & set(name.split("-"))
+    }
+    drawn = [x for chart in dots.values() for trace in chart["data"] for x in trace["x"] if not isinstance(x, str)]
+    assert set(drawn) <= {None}
+
+
+def test_a_study_without_results_still_gives_a_page() -> None:
+    seen = visible(render(without_results()))
+    assert "not shown" in seen
+    assert all(finding.standing == "not shown" for finding in sentences.findings(without_results()))
+
+
+def test_sentences_name_the_side_that_loses() -> None:
+    evidence = study()
+    found = texts_of(evidence)["SAE features lose to difference of means"]
+    assert "lose to difference of means for 4 of 5 concepts" in found
+    assert "Difference of means loses to the feature for: calm." in found
+    assert "Features lose for: " in found
+    swap = {"difference of means": "best SAE feature", "best SAE feature": "difference of means"}
+    turned = [{**row, "method": swap.get(row["method"], row["method"])} for row in evidence.detection]
+    found = texts_of(dataclasses.replace(evidence, detection=turned))["Difference of means loses to SAE features"]
+    assert "for 1 of 5 concepts" in found
+
+
+def test_sentences_say_for_which_concepts_an_effect_is_not_shown() -> None:
+    found = texts_of(study())
+    assert found["What injecting does"].startswith("For 4 of 5 concepts injecting the direction raises")
+    assert "Not shown for: tired." in found["What injecting does"]
+    assert "For 1 of 5 concepts injecting the best SAE feature does so." in found["What injecting does"]
+    assert "Not shown for: calm, proud, sad and tired." in found["What injecting does"]
+    assert "SAE features lose to directions" in found["What injecting does"]
+    assert "Not shown for: afraid, calm, proud, sad and tired." in found["What ablating does"]
+    assert dict(sentences.not_shown(study()))["inject direction"] == ["tired"]
+    seen = visible(render(study()))
+    assert "For which concepts it is not shown" in seen
+
+
+def test_verdicts_are_stricter_than_the_controls_and_say_what_was_not_tested() -> None:
+    evidence = study()
+    more = next(each.more for each in sentences.findings(evidence) if each.title == "What injecting does")
+    assert "the direction is sufficient for 5 of 5 and specific for 0 of 5" in more
+    row = tables.verdicts(evidence).rows[0]
+    assert [cell.text for cell in row[1:4]] == ["shown", "not shown", "not shown"]
+    assert row[6].text == numbers.MISSING, "necessity of the feature was not tested"
+    assert "The least p they allow: direction 0.016, ablation 0.048." in sentences.controls(evidence)
+
+
+def test_of_several_strengths_the_reference_counts() -> None:
+    rows = [{**row, "strength": s, "effect": 100 * s} for row in study().effects for s in (0.05, 0.2)]
+    metrics = {**study().metrics, "causal": {"reference_strength": 0.2}}
+    evidence = dataclasses.replace(study(), effects=rows, metrics=metrics)
+    assert evidence.effect_rows("direction", "inject")["afraid"]["effect"] == 20
+    assert len(tables.effects(evidence).rows) == len(rows)
+
+
+def test_an_effect_that_was_not_measured_is_not_called_absent() -> None:
+    rows = [row for row in study().effects if not (row["concept"] == "sad" and row["vector"] == "direction")]
+    evidence = dataclasses.replace(study(), effects=rows)
+    tally = evidence.tally_effect("direction", "inject")
+    assert list(tally.unknown) == ["sad"]
+    assert "Not measured for: sad." in texts_of(evidence)["What injecting does"]
+    row = next(row for row in tables.overview(evidence, {}).rows if row[0].text == "sad")
+    assert row[4].text == numbers.MISSING
+
+
+def test_vocabulary_is_admitted_unless_directions_clear_it() -> None:
+    evidence = study()
+    assert "does not show more than vocabulary" in texts_of(evidence)["How much is vocabulary"]
+    lower = {"TF-IDF": {"mean": 0.6, "low": 0.55, "high": 0.65}, "difference of means, layer 0": {"high": 0.8}}
+    weaker = [{**row, **lower.get(row["method"], {})} for row in evidence.detection]
+    assert (
+        "more than the vocabulary"
+        in texts_of(dataclasses.replace(evidence, detection=weaker))["How much is vocabulary"]
+    )
+
+
+def test_a_correlation_whose_interval_holds_zero_is_not_shown() -> None:
+    (finding,) = [each for each in sentences.findings(study()) if each.section == "geometry"]
+    assert finding.standing == "partly shown"
+    assert "an interval that holds 0: not shown" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("figures", "title", "said"),
+    [
+        ({}, "The SAE is sound", "80%"),
+        ({"dead_share": 0.61}, "The SAE is bad", "61% of its features never fire"),
+        ({"explained_variance": 0.6}, "The SAE is weak", "40% of the variance unexplained"),
+        ({"random": {"explained_variance": 0.85}}, "The SAE is bad", "a random SAE explains as much"),
+    ],
+)
+def test_a_bad_sae_is_called_so(figures: dict[str, Any], title: str, said: str) -> None:
+    evidence = study()
+    finding = sentences.health(dataclasses.replace(evidence, health={**evidence.health, **figures}))
+    assert finding.title == title
+    assert said in finding.text
+
+
+def test_a_trained_sae_no_better_than_a_random_one_is_not_shown() -> None:
+    metrics = {**study().metrics, "match": {**study().metrics["match"], "difference_low": -0.02}}
+    finding = sentences.features(dataclasses.replace(study(), metrics=metrics))
+    assert finding.standing == "not shown"
+    assert "that training helps is not shown" in finding.text
+
+
+def test_nothing_is_fetched_from_outside(page: str) -> None:
+    own = re.sub(r'<script type="application/octet-stream".*?</script>', "", page, flags=re.S)
+    assert not re.search(r"""(?:src|href|action|data)\s*=\s*["']?\s*(?:https?:)?//""", own)
+    assert not re.search(r"@import|url\(|\bfetch\(|XMLHttpRequest|\bimport\(|https?://", own)
+    assert "default-src 'none'" in own
+
+
+@pytest.mark.parametrize("evidence", [study(), without_numbers(), without_results()], ids=["whole", "nan", "empty"])
+def test_every_figure_is_valid_plotly(evidence: Evidence) -> None:
+    from plotly.graph_objects import Figure
+
+    for name, spec in specifications(render(evidence)).items():
+        assert Figure(spec).layout.height == spec["layout"]["height"], name
+
+
+def test_labels_on_the_map_do_not_overlap() -> None:
+    crowd = {f"concept-{i}": (math.cos(i) * (i % 5), math.sin(2 * i) * (i % 7)) for i in range(40)}
+    sides = charts.label_sides(crowd)
+    assert 20 < len(sides) <= 40
+    assert charts.label_sides({"one": (0.0, 0.0)}) == {"one": "top center"}
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (numbers.number(-0.126), "\u22120.13"),
+        (numbers.number(-0.001), "0.00"),
+        (numbers.number(0.5, sign=True), "+0.50"),
+        (numbers.number(NAN), numbers.MISSING),
+        (numbers.number(True), numbers.MISSING),
+        (numbers.count(12345.0), "12,345"),
+        (numbers.percent(0.004), "0.4%"),
+        (numbers.percent(0.61), "61%"),
+        (numbers.p_value(0.000999), "0.001"),
+        (numbers.p_value(0.00001), "1e-05"),
+        (numbers.estimate(0.9, NAN, 1.0), "0.90 [no interval]"),
+        (numbers.estimate(None, 0, 1), "not shown"),
+        (numbers.names(["a"]), "a"),
+        (numbers.names(list("abcd"), limit=2), "a, b and 2 more"),
+        (numbers.names([]), "none"),
+    ],
+)
+def test_numbers_are_written_plainly(written: str, expected: str) -> None:
+    assert written == expected
+
+
+@pytest.mark.parametrize("name", list(palette.PALETTES))
+def test_colours_can_be_read(name: palette.Name) -> None:
+    """WCAG contrast: 4.5 for text, 3 for marks, on the page and on cards, light and dark."""
+
+    def light(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for colours in palette.PALETTES[name]:
+        for ground in ("bg", "card"):
+            for role, least in {
+                "ink": 7,
+                "soft": 4.5,
+                "good": 4.5,
+                "bad": 4.5,
+                "direction": 4.5,
+                "feature": 4.5,
+            }.items():
+                pair = sorted((light(colours[role]), light(colours[ground])))
+                assert (pair[1] + 0.05) / (pair[0] + 0.05) >= least, (role, ground)
+
+
+def results(root: Path, moment: str) -> dict[str, Any]:
+    """Artifacts as the stage gets them, with manifests written at ``moment``."""
+    whole, opened = study(), {}
+    names = ("corpus", "activations", "sae", "directions", "match", "compare", "geometry", "causal")
+    metrics = {"activations": {"rows": 1234.0}, "sae": {"features": 128.0}, **whole.metrics}
+    for name in names:
+        folder = root / name
+        folder.mkdir(parents=True)
+        record = {
+            "config": {"key": name},
+            "version": 1,
+            "fingerprint": "cd" * 32,
+            "data": {"stories": "ef"} if name == "corpus" else {},
+            "model_identity": "folder:00",
+            "versions": {"torch": "2.0"},
+            "run": {"host": f"host-{moment}", "started": moment, "seconds": 1.5},
+        }
+        (folder / "manifest.json").write_text(json.dumps(record), encoding="utf-8")
+        (folder / "metrics.json").write_text(json.dumps(metrics.get(name, {})), encoding="utf-8")
+        opened[name] = SimpleNamespace(folder=folder)
+    (root / "sae" / "sae").mkdir()
+    vars(opened["corpus"]).update(emotions=whole.concepts, documents=whole.documents, quality=whole.quality)
+    vars(opened["activations"]).update(d_model=32)
+    vars(opened["sae"]).update(folder=root / "sae" / "sae", health=whole.health)
+    vars(opened["directions"]).update(table=whole.directions, sweep=whole.sweep)
+    vars(opened["match"]).update(table=whole.match)
+    vars(opened["compare"]).update(table=whole.comparison, detection=whole.detection)
+    vars(opened["geometry"]).update(data=whole.geometry)
+    vars(opened["causal"]).update(
+        effects=whole.effects, matrix=whole.matrix, dose=whole.dose, verdicts=whole.verdicts, controls=whole.controls
+    )
+    return opened
+
+
+def run_stage(root: Path, moment: str) -> bytes:
+    from pipeline.stage import Setting
+    from pipeline.stages.report import PAGE, ReportConfig, ReportStage
+    from pipeline.subject import ModelConfig
+
+    setting = Setting(seed=3, model=ModelConfig(name="org/tiny", layer=2), device="cpu", threads=1, models=root)
+    stage = ReportStage(ReportConfig(), setting, results(root, moment))
+    (part,) = stage.parts()
+    out, final = root / "part", root / "final"
+    out.mkdir()
+    final.mkdir()
+    done: list[float] = []
+    stage.run_part(part, out, done.append)
+    metrics = stage.finish({part.name: out}, final)
+    assert sum(done) == part.size
+    assert ReportStage.open(final).page == final / PAGE
+    written = (final / PAGE).read_bytes()
+    assert metrics["page_megabytes"] == pytest.approx(len(written) / 1e6, abs=1e-3)
+    return written
+
+
+def test_stage_writes_the_same_page_whenever_and_wherever_it_runs(tmp_path: Path) -> None:
+    first = run_stage(tmp_path / "a", "2031-01-02T03:04:05Z")
+    second = run_stage(tmp_path / "b", "2032-11-12T13:14:15Z")
+    assert first == second
+    text = first.decode()
+    assert "2031" not in visible(text)
+    assert str(tmp_path) not in text
+    for shown in ("org/tiny", "cd" * 32, "folder:00", "corpus: stories", "torch 2.0"):
+        assert shown in visible(text)
+
+
+def test_settings_on_the_page_are_yaml_that_can_be_run_again(tmp_path: Path) -> None:
+    text = run_stage(tmp_path, "x").decode()
+    found = re.search(r"<pre[^>]*>(.*?)</pre>", text, re.S)
+    assert found is not None
+    settings = yaml.safe_load(found[1].replace("&#39;", "'"))
+    assert settings["seed"] == 3
+    assert settings["model"]["layer"] == 2
+    assert settings["corpus"] == {"key": "corpus"}
+    assert settings["report"]["theme"] == "auto"
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def file(page: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("view", [{}, {"dark": True}, {"phone": True, "width": 390, "height": 844}])
+def test_page_opens_from_disk_and_asks_for_nothing(chromium: Any, file: Path, page: str, view: dict[str, Any]) -> None:
+    with visit(chromium, file, **view) as seen:
+        assert seen.errors == []
+        assert seen.requests == [file.resolve().as_uri()]
+        assert seen.drawn() == len(specifications(page))
+        assert seen.overflow() <= 0
+
+
+def test_injected_markup_does_not_run(chromium: Any, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(render(study(concepts=(*CONCEPTS[:4], EVIL), story=EVIL), title=EVIL), encoding="utf-8")
+    with visit(chromium, path) as seen:
+        assert seen.errors == []
+        assert seen.page.locator("img").count() == 0
+        assert EVIL in seen.page.locator("h1").inner_text()
+        assert EVIL in seen.page.locator("#directions-auroc").text_content()
+
+
+def test_page_without_numbers_opens_without_error(chromium: Any, tmp_path: Path) -> None:
+    for name, evidence in (("nan", without_numbers()), ("empty", without_results())):
+        path = tmp_path / f"{name}.html"
+        path.write_text(render(evidence), encoding="utf-8")
+        with visit(chromium, path) as seen:
+            assert seen.errors == []
+
+
+def test_tables_sort_by_number_with_the_unknown_last(chromium: Any, tmp_path: Path) -> None:
+    rows = [dict(row) for row in study().directions]
+    rows[1]["auroc_test"] = NAN
+    path = tmp_path / "report.html"
+    path.write_text(render(dataclasses.replace(study(), directions=rows)), encoding="utf-8")
+    with visit(chromium, path) as seen:
+        table = seen.page.locator("#table-directions")
+        seen.page.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+        heading = table.get_by_role("button", name="AUROC")
+        concepts = lambda: table.locator("tbody td:first-child").all_inner_texts()  # noqa: E731
+        heading.click()
+        assert concepts() == ["afraid", "proud", "sad", "tired", "calm"]
+        heading.click()
+        assert concepts() == ["tired", "sad", "proud", "afraid", "calm"]
+        assert table.locator("th[aria-sort=ascending]").count() == 1
+
+
+def test_reader_can_switch_the_scheme_filter_and_follow_a_concept(chromium: Any, file: Path) -> None:
+    with visit(chromium, file) as seen:
+        ground = "getComputedStyle(document.body).backgroundColor"
+        ink = "getComputedStyle(document.querySelector('#directions-auroc .ytick text')).fill"
+        before = [seen.page.evaluate(each) for each in (ground, ink)]
+        seen.page.click("#scheme")
+        seen.page.wait_for_function(f"{ink} !== '{before[1]}'")
+        assert seen.page.evaluate(ground) != before[0]
+        seen.page.fill("#filter", "pro")
+        assert seen.page.locator(".concept:visible b").all_inner_texts()[0].endswith("proud")
+        assert seen.page.locator(".concept:visible").count() == 1
+        seen.page.fill("#filter", "")
+        seen.page.click("#table-overview a >> text=calm")
+        assert seen.page.locator(".concept[open] summary b").inner_text().endswith("calm")
+        assert seen.errors == []
+
+
+def test_print_is_light_even_for_readers_in_the_dark(chromium: Any, file: Path) -> None:
+    with visit(chromium, file, dark=True) as seen:
+        seen.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        assert seen.page.evaluate("document.documentElement.dataset.theme") == "light"
+        seen.page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+        assert seen.page.evaluate("document.documentElement.dataset.theme") == "auto"
+        assert len(seen.page.pdf(format="A4")) > 50_000
