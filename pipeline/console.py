@@ -20,9 +20,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.runner import Outcome, Reporter, State
+from pipeline.runner import Outcome, Reporter
 from pipeline.stage import Metrics
 from pipeline.study import Study, stage_named
+from pipeline.workspace import State
 
 
 class _Rate(ProgressColumn):

@@ -34,6 +34,11 @@ def weights_file() -> Path:
     return files[0]
 
 
+def converted(models: Path, digest: str) -> bool:
+    """Whether the folder of this model file is there already."""
+    return (models / f"embedded-{digest[:16]}" / "config.json").is_file()
+
+
 def model_folder(models: Path, digest: str) -> Path:
     """The embedded model as an ordinary transformers folder (float32 safetensors), converted on first use.
 
@@ -42,13 +47,13 @@ def model_folder(models: Path, digest: str) -> Path:
         digest: sha256 of the GGUF file; names the folder, so that another file means another folder.
     """
     folder = models / f"embedded-{digest[:16]}"
-    if (folder / "config.json").is_file():
+    if converted(models, digest):
         return folder
     from filelock import FileLock
 
     models.mkdir(parents=True, exist_ok=True)
     with FileLock(models / f"{folder.name}.lock"):
-        if not (folder / "config.json").is_file():
+        if not converted(models, digest):
             building = models / f"{folder.name}.partial"
             shutil.rmtree(building, ignore_errors=True)
             _convert(weights_file(), building)

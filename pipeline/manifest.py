@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.errors import DamagedResult
 NAME = "manifest.json"
 METRICS = "metrics.json"
 PART = "part.json"
+STAMP = "%Y-%m-%dT%H:%M:%SZ"
 RECORDED = ("torch", "transformers", "transformer-lens", "sae-lens", "numpy", "h5py", "scipy", "wandb")
 
 
@@ -103,16 +105,21 @@ def git_revision() -> str | None:
     return head + ("+" if dirty else "")
 
 
-def circumstances(started: float, device: str, threads: int) -> dict[str, Any]:
-    """Host, times and peak memory of the work that began at ``started`` (seconds since the epoch)."""
+def circumstances(began: float, device: str, threads: int) -> dict[str, Any]:
+    """Host, times and peak memory of the work that began at ``began`` (seconds since the epoch)."""
     return {
         "host": platform.node(),
         "device": device,
         "threads": threads,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "seconds": round(time.time() - started, 3),
+        "started": time.strftime(STAMP, time.gmtime(began)),
+        "seconds": round(time.time() - began, 3),
         "peak_memory_mb": peak_memory_mb(),
     }
+
+
+def started(run: dict[str, Any]) -> float:
+    """When the work described by :func:`circumstances` began, in seconds since the epoch."""
+    return datetime.strptime(run["started"], STAMP).replace(tzinfo=UTC).timestamp()
 
 
 def peak_memory_mb() -> float | None:

@@ -11,9 +11,8 @@ import os
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +21,9 @@ from pipeline.errors import DamagedResult, MissingResult, PartFailed, UserError
 from pipeline.stage import Metrics, Part, Stage
 from pipeline.study import STAGES, Study, stage_named
 from pipeline.workers import Send, Workers, WorkersDied
+from pipeline.workspace import AnyStage, Workspace, inspect
 
 Mode = Literal["cached", "retry", "force", "read-only"]
-AnyStage = type[Stage[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -48,95 +47,6 @@ class Reporter:
     def waiting(self, message: str) -> None: ...
 
     def stage_ended(self, outcome: Outcome) -> None: ...
-
-
-@dataclass(frozen=True)
-class State:
-    """What the cache holds of one stage."""
-
-    stage: str
-    state: Literal["done", "failed", "partial", "missing"]
-    folder: Path
-    parts_done: int = 0
-    failures: Mapping[str, str] = field(default_factory=dict)
-    record: dict[str, Any] | None = None
-    metrics: Metrics = field(default_factory=dict)
-
-
-class Workspace:
-    """The folders of one stage's result, finished and unfinished."""
-
-    def __init__(self, study: Study, stage: AnyStage) -> None:
-        self.final = study.folder(stage)
-        self.partial = self.final.with_name(self.final.name + ".partial")
-        self.parts = self.partial / "parts"
-        self.failed = self.partial / "failed"
-        self.locks = self.final.with_name(self.final.name + ".locks")
-
-    @property
-    def complete(self) -> bool:
-        return (self.final / manifest.NAME).is_file()
-
-    def done(self, part: Part) -> bool:
-        return (self.parts / part.name / "part.json").is_file()
-
-    def finished(self) -> list[str]:
-        """Names of the finished parts. One killed just before its rename has a record, but not its name yet."""
-        return sorted(path.parent.name for path in self.parts.glob("*/part.json") if path.parent.suffix != ".building")
-
-    def failure(self, part: Part) -> str | None:
-        path = self.failed / f"{part.name}.json"
-        if not path.is_file():
-            return None
-        import json
-
-        return json.loads(path.read_text(encoding="utf-8"))["error"]
-
-    def discard(self) -> None:
-        """Forget everything about this result. The folder leaves its name first, so no reader sees half of it."""
-        for folder in (self.final, self.partial):
-            if folder.exists():
-                doomed = folder.with_name(f"{folder.name}.discarded-{os.getpid()}")
-                os.replace(folder, doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
-
-    @contextmanager
-    def lock(self, name: str, *, wait: bool) -> Iterator[bool]:
-        """Hold one named lock; yields False when someone else holds it and ``wait`` is off."""
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.locks / f"{name}.lock")
-        while not lock.is_locked:
-            self.locks.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=-1 if wait else 0)
-            except FileNotFoundError:
-                continue  # another run has just finished the stage and cleared its locks away
-            except Timeout:
-                yield False
-                return
-        try:
-            yield True
-        finally:
-            lock.release()
-
-
-def inspect(study: Study, stage: AnyStage) -> State:
-    """The state of one stage, from the cache alone."""
-    import json
-
-    space = Workspace(study, stage)
-    record = manifest.read(space.final)
-    if record is not None:
-        metrics = json.loads((space.final / manifest.METRICS).read_text(encoding="utf-8"))
-        return State(stage.name, "done", space.final, len(record["parts"]), {}, record, metrics)
-    if not space.partial.is_dir():
-        return State(stage.name, "missing", space.final)
-    done = len(space.finished())
-    failures = {
-        path.stem: json.loads(path.read_text(encoding="utf-8"))["error"] for path in space.failed.glob("*.json")
-    }
-    return State(stage.name, "failed" if failures else "partial", space.partial, done, failures)
 
 
 def needed_for(names: Sequence[str]) -> list[AnyStage]:
@@ -222,11 +132,77 @@ def _run_stage(
             f"stage `{stage.name}` has no finished result in {space.final}; leave out --mode read-only to compute it"
         )
     started = time.time()
-    _make_folder(space.parts)
-    built = _build(study, stage, device="cpu")
-    parts = built.parts()
+    parts = parts_of(study, stage)
     _refuse_failures(space, stage, parts, mode)
+    devices = _run_parts(study, stage, parts, workers, pool, reporter)
+    _finish(study, stage, devices, started, reporter)
+    return _outcome(study, stage, "computed")
+
+
+def parts_of(study: Study, stage: AnyStage) -> Sequence[Part]:
+    """The parts of a stage whose needs are finished.
+
+    Raises:
+        MissingResult: one of its needs is not.
+    """
+    _make_folder(Workspace(study, stage).parts)
+    return _build(study, stage, device="cpu").parts()
+
+
+def run_parts(
+    study: Study, stage: AnyStage, parts: Sequence[Part], *, workers: int | str | None, reporter: Reporter
+) -> None:
+    """Do some of the parts of a stage; :func:`merge_parts` makes a result of all of them.
+
+    Raises:
+        PartFailed: some of them raised. The others are done.
+        UserError: the world was wrong.
+    """
+    with Workers(_work) as pool:
+        _run_parts(study, stage, parts, workers, pool, reporter)
+
+
+def merge_parts(study: Study, stage: AnyStage, *, workers: int, reporter: Reporter) -> None:
+    """Make the result of a stage from its finished parts, unless it is there.
+
+    Args:
+        study: whose stage.
+        stage: to finish.
+        workers: how many did the parts, for the record.
+        reporter: told of progress.
+
+    Raises:
+        MissingResult: parts are not finished.
+    """
+    space = Workspace(study, stage)
+    if space.complete:
+        return
+    parts = parts_of(study, stage)
+    missing = [part.name for part in parts if not space.done(part)]
+    if missing:
+        raise MissingResult(
+            f"stage `{stage.name}`: {len(missing)} of {len(parts)} parts are missing, first {missing[0]}; submit again "
+            "with --mode retry"
+        )
+    runs = [manifest.read_part(space.parts / part.name)["run"] for part in parts]
+    started = min((manifest.started(run) for run in runs), default=time.time())
+    # A merge may run where there is no accelerator, whatever the parts were computed on.
+    device = "cpu" if study.config.compute.device == "cpu" else subject.device_names("auto")[0]
+    _finish(study, stage, [device] * workers, started, reporter)
+
+
+def _run_parts(
+    study: Study,
+    stage: AnyStage,
+    parts: Sequence[Part],
+    workers: int | str | None,
+    pool: Workers,
+    reporter: Reporter,
+) -> list[str]:
+    """Do these parts; returns the device of each worker."""
+    space = Workspace(study, stage)
     devices = _devices(study, workers, len(parts))
+    names = frozenset(part.name for part in parts)
     reporter.stage_started(
         stage.name,
         total=sum(part.size for part in parts),
@@ -234,12 +210,11 @@ def _run_stage(
         unit=stage.unit,
     )
     if len(devices) > 1:
-        _share_parts(study, stage, devices, pool, reporter)
+        _share_parts(study, stage, names, devices, pool, reporter)
     else:
-        claim_parts(study, stage, devices[0], progress=reporter.advanced, waiting=reporter.waiting)
+        claim_parts(study, stage, names, devices[0], progress=reporter.advanced, waiting=reporter.waiting)
     _report_failures(space, stage, parts)
-    _finish(study, stage, devices, started, reporter)
-    return _outcome(study, stage, "computed")
+    return devices
 
 
 def _make_folder(folder: Path) -> None:
@@ -319,16 +294,17 @@ def _set_threads(count: int) -> None:
 def claim_parts(
     study: Study,
     stage: AnyStage,
+    names: Collection[str],
     device: str,
     *,
     progress: Callable[[float], None] = lambda units: None,
     waiting: Callable[[str], None] = lambda message: None,
 ) -> None:
-    """Work on whatever parts nobody else is working on, until every part is done or has failed."""
+    """Work on whichever of the named parts nobody else is working on, until each is done or has failed."""
     _set_threads(study.config.compute.threads)
     space = Workspace(study, stage)
     built = _build(study, stage, device)
-    parts = list(built.parts())
+    parts = [part for part in built.parts() if part.name in names]
     told = False
     while not space.complete:
         pending = [part for part in parts if not space.done(part) and space.failure(part) is None]
@@ -443,22 +419,30 @@ def _track(study: Study, stage: AnyStage, record: Mapping[str, Any], metrics: Me
             stage.track(stage.open(study.folder(stage)), run)
 
 
-def _work(study: Study, stage: str, device: str, send: Send) -> None:
+def _work(study: Study, stage: str, names: Collection[str], device: str, send: Send) -> None:
     """One worker's share of a stage."""
     claim_parts(
         study,
         stage_named(stage),
+        names,
         device,
         progress=lambda units: send("advanced", units),
         waiting=lambda message: send("waiting", message),
     )
 
 
-def _share_parts(study: Study, stage: AnyStage, devices: Sequence[str], pool: Workers, reporter: Reporter) -> None:
+def _share_parts(
+    study: Study,
+    stage: AnyStage,
+    names: Collection[str],
+    devices: Sequence[str],
+    pool: Workers,
+    reporter: Reporter,
+) -> None:
     """Let several processes work on a stage, one device each."""
     try:
         pool.run(
-            [(study, stage.name, device) for device in devices],
+            [(study, stage.name, names, device) for device in devices],
             lambda kind, value: getattr(reporter, kind)(value),
         )
     except WorkersDied as error:

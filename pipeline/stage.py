@@ -132,6 +132,10 @@ class Stage(ABC, Generic[C, A]):
     def parts(self) -> Sequence[Part]:
         """The slices of the work. Must be cheap, and the same on every call."""
 
+    def disk_bytes(self, parts: Sequence[Part]) -> int:
+        """What these parts will write, about; asked before the first of them runs. 0: too little to matter."""
+        return 0
+
     @abstractmethod
     def run_part(self, part: Part, out: Path, progress: Progress) -> None:
         """Do one slice and write it into ``out``, which becomes visible only when this returns.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -164,20 +165,32 @@ def load_tokenizer(config: ModelConfig, models: Path) -> Any:
     """The model's transformers tokenizer, without its weights."""
     from transformers import AutoTokenizer
 
-    source = _source(config, models)
-    return AutoTokenizer.from_pretrained(
-        source,
-        trust_remote_code=config.trust_remote_code,
-        **({} if Path(source).is_dir() or config.revision is None else {"revision": config.revision}),
-    )
+    name, options = source(config, models)
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=config.trust_remote_code, **options)
 
 
-def _source(config: ModelConfig, models: Path) -> str:
-    """What transformers is told to load: a folder where there is one, else the hub name."""
+def source(config: ModelConfig, models: Path) -> tuple[str, dict[str, Any]]:
+    """What transformers is told to load, a folder where there is one, else the hub name; the revision, as options."""
     if config.name == "embedded":
-        return str(embedded.model_folder(models, embedded.file_digest(embedded.weights_file())))
+        return str(embedded.model_folder(models, embedded.file_digest(embedded.weights_file()))), {}
     folder = locate(config)
-    return config.name if folder is None else str(folder)
+    if folder is not None:
+        return str(folder), {}
+    return config.name, {} if config.revision is None else {"revision": config.revision}
+
+
+@contextmanager
+def loading(config: ModelConfig) -> Iterator[None]:
+    """Within, whatever transformers raises over a model becomes one sentence.
+
+    Raises:
+        UserError: the model cannot be loaded, with the reason.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"`model.name: {config.name}`: the model could not be loaded ({reason})") from error
 
 
 @dataclass
@@ -209,21 +222,17 @@ class Subject:
         from transformer_lens.model_bridge import TransformerBridge
 
         transformers.utils.logging.disable_progress_bar()
-        source = _source(config, models)
         dtype = resolve_dtype(config.dtype, device)
-        try:
-            with torch.no_grad():
-                bridge = TransformerBridge.boot_transformers(
-                    source,
-                    device=device,
-                    dtype=dtype,
-                    hf_config_overrides=None if layers is None else _depth_override(config, layers),
-                    trust_remote_code=config.trust_remote_code,
-                    revision=None if Path(source).is_dir() else config.revision,
-                )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"`model.name: {config.name}`: the model could not be loaded ({reason})") from error
+        with loading(config), torch.no_grad():
+            name, options = source(config, models)
+            bridge = TransformerBridge.boot_transformers(
+                name,
+                device=device,
+                dtype=dtype,
+                hf_config_overrides=None if layers is None else depth_override(config, layers),
+                trust_remote_code=config.trust_remote_code,
+                **options,
+            )
         bridge.eval()
         depth = int(bridge.cfg.n_layers)
         known = shape(config) or Shape(depth, int(bridge.cfg.d_model))
@@ -318,10 +327,14 @@ def hook_name(layer: int) -> str:
     return f"blocks.{layer}.hook_out"
 
 
-def _depth_override(config: ModelConfig, layers: int) -> dict[str, int]:
+def depth_override(config: ModelConfig, layers: int) -> dict[str, Any]:
+    """Options that make transformers build and load only the first ``layers`` blocks."""
     if config.name == "embedded":
         return {"num_hidden_layers": layers}
     folder = locate(config)
     values = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
     key = next((key for key in DEPTH_KEYS if key in values), "num_hidden_layers")
-    return {key: layers}
+    cut: dict[str, Any] = {key: layers}
+    if "layer_types" in values:
+        cut["layer_types"] = values["layer_types"][:layers]
+    return cut

@@ -20,6 +20,17 @@ PLEASANTRIES = {
     *("goodbye", "bye", "cheers", "pardon", "apologies", "congratulations"),
 }
 RUN = 8
+PAIR_KEYS = ("id", "emotion_a", "emotion_b", "device", "text_a", "text_b")
+DEVICES = {"order": 65, "negation": 30, "role": 40}
+GRAMMAR = set(
+    WORD.findall(
+        "a an the this that these those i me my mine you your he him his she her hers it its we us our they "
+        "them their who whom what which where when while before after until since once then first last now "
+        "today and or but not no never nobody everybody everyone of to from in on at by with for over under "
+        "up down out into as if so than only is are was were be been has have had do does did would will "
+        "could can must"
+    )
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +41,11 @@ def neutral() -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def stories() -> list[dict[str, Any]]:
     return read_jsonl(texts_path("stories", "embedded"), required=("emotion", "topic", "narrator", "text"))
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[dict[str, Any]]:
+    return read_jsonl(texts_path("pairs", "embedded"), required=PAIR_KEYS)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +80,22 @@ def shared_runs(texts: Sequence[str]) -> list[tuple[int, int, str]]:
             if first != index:
                 found.append((first, index, run))
     return found
+
+
+def bag(text: str) -> list[str]:
+    """The words of a text in alphabetical order, without case and punctuation."""
+    return sorted(re.findall(r"[\w']+", text.lower()))
+
+
+def frame(text: str) -> str:
+    """A text's skeleton: its grammatical words in place, every run of other words as one gap."""
+    marks = " ".join(word if word in GRAMMAR else "_" for word in re.findall(r"[\w']+", text.lower()))
+    return re.sub(r"_( _)+", "_", marks)
+
+
+def both_sides(pairs: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Emotion and text of the two sides of every pair, side by side."""
+    return [(row[f"emotion_{side}"], row[f"text_{side}"]) for row in pairs for side in "ab"]
 
 
 def test_neutral_has_enough_texts_of_every_kind(neutral):
@@ -188,3 +220,76 @@ def test_ratings_tell_apart_words_whose_order_is_not_in_doubt(ratings):
     value = {(row["emotion"], scale): float(row[scale]) for row in ratings for scale in ("valence", "arousal")}
     assert value["happy", "valence"] > 5 > value["miserable", "valence"]
     assert value["enraged", "arousal"] > 5 > value["serene", "arousal"]
+
+
+def test_pairs_are_many_for_every_device_and_numbered(pairs):
+    devices = Counter(row["device"] for row in pairs)
+    assert set(devices) == set(DEVICES)
+    assert {device: devices[device] for device in DEVICES if devices[device] < DEVICES[device]} == {}
+    assert len(pairs) >= 160
+    assert all(tuple(row) == PAIR_KEYS for row in pairs)
+    assert [row["id"] for row in pairs] == [f"p{number:03d}" for number in range(1, len(pairs) + 1)]
+
+
+def test_the_texts_of_a_pair_are_one_bag_of_words_in_two_orders(pairs):
+    """Whatever tells the sides apart is then no vocabulary."""
+    assert [row["id"] for row in pairs if bag(row["text_a"]) != bag(row["text_b"])] == []
+    in_order = [[re.findall(r"[\w']+", row[key].lower()) for key in ("text_a", "text_b")] for row in pairs]
+    assert [row["id"] for row, (a, b) in zip(pairs, in_order, strict=True) if a == b] == []
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [("The boy hit the dog?", True), ("The dog hit a boy.", False), ("The dog hit the boy, the boy.", False)],
+)
+def test_a_bag_of_words_forgets_order_case_and_punctuation_but_no_repetition(other, same):
+    assert (bag("The dog hit the boy.") == bag(other)) is same
+
+
+def test_the_texts_of_a_pair_evoke_two_listed_emotions(pairs):
+    emotions = set(emotion_list())
+    assert [row["id"] for row in pairs if not {row["emotion_a"], row["emotion_b"]} <= emotions] == []
+    assert [row["id"] for row in pairs if row["emotion_a"] == row["emotion_b"]] == []
+
+
+def test_pairs_cover_enough_emotions_often_enough(pairs):
+    counts = Counter(emotion for emotion, _ in both_sides(pairs))
+    assert sum(count >= 4 for count in counts.values()) >= 24
+    assert max(counts.values()) <= len(pairs) / 6
+
+
+def test_pairs_name_no_emotion(pairs):
+    emotions = emotion_list()
+    assert [row["id"] for row in pairs if named_emotions(f"{row['text_a']} {row['text_b']}", emotions)] == []
+
+
+def test_pairs_are_short(pairs):
+    for row in pairs:
+        for key in ("text_a", "text_b"):
+            assert 8 <= len(row[key].split()) <= 40, row["id"]
+            assert 1 <= len(re.findall(r"[.!?](?=\s|$)", row[key])) <= 3, row["id"]
+            assert row[key][0].isupper(), row["id"]
+            assert row[key][-1] in ".!?", row["id"]
+
+
+def test_pairs_repeat_no_text_and_no_run_of_words_of_another_pair(pairs):
+    texts = [text for _, text in both_sides(pairs)]
+    assert len(set(texts)) == len(texts)
+    assert [run for first, second, run in shared_runs(texts) if first // 2 != second // 2] == []
+
+
+def test_no_skeleton_serves_more_than_three_pairs(pairs):
+    frames = Counter(found for row in pairs for found in {frame(row["text_a"]), frame(row["text_b"])})
+    assert {found: count for found, count in frames.items() if count > 3} == {}
+
+
+def test_a_skeleton_keeps_grammar_and_forgets_content():
+    assert frame("The tall nurse waited, and he left.") == frame("The cook sang and he slept.") == "the _ and he _"
+    assert frame("The cook sang before he slept.") == "the _ before he _"
+
+
+def test_the_more_pleasant_side_of_a_pair_comes_first_half_of_the_time(pairs, ratings):
+    """A reading that merely prefers the first text must not pass for one that understands it."""
+    valence = {row["emotion"]: float(row["valence"]) for row in ratings}
+    first = sum(valence[row["emotion_a"]] > valence[row["emotion_b"]] for row in pairs)
+    assert abs(first - len(pairs) / 2) <= 0.05 * len(pairs)

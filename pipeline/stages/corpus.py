@@ -10,7 +10,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +20,7 @@ from pydantic import Field
 from pipeline import manifest
 from pipeline.config import Config, nearest
 from pipeline.corpus import gates
-from pipeline.corpus.texts import EMBEDDED, read_jsonl, texts_path
+from pipeline.corpus.texts import EMBEDDED, read_jsonl, read_texts, texts_path
 from pipeline.errors import UserError
 from pipeline.stage import Metrics, Part, Progress, Stage
 
@@ -32,6 +32,8 @@ EMBEDDED_RATINGS = EMBEDDED / "ratings.csv"
 """Valence, arousal and dominance from 1 to 9 of 171 words, judged by a model."""
 
 Split = Literal["train", "validation", "test", "neutral"]
+CHAT = ("messages", "spans")
+"""Keys that only chats and texts with named stretches have."""
 
 
 class CorpusConfig(Config):
@@ -59,6 +61,9 @@ class Document:
         index: position in the corpus; rows of every array "docs" axis are in this order.
         kind: ``story``, or the kind of a neutral text.
         emotion: the concept a story was written for; empty for neutral texts.
+        text: of a chat, its messages' contents with blank lines between.
+        messages: of a chat, ``{"role", "content"}`` each; empty for a plain text.
+        spans: named stretches as [start, end) in characters of the text, of a chat as [message, start, end).
     """
 
     index: int
@@ -68,6 +73,8 @@ class Document:
     narrator: str
     split: Split
     text: str
+    messages: tuple[Mapping[str, str], ...] = ()
+    spans: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -156,7 +163,8 @@ class CorpusStage(Stage[CorpusConfig, Corpus]):
         documents = select(self.config)
         with (out / "documents.jsonl").open("w", encoding="utf-8") as stream:
             for document in documents:
-                stream.write(json.dumps(asdict(document), ensure_ascii=False) + "\n")
+                row = {key: value for key, value in asdict(document).items() if key not in CHAT or value}
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
         manifest.write_json(out / "quality.json", gates.inspect(documents, ngram=self.config.ngram))
         progress(part.size)
 
@@ -199,9 +207,10 @@ def select(config: CorpusConfig) -> list[Document]:
                     narrator=row.get("narrator", ""),
                     split=_split(config, row["topic"]),
                     text=row["text"],
+                    **{key: row[key] for key in CHAT if key in row},
                 )
             )
-    for row in read_jsonl(texts_path("neutral", config.neutral), required=("kind", "text")):
+    for row in read_texts(texts_path("neutral", config.neutral), required=("kind",)):
         documents.append(
             Document(
                 len(documents),
@@ -211,6 +220,7 @@ def select(config: CorpusConfig) -> list[Document]:
                 narrator="",
                 split="neutral",
                 text=row["text"],
+                **{key: row[key] for key in CHAT if key in row},
             )
         )
     return documents
@@ -223,7 +233,7 @@ def _split(config: CorpusConfig, topic: str) -> Split:
 
 
 def _stories(config: CorpusConfig) -> list[dict[str, Any]]:
-    return read_jsonl(texts_path("stories", config.stories), required=("emotion", "topic", "text"))
+    return read_texts(texts_path("stories", config.stories), required=("emotion", "topic"))
 
 
 def read_ratings(source: Path) -> dict[str, dict[str, float]]:

@@ -1,0 +1,201 @@
+"""What a training step of each SAE architecture costs, and whether the cheaper step learns as much.
+
+The peers: sae-lens's ``SAETrainer`` for every architecture, and EleutherAI's sparsify for TopK where it is installed.
+Everything starts from the same weights and sees the same batches with the same learning rates. Data are sums of a few
+of many directions with a heavy-tailed spread, of the residual stream's width of SmolLM2-135M. The loss is sae-lens's
+own, on rows that no step saw.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from harness import Row, interleaved, machine, options, print_table, write_json
+from sae_lens.config import SAETrainerConfig
+from sae_lens.saes.sae import TrainStepInput
+from sae_lens.training.sae_trainer import SAETrainer
+
+from pipeline.dictionary.architectures import build
+from pipeline.dictionary.recipe import Recipe
+from pipeline.dictionary.rows import Statistics, Stream
+from pipeline.dictionary.training import Trainer
+from pipeline.subject import resolve_dtype
+
+D_MODEL = 576
+ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "standard", "gated", "jumprelu")
+WARM_UP, DECAY = 0.1, 0.3
+
+
+class Rows:
+    """Residual-like rows in memory, with the store's ``read``."""
+
+    def __init__(self, count: int, directions: int = 4096, active: int = 24, seed: int = 0) -> None:
+        generator = np.random.default_rng(seed)
+        dictionary = generator.standard_normal((directions, D_MODEL), dtype=np.float32) / D_MODEL**0.5
+        popularity = 1 / np.arange(8, directions + 8)
+        chosen = generator.choice(directions, (count, active), p=popularity / popularity.sum())
+        sizes = generator.lognormal(0.5, 0.5, (count, active)).astype(np.float32)
+        self.values = 0.05 * generator.standard_normal((count, D_MODEL), dtype=np.float32)
+        for column in range(active):
+            self.values += sizes[:, column, None] * dictionary[chosen[:, column]]
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        return self.values[rows]
+
+
+@dataclass
+class Task:
+    """One comparison: the same SAE, rows and schedule for all contenders."""
+
+    recipe: Recipe
+    rows: Rows
+    width: int
+
+    def __post_init__(self) -> None:
+        chosen = np.arange(len(self.rows.values) - self.recipe.batch)
+        self.statistics = Statistics.of(self.rows, chosen)  # pyright: ignore[reportArgumentType]
+        self.stream = Stream(self.rows, chosen, seed=1)  # pyright: ignore[reportArgumentType]
+        self.held_out = torch.from_numpy(self.rows.values[-self.recipe.batch :]) * self.statistics.scale
+        centre = torch.from_numpy(self.statistics.centre) * self.statistics.scale
+        self.start = build(self.recipe, d_in=D_MODEL, width=self.width, centre=centre, seed=0, metadata={})
+
+    def ours(self, *, half: bool) -> Trainer:
+        return Trainer(self.recipe, copy.deepcopy(self.start), self.stream, self.statistics, "cpu", half)
+
+    def sae_lens(self) -> SAETrainer[Any, Any]:
+        steps, batch = self.recipe.steps, self.recipe.batch
+        rise = round(self.recipe.sparsity_warm_up * steps)
+        sae = copy.deepcopy(self.start)
+        sae.W_enc.data = sae.W_enc.data.contiguous()
+        for name in ("l1_warm_up_steps", "l0_warm_up_steps"):
+            if hasattr(sae.cfg, name):
+                setattr(sae.cfg, name, rise)
+        settings = SAETrainerConfig(
+            total_training_samples=steps * batch,
+            train_batch_size_samples=batch,
+            lr=self.recipe.learning_rate,
+            lr_end=self.recipe.learning_rate / 100,
+            lr_warm_up_steps=round(WARM_UP * steps),
+            lr_decay_steps=round(DECAY * steps),
+            dead_feature_window=self.recipe.dead_after,
+        )
+        batches = (self.batch(step) for step in range(10**9))
+        return SAETrainer(settings, sae, batches)
+
+    def batch(self, step: int) -> torch.Tensor:
+        rows = self.stream.batch(step * self.recipe.batch, self.recipe.batch)
+        return torch.from_numpy(rows) * self.statistics.scale
+
+    @torch.no_grad()
+    def loss(self, sae: Any) -> float:
+        """sae-lens's training loss on held-out rows, with the sparsity penalty at full weight."""
+        given = sae.get_coefficients()
+        full = {name: getattr(value, "value", value) for name, value in given.items()}
+        step = TrainStepInput(
+            sae_in=self.held_out, coefficients=full, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False
+        )
+        return float(sae.training_forward_pass(step).loss)
+
+
+def _lens_steps(trainer: SAETrainer[Any, Any], count: int) -> None:
+    """What ``fit`` does per step, without its progress bar."""
+    for _ in range(count):
+        trainer.maybe_reset_sparsity()
+        trainer.step(next(trainer.data_provider))
+        trainer.n_training_steps += 1
+
+
+def _our_steps(trainer: Trainer, count: int) -> None:
+    for _ in range(count):
+        trainer.step()
+
+
+def sparsify_steps(task: Task) -> Callable[[int], None] | None:
+    """Steps of sparsify's own coder with its own decoder upkeep; None where it is not installed."""
+    if importlib.util.find_spec("sparsify") is None:
+        return None
+    from sparsify import SparseCoder  # pyright: ignore[reportMissingImports]
+    from sparsify.config import SparseCoderConfig  # pyright: ignore[reportMissingImports]
+
+    coder = SparseCoder(D_MODEL, SparseCoderConfig(num_latents=task.width, k=task.recipe.k))
+    optimizer = torch.optim.Adam(coder.parameters(), lr=task.recipe.learning_rate)
+    done = 0
+
+    def run(count: int) -> None:
+        nonlocal done
+        for _ in range(count):
+            coder.set_decoder_norm_to_unit_norm()
+            coder(task.batch(done)).fvu.backward()
+            coder.remove_gradient_parallel_to_decoder_directions()
+            optimizer.step()
+            optimizer.zero_grad()
+            done += 1
+
+    return run
+
+
+def speed(task: Task, steps: int, repeats: int, *, half: bool) -> list[Row]:
+    """Milliseconds per thousand tokens of everything that can train this SAE."""
+    name = f"{task.recipe.architecture}, {task.width:,} features"
+    ours, lens = task.ours(half=False), task.sae_lens()
+    contenders: dict[str, Callable[[], None]] = {
+        "ours": lambda: _our_steps(ours, steps),
+        "sae-lens": lambda: _lens_steps(lens, steps),
+    }
+    if half:
+        reduced = task.ours(half=True)
+        contenders["ours, bfloat16 product"] = lambda: _our_steps(reduced, steps)
+    other = sparsify_steps(task) if task.recipe.architecture == "topk" else None
+    if other is not None:
+        contenders["sparsify"] = lambda: other(steps)
+    seconds = interleaved(contenders, repeats)
+    cost = {key: 1e6 * median(taken) / (steps * task.recipe.batch) for key, taken in seconds.items()}
+    unit = "ms / 1,000 tokens"
+    rows = [Row(f"{name}, step against sae-lens", cost["ours"], cost["sae-lens"], unit)]
+    if half:
+        rows.append(Row(f"{name}, bfloat16 product against sae-lens", cost["ours, bfloat16 product"], cost["sae-lens"], unit))
+    if other is not None:
+        rows.append(Row(f"{name}, step against sparsify", cost["ours"], cost["sparsify"], unit))
+    return rows
+
+
+def losses(task: Task, *, half: bool) -> Row:
+    """The final held-out loss of a whole short training, ours (as fast as this machine can) and sae-lens's."""
+    ours, lens = task.ours(half=half), task.sae_lens()
+    _our_steps(ours, task.recipe.steps)
+    _lens_steps(lens, task.recipe.steps)
+    name = f"{task.recipe.architecture}, {task.width:,} features, final loss of {task.recipe.steps} steps"
+    return Row(name, task.loss(ours.sae), task.loss(lens.sae), "loss")
+
+
+def main() -> None:
+    given = options(__doc__)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    half = resolve_dtype("auto", "cpu") is torch.bfloat16
+    rows = Rows(4096 if given.quick else 32_768)
+    batch = 256 if given.quick else 1024
+    table: list[Row] = []
+    for width in (1152,) if given.quick else (4608, 16_384):
+        for architecture in ARCHITECTURES:
+            recipe = Recipe(architecture=architecture, steps=1000, batch=batch, warm_up=WARM_UP, decay=DECAY)
+            few = width > 10_000
+            table += speed(Task(recipe, rows, width), 1 if few else 2, 3 if few or given.quick else 5, half=half)
+    steps, width = (40, 576) if given.quick else (300, 2304)
+    for architecture in ARCHITECTURES:
+        recipe = Recipe(architecture=architecture, steps=steps, batch=batch, warm_up=WARM_UP, decay=DECAY)
+        table.append(losses(Task(recipe, rows, width), half=half))
+    print_table(table)
+    if given.json:
+        write_json(given.json, table, machine("torch", "sae-lens"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The parts a stage will have, told before the results that it reads are there.
+
+A whole graph of jobs is handed over at once, so the lists have to be known early. They follow from the texts, from the
+model's shape and from the config; stand-ins that know just this take the place of the results.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any
+
+from pipeline import subject
+from pipeline.stage import Part, Stage
+from pipeline.stages.activations import ActivationsStage
+from pipeline.stages.corpus import CorpusStage, select
+from pipeline.study import Study
+
+
+class Foresight:
+    """Of one study."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+
+    def parts(self, stage: type[Stage[Any, Any]]) -> list[Part] | None:
+        """What the stage's ``parts()`` is going to be; None where that depends on what nobody can know yet."""
+        study = self._study
+        try:
+            return list(stage(study.section(stage), study.setting("cpu"), self._results).parts())
+        except (AttributeError, KeyError):
+            return None
+
+    @cached_property
+    def _results(self) -> dict[str, Any]:
+        study = self._study
+        documents = select(study.config.corpus)
+        emotions = tuple(sorted({document.emotion for document in documents} - {""}))
+        layers = ActivationsStage(study.config.activations, study.setting("cpu"), {}).layers
+        activations = SimpleNamespace(layers=layers)
+        shape = subject.shape(study.config.model)
+        if shape is not None:
+            activations.d_model = shape.width
+        return {
+            CorpusStage.name: SimpleNamespace(documents=documents, emotions=emotions),
+            ActivationsStage.name: activations,
+        }

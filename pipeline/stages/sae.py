@@ -1,0 +1,288 @@
+"""The sparse autoencoder of the study: trained on the cached token rows, or brought along; examined either way.
+
+Parts are SAEs. The first is the study's; further ones (``sae.also``) see the same rows in the same order.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from pipeline import manifest
+from pipeline import subject as subjects
+from pipeline.config import Config
+from pipeline.dictionary import source
+from pipeline.dictionary.recipe import Recipe
+from pipeline.dictionary.source import LoadConfig
+from pipeline.stage import Metrics, Part, Progress, Stage
+from pipeline.stages.activations import ActivationsStage
+from pipeline.stages.corpus import CorpusStage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Int
+
+    from pipeline.dictionary.sae import Dictionary, Sae
+    from pipeline.store import TokenRows
+
+HELD_OUT_EVERY = 10
+"""Of neutral texts (and of training stories, where there are no validation topics), one in so many is held out."""
+OTHERS = "others"
+TRAINING = "training.json"
+FIGURES = ("l0", "explained_variance", "dead_share", "dense_share", "ce_recovered")
+
+
+class AlsoConfig(Config):
+    """Further SAEs over the same stream of rows: every combination of these, and the study's own recipe."""
+
+    widths: tuple[int, ...] = ()
+    """Numbers of features besides `sae.width`."""
+    ks: tuple[int, ...] = ()
+    """Sparsities besides `sae.k`."""
+    seeds: int = Field(default=1, ge=1)
+    """Trainings of each that differ in their first weights alone; from two on, their agreement is reported."""
+
+
+class SaeConfig(Recipe):
+    """Train an SAE by this recipe, or load one; then the recipe is not used."""
+
+    load: LoadConfig | None = None
+    """`{path: folder}`, `{release: ..., id: ...}`, or nothing: train."""
+    also: AlsoConfig = AlsoConfig()
+    """Further SAEs to train, for comparison; results are in `others/`."""
+    health_rows: int = Field(default=20_000, ge=100)
+    """At most so many held-out token rows for the figures."""
+    health_texts: int = Field(default=8, ge=0)
+    """Held-out texts on which the model is run with the SAE spliced in. 0: no cross-entropy."""
+
+
+class SaeStage(Stage[SaeConfig, "Sae"]):
+    """Train or load SAEs; report how good they are on held-out text."""
+
+    name = "sae"
+    config_class = SaeConfig
+    needs = ("corpus", "activations")
+    seeded = True
+    resumes_parts = True
+    unit = "tokens"
+
+    @classmethod
+    def check(cls, study: Any) -> None:
+        config: SaeConfig = study.sae
+        known = subjects.shape(study.model)
+        if config.load is not None:
+            check_source(config.load, study.model, known)
+            return
+        for width, k, _ in combinations(config, known.width if known else None):
+            if width is not None and k > width:
+                raise ValueError(f"`sae.k: {k}`: more than the {width} features of the SAE; lower it")
+
+    @classmethod
+    def identities(cls, study: Any) -> dict[str, Path]:
+        load = study.sae.load
+        return {"sae": load.path.expanduser()} if load is not None and load.path is not None else {}
+
+    def parts(self) -> Sequence[Part]:
+        if self.config.load is not None:
+            return [Part("loaded", size=1)]
+        size = self.config.steps * self.config.batch
+        width = self.need(ActivationsStage).d_model
+        return [
+            Part(f"w{w}-k{k}-s{seed}", size=size, payload={"width": w, "k": k, "seed": seed})
+            for w, k, seed in combinations(self.config, width)
+        ]
+
+    def run_part(self, part: Part, out: Path, progress: Progress) -> None:
+        from pipeline.dictionary.sae import HEALTH, WEIGHTS, Dictionary, open_folder
+
+        notes: list[str] = []
+        if self.config.load is None:
+            self._train(part, out, progress)
+        else:
+            notes = self._load(self.config.load, out / WEIGHTS)
+            progress(part.size)
+        found = self._examine(Dictionary(open_folder(out / WEIGHTS)))
+        manifest.write_json(out / HEALTH, found | {"notes": notes})
+
+    @cached_property
+    def rows(self) -> TokenRows:
+        return self.need(ActivationsStage).tokens(self.setting.model.layer)
+
+    @cached_property
+    def held_out(self) -> list[int]:
+        """Documents that no SAE of the study is trained on: validation topics and a tenth of the neutral texts."""
+        corpus = self.need(CorpusStage)
+        validation = corpus.indices("validation")
+        others = corpus.indices("neutral") if validation else corpus.indices("train", "neutral")
+        return validation + others[::HELD_OUT_EVERY]
+
+    def training_rows(self) -> Int[np.ndarray, "n"]:
+        """Rows of training topics and neutral texts. Test topics never enter, not even unlabelled."""
+        return self.rows_of(set(self.need(CorpusStage).indices("train", "neutral")) - set(self.held_out))
+
+    def rows_of(self, documents: Sequence[int] | set[int]) -> Int[np.ndarray, "n"]:
+        import numpy as np
+
+        from pipeline.dictionary.rows import typical
+
+        return typical(self.rows, np.flatnonzero(np.isin(self.rows.document, sorted(documents))))
+
+    def _train(self, part: Part, out: Path, progress: Progress) -> None:
+        import numpy as np
+        import torch
+
+        from pipeline.dictionary import training
+        from pipeline.dictionary.architectures import build, save_folded
+        from pipeline.dictionary.rows import Statistics, Stream
+        from pipeline.dictionary.sae import WEIGHTS
+
+        recipe = self.config.model_copy(update={key: part.payload[key] for key in ("width", "k")})
+        chosen = self.training_rows()
+        statistics = Statistics.of(self.rows, chosen)
+        sae = build(
+            recipe,
+            d_in=self.need(ActivationsStage).d_model,
+            width=part.payload["width"],
+            centre=torch.from_numpy(statistics.centre * np.float32(statistics.scale)),
+            seed=self.seed_of(part.name),
+            metadata=self._metadata(),
+        )
+        device = self.setting.device
+        half = subjects.resolve_dtype(recipe.precision, device) is torch.bfloat16
+        stream = Stream(self.rows, chosen, self.seed_of("stream"))
+        curve = training.Trainer(recipe, sae, stream, statistics, device, half).run(out, progress)
+        save_folded(sae, statistics.scale, out / WEIGHTS)
+        manifest.write_json(out / TRAINING, {"rows": len(chosen), "curve": curve})
+        (out / training.CHECKPOINT).unlink(missing_ok=True)
+
+    def _metadata(self) -> dict[str, Any]:
+        model = self.setting.model
+        return {
+            "model_name": model.name,
+            "hook_name": f"blocks.{model.layer}.hook_resid_post",
+            "prepend_bos": True,
+            "training_text": "training topics and neutral texts of an AffectLens study",
+        }
+
+    def _load(self, load: LoadConfig, target: Path) -> list[str]:
+        from pipeline.dictionary import loading
+        from pipeline.dictionary.architectures import write_sorted
+        from pipeline.errors import UserError
+
+        store, model = self.need(ActivationsStage), self.setting.model
+        module = loading.load(load, mean_norm=store.mean_norm(model.layer))
+        settings = {"d_in": module.cfg.d_in, "metadata": module.cfg.metadata.to_dict()}
+        shape = subjects.Shape(model.layer + 1, store.d_model)
+        try:
+            notes = source.compare(source.from_settings(settings), model, shape)
+        except ValueError as error:
+            raise UserError(f"{load.key}: {error}") from None
+        write_sorted(*module.save_model(target))
+        return notes
+
+    def _examine(self, sae: Dictionary) -> dict[str, Any]:
+        from pipeline.dictionary import health
+
+        chosen = self.rows_of(self.held_out)
+        chosen = chosen[:: max(1, len(chosen) // self.config.health_rows)][: self.config.health_rows]
+        found = health.measure(sae, self.rows, chosen)
+        random = sae.random(self.seed_of("random"), k=max(1, round(found["l0"])))
+        found |= {"width": sae.d_sae, "random": health.measure(random, self.rows, chosen)}
+        if self.config.health_texts:
+            mean = self.rows.read(chosen).mean(axis=0)
+            replacements = {
+                "spliced": sae.reconstruct,
+                "random": random.reconstruct,
+                "mean": lambda rows: mean + 0 * rows,
+            }
+            texts = self._texts(self.held_out[:: max(1, len(self.held_out) // self.config.health_texts)])
+            entropies = health.cross_entropies(self.subject, self.setting.model.layer, texts, replacements)
+            found["cross_entropy"] = entropies
+            found["ce_recovered"] = health.recovered(entropies, "spliced")
+            found["random"]["ce_recovered"] = health.recovered(entropies, "random")
+        return found
+
+    def _texts(self, documents: Sequence[int]) -> list[list[int]]:
+        rows = self.rows
+        return [rows.token[rows.document == index].tolist() for index in documents[: self.config.health_texts]]
+
+    @cached_property
+    def subject(self) -> subjects.Subject:
+        return subjects.Subject.load(self.setting.model, device=self.setting.device, models=self.setting.models)
+
+    def finish(self, parts: Mapping[str, Path], out: Path) -> Metrics:
+        from pipeline.dictionary import health
+        from pipeline.dictionary.sae import HEALTH
+
+        skip = shutil.ignore_patterns(manifest.PART)
+        for index, (name, folder) in enumerate(parts.items()):
+            target = out if index == 0 else out / OTHERS / name
+            shutil.copytree(folder, target, dirs_exist_ok=True, ignore=skip)
+        first = json.loads((out / HEALTH).read_text(encoding="utf-8"))
+        first |= self._agreement(parts)
+        first["verdict"] = health.verdict(first)
+        manifest.write_json(out / HEALTH, first)
+        metrics = {"features": float(first["width"])}
+        for prefix, figures in (("", first), ("random_", first["random"])):
+            metrics |= {prefix + key: figures[key] for key in FIGURES if key in figures}
+        return metrics | {f"seeds_{key}": value for key, value in first.get("agreement", {}).items()}
+
+    def _agreement(self, parts: Mapping[str, Path]) -> dict[str, Any]:
+        """How far the study's SAE and its re-trainings under other seeds hold the same features."""
+        from pipeline.dictionary import health
+        from pipeline.dictionary.sae import WEIGHTS, Dictionary, open_folder
+
+        listed = self.parts()
+        keys = ("width", "k")
+        alike = [p.name for p in listed if all(p.payload.get(k) == listed[0].payload.get(k) for k in keys)]
+        if len(alike) < 2:
+            return {}
+        return {"agreement": health.agreement([Dictionary(open_folder(parts[name] / WEIGHTS)) for name in alike])}
+
+    @classmethod
+    def open(cls, folder: Path) -> Sae:
+        from pipeline.dictionary.sae import Sae
+
+        return Sae(folder)
+
+    @classmethod
+    def track(cls, result: Sae, run: Any) -> None:
+        path = result.folder.parent / TRAINING
+        if path.is_file():
+            curve = json.loads(path.read_text(encoding="utf-8"))["curve"]
+            run.table("sae/training", list(curve[0]), [list(row.values()) for row in curve])
+
+
+def combinations(config: SaeConfig, d_model: int | None) -> list[tuple[int, int, int]]:
+    """(width, k, seed) of every SAE to train; the study's own first."""
+    base = config.width or (4 * d_model if d_model else None)
+    widths = [base, *config.also.widths]
+    grid = itertools.product(
+        range(config.also.seeds), dict.fromkeys(widths), dict.fromkeys([config.k, *config.also.ks])
+    )
+    return [(width, k, seed) for seed, width, k in grid]
+
+
+def check_source(load: LoadConfig, model: subjects.ModelConfig, shape: subjects.Shape | None) -> None:
+    """Compare what can be known of an SAE without opening it with the study.
+
+    Raises:
+        ValueError: one sentence that begins with the key.
+    """
+    try:
+        if load.path is not None:
+            origin = source.describe(load.path.expanduser())
+        else:
+            assert load.release is not None
+            assert load.id is not None
+            origin = source.describe_release(load.release, load.id)
+        source.compare(origin, model, shape)
+    except ValueError as error:
+        raise ValueError(f"{load.key}: {error}") from None

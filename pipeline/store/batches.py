@@ -1,0 +1,130 @@
+"""Shuffled training batches: exact epochs, addressed by (seed, epoch, step); nothing to save, no buffer to mix in."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.store.format import to_tensor
+from pipeline.store.source import RowSource
+
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+ROUNDS = 6
+BLOCK_BYTES = 8 << 20
+"""Rows that are fetched at once, at least one batch: enough to make the cost of a shard's turn small."""
+
+
+def shuffled(positions: Int[np.ndarray, "n"], count: int, *key: int) -> Int[np.ndarray, "n"]:
+    """Where a random permutation of ``range(count)`` sends these positions, without holding the permutation.
+
+    A Feistel network over the smallest power of two that holds ``count`` is a permutation of it whatever its round
+    function; values outside the range are sent on until they fall inside (Black and Rogaway 2002, "Ciphers with
+    arbitrary finite domains", cycle walking). Any position of any epoch costs the same, so nothing needs replaying.
+
+    Args:
+        positions: from 0 to ``count - 1``.
+        count: how many there are to permute.
+        key: integers that name the permutation, such as seed and epoch.
+    """
+    bits = max(2, int(count - 1).bit_length())
+    kind = np.uint32 if bits <= 32 else np.uint64
+    low, high = bits - bits // 2, bits // 2
+    keys = np.random.default_rng(key).integers(0, 1 << 32, size=ROUNDS, dtype=np.uint64).astype(kind)
+
+    def walk(values: np.ndarray) -> np.ndarray:
+        left, right = values >> kind(low), values & kind((1 << low) - 1)
+        for turn in range(0, ROUNDS, 2):
+            left = left ^ (_mixed(right, keys[turn]) & kind((1 << high) - 1))
+            right = right ^ (_mixed(left, keys[turn + 1]) & kind((1 << low) - 1))
+        return (left << kind(low)) | right
+
+    found = walk(np.asarray(positions).astype(kind))
+    outside = np.flatnonzero(found >= count)
+    while len(outside):
+        found[outside] = walk(found[outside])
+        outside = outside[found[outside] >= count]
+    return found.astype(np.int64)
+
+
+def _mixed(values: np.ndarray, key: np.generic) -> np.ndarray:
+    """A hash of each value; multiplication wraps, every bit of the input reaches the low bits of the result."""
+    kind = values.dtype.type
+    mixed = (values ^ key) * kind(0x9E3779B1)
+    mixed ^= mixed >> kind(15)
+    mixed *= kind(0x85EBCA77)
+    mixed ^= mixed >> kind(13)
+    return mixed
+
+
+class Batches:
+    """One epoch of shuffled rows.
+
+    Iterating yields tensors of shape ``batch_size d_model`` (the last may be shorter) from ``step`` on, fetched ahead
+    by a thread. ``len`` is the number of steps of the whole epoch.
+    """
+
+    def __init__(
+        self,
+        source: RowSource,
+        resident: Tensor | None,
+        *,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        step: int,
+        chosen: Int[np.ndarray, "n"] | None,
+        device: str,
+        dtype: torch.dtype | None,
+        prefetch: int,
+    ) -> None:
+        if batch_size < 1 or step < 0 or prefetch < 1:
+            raise ValueError("batch_size and prefetch are at least 1, step is at least 0")
+        self._source, self._resident, self._chosen = source, resident, chosen
+        self._size, self._key, self._step = batch_size, (seed, epoch), step
+        self._device, self._dtype, self._prefetch = device, dtype, prefetch
+        self.count = len(source) if chosen is None else len(chosen)
+
+    def __len__(self) -> int:
+        return -(-self.count // self._size)
+
+    def rows(self, first: int, last: int) -> Int[np.ndarray, "n"]:
+        """Row numbers of the batches from step ``first`` to before step ``last``, in the order of the epoch."""
+        positions = np.arange(first * self._size, min(last * self._size, self.count))
+        order = shuffled(positions, self.count, *self._key)
+        return order if self._chosen is None else self._chosen[order]
+
+    def __iter__(self) -> Iterator[Float[Tensor, "batch d_model"]]:
+        together = max(1, BLOCK_BYTES * len(self._source) // max(1, self._source.nbytes) // self._size)
+        starts = iter(range(self._step, len(self), together))
+        ahead: deque[Future[Tensor]] = deque()
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+            try:
+                while True:
+                    while len(ahead) < self._prefetch and (start := next(starts, None)) is not None:
+                        ahead.append(pool.submit(self._fetch, start, min(start + together, len(self))))
+                    if not ahead:
+                        return
+                    yield from ahead.popleft().result().split(self._size)
+            finally:
+                for waiting in ahead:
+                    waiting.cancel()
+
+    def _fetch(self, first: int, last: int) -> Float[Tensor, "rows d_model"]:
+        import torch
+
+        rows = self.rows(first, last)
+        if self._resident is not None:
+            found = self._resident.index_select(0, torch.from_numpy(rows).to(self._resident.device))
+        else:
+            found = to_tensor(self._source.take(rows), self._source.dtype)
+            if self._device.startswith("cuda"):
+                found = found.pin_memory()
+        return found.to(device=self._device, dtype=self._dtype or found.dtype, non_blocking=True)
