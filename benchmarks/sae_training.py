@@ -32,6 +32,8 @@ from pipeline.subject import resolve_dtype
 D_MODEL = 576
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "standard", "gated", "jumprelu")
 WARM_UP, DECAY = 0.1, 0.3
+TURN = 10
+"""Steps that one contender takes before the other does, in whole trainings."""
 
 
 class Rows:
@@ -161,19 +163,28 @@ def speed(task: Task, steps: int, repeats: int, *, half: bool) -> list[Row]:
     unit = "ms / 1,000 tokens"
     rows = [Row(f"{name}, step against sae-lens", cost["ours"], cost["sae-lens"], unit)]
     if half:
-        rows.append(Row(f"{name}, bfloat16 product against sae-lens", cost["ours, bfloat16 product"], cost["sae-lens"], unit))
+        rows.append(
+            Row(f"{name}, bfloat16 product against sae-lens", cost["ours, bfloat16 product"], cost["sae-lens"], unit)
+        )
     if other is not None:
         rows.append(Row(f"{name}, step against sparsify", cost["ours"], cost["sparsify"], unit))
     return rows
 
 
-def losses(task: Task, *, half: bool) -> Row:
-    """The final held-out loss of a whole short training, ours (as fast as this machine can) and sae-lens's."""
+def whole(task: Task, *, half: bool) -> list[Row]:
+    """A whole short training, ours (as fast as this machine can) and sae-lens's in turns: time and held-out loss."""
     ours, lens = task.ours(half=half), task.sae_lens()
-    _our_steps(ours, task.recipe.steps)
-    _lens_steps(lens, task.recipe.steps)
-    name = f"{task.recipe.architecture}, {task.width:,} features, final loss of {task.recipe.steps} steps"
-    return Row(name, task.loss(ours.sae), task.loss(lens.sae), "loss")
+    turns = task.recipe.steps // TURN
+    seconds = interleaved(
+        {"ours": lambda: _our_steps(ours, TURN), "sae-lens": lambda: _lens_steps(lens, TURN)}, turns, warmup=0
+    )
+    tokens = turns * TURN * task.recipe.batch
+    cost = {key: 1e6 * sum(taken) / tokens for key, taken in seconds.items()}
+    name = f"{task.recipe.architecture}, {task.width:,} features, {turns * TURN} steps"
+    return [
+        Row(f"{name}, whole training", cost["ours"], cost["sae-lens"], "ms / 1,000 tokens"),
+        Row(f"{name}, final loss", task.loss(ours.sae), task.loss(lens.sae), "loss"),
+    ]
 
 
 def main() -> None:
@@ -191,7 +202,7 @@ def main() -> None:
     steps, width = (40, 576) if given.quick else (300, 2304)
     for architecture in ARCHITECTURES:
         recipe = Recipe(architecture=architecture, steps=steps, batch=batch, warm_up=WARM_UP, decay=DECAY)
-        table.append(losses(Task(recipe, rows, width), half=half))
+        table += whole(Task(recipe, rows, width), half=half)
     print_table(table)
     if given.json:
         write_json(given.json, table, machine("torch", "sae-lens"))

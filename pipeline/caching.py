@@ -144,14 +144,12 @@ class _Reading:
         sums: sum over each kind of mean; None where nothing is kept per document.
         places: values at the read positions, in the order of ``_Batch.places``.
         norms: sum of the Euclidean norms of each window's text tokens.
-        peaks: largest magnitude in each window; not a number where a value is not.
     """
 
     rows: Tensor | None
     sums: Float[Tensor, "windows kinds d_model"] | None
     places: Float[Tensor, "places d_model"] | None
     norms: Float64[Tensor, "windows"]
-    peaks: Float[Tensor, "windows"]
 
 
 class Caching:
@@ -277,14 +275,14 @@ class Caching:
             flat = rearrange(values, "rows positions d_model -> (rows positions) d_model")
             rows = flat.index_select(0, rearrange(read, "rows positions -> (rows positions)").nonzero()[:, 0])
             rows = _to_host(rows.to(self._wanted.storage))
-        exact = values.float().masked_fill(~read[..., None], 0)
+        exact = values.float()
+        norms = exact.norm(dim=-1).masked_fill(~read, 0)
         pooled = site in self._wanted.pooled_sites
         return _Reading(
             rows=rows,
             sums=_to_host(torch.bmm(weights, exact)) if pooled else None,
             places=_to_host(values[at[:, 0], at[:, 1]].float()) if pooled else None,
-            norms=_to_host(exact.norm(dim=-1).double().sum(dim=-1)),
-            peaks=_to_host(exact.abs().amax(dim=(1, 2))),
+            norms=_to_host(norms.double().sum(dim=-1)),
         )
 
     def _write(self, writer: ShardWriter, batch: _Batch, readings: Mapping[Site, _Reading], ready: Any) -> None:
@@ -292,17 +290,21 @@ class Caching:
             ready.synchronize()
         places = batch.places(self._wanted.positions)
         for site, reading in readings.items():
-            self._refuse_infinite(site, batch, reading)
             folder, done = group(site.layer, site.name), 0
             for row, (each, (low, high)) in enumerate(zip(batch.windows, batch.first, strict=True)):
+                sums = np.zeros((0, self._reader.width)) if reading.sums is None else reading.sums[row].double().numpy()
+                # Norms are finite if every token read is; sums also tell of what padding might have spoilt.
+                self._require_finite(site, each.text, reading.norms[row].numpy(), sums)
                 if reading.rows is not None and high > low:
                     own = to_bits(reading.rows[done : done + high - low])
+                    if self._wanted.storage == torch.float16:
+                        self._require_finite(site, each.text, own)
                     writer.put(f"{folder}/rows", int(self._first_rows[each.text]) + low, own)
                     done += high - low
-                sums = np.zeros((0, self._reader.width)) if reading.sums is None else reading.sums[row].double().numpy()
                 self._add(writer, site, each.text, sums, float(reading.norms[row]))
             if reading.places is not None:
                 for (row, name, _), value in zip(places, reading.places.numpy(), strict=True):
+                    self._require_finite(site, batch.windows[row].text, value)
                     writer.put(f"{folder}/at/{name}", batch.windows[row].text, value)
 
     def _add(self, writer: ShardWriter, site: Site, text: int, sums: np.ndarray, norm: float) -> None:
@@ -319,14 +321,10 @@ class Caching:
             if tokens:
                 writer.put(f"{folder}/{kind}", text, (own / tokens).astype(np.float32))
 
-    def _refuse_infinite(self, site: Site, batch: _Batch, reading: _Reading) -> None:
-        largest = torch.finfo(self._wanted.storage).max if reading.rows is not None else torch.finfo(torch.float32).max
-        peaks, norms = reading.peaks.numpy(), reading.norms.numpy()
-        bad = np.flatnonzero(~((peaks <= largest) & np.isfinite(norms)))
-        if len(bad):
-            document = self._documents[batch.windows[int(bad[0])].text]
+    def _require_finite(self, site: Site, text: int, *arrays: np.ndarray) -> None:
+        if not all(np.isfinite(array).all() for array in arrays):
             raise UserError(
-                f"layer {site.layer}, corpus document {document.index}: {site.name} is not finite in "
+                f"layer {site.layer}, corpus document {self._documents[text].index}: {site.name} is not finite in "
                 f"{str(self._wanted.storage).removeprefix('torch.')}; set `model.dtype` and `activations.storage` to "
                 "float32 or bfloat16, and check the model's weights"
             )

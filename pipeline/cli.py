@@ -8,13 +8,14 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pipeline import __version__
-from pipeline.errors import ConfigError, MissingResult, UserError
+from pipeline.errors import ConfigError, DamagedResult, MissingResult, UserError
 
 app = typer.Typer(
     name="affectlens",
@@ -36,6 +37,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Changes to the study: sae.k=16 model.layer=10 ...", metavar="[KEY=VALUE]..."),
 ]
+Sweep = Annotated[
+    bool, typer.Option("--sweep", help="sae.k=16,32 model.layer=10,15 means four studies, one for each combination.")
+]
 
 
 @app.command()
@@ -56,26 +60,135 @@ def run(
         str | None,
         typer.Option(help="Processes that share the work: a number, or auto. The results are the same."),
     ] = None,
+    sweep: Sweep = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what it would take (tokens, disk, parts, time) and stop.")
+    ] = False,
 ) -> None:
     """Run a study: whatever is not in the cache yet is computed, in order.
 
     Interrupt it whenever you like: finished parts stay, and the next run goes on from there.
 
     Examples: [bold]affectlens run configs/quickstart.yaml[/bold], [bold]affectlens run my.yaml sae.k=64 --stage
-    match[/bold], [bold]affectlens run my.yaml --mode retry --workers 4[/bold]
+    match[/bold], [bold]affectlens run my.yaml --mode retry --workers 4[/bold], [bold]affectlens run my.yaml
+    sae.k=16,32,64 --sweep[/bold]
     """
     from pipeline import runner
     from pipeline.console import Console
 
-    study = _load(config, overrides)
+    studies = _studies(config, overrides, sweep)
     if mode not in ("cached", "retry", "force", "read-only"):
         raise ConfigError(f"--mode {mode}: choose cached, retry, force or read-only")
     if workers is not None and workers != "auto" and not (workers.isdigit() and int(workers) > 0):
         raise ConfigError(f"--workers {workers}: give a number from 1 up, or auto")
     names = [_stage(name) for name in stage or ()]
-    with Console(study.config.name) as console:
-        outcomes = runner.run(study, mode=mode, only=names, workers=workers, reporter=console)  # pyright: ignore[reportArgumentType]
-        console.close(study, outcomes)
+    for study in studies:
+        if dry_run:
+            _print_plan(study, names)
+            continue
+        with Console(study.config.name) as console:
+            outcomes = runner.run(study, mode=mode, only=names, workers=workers, reporter=console)  # pyright: ignore[reportArgumentType]
+            console.close(study, outcomes)
+
+
+@app.command()
+def submit(
+    config: Config,
+    overrides: Overrides = None,
+    cluster: Annotated[
+        str,
+        typer.Option(
+            help="slurm: batch jobs; returns at once. local: the same jobs as processes of this machine. debug: one "
+            "after the other in this process."
+        ),
+    ] = "slurm",
+    profile: Annotated[
+        Path | None, typer.Option(help="What this site's jobs ask for, for example configs/cluster/gpu.yaml.")
+    ] = None,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="Only this stage and what it needs; may be given again.")
+    ] = None,
+    mode: Annotated[
+        str, typer.Option(help="cached: what is missing; stops at recorded failures. retry: failed parts again, too.")
+    ] = "cached",
+    sweep: Sweep = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the graph and the scripts; submit nothing.")
+    ] = False,
+) -> None:
+    """Run a study as batch jobs: for each stage an array over its parts and a merge, chained, handed over at once.
+
+    You can log out afterwards. What is finished, or queued by an earlier submission, is not submitted again; so after
+    a failure, a cancellation or a crash the same command with [bold]--mode retry[/bold] goes on.
+
+    Examples: [bold]affectlens submit my.yaml --profile configs/cluster/gpu.yaml[/bold], [bold]affectlens submit my.yaml
+    sae.k=16,32,64 --sweep --dry-run[/bold], [bold]affectlens submit my.yaml cluster.sae.time=12h[/bold]
+    """
+    from pipeline.cluster import config as settings
+    from pipeline.cluster import submission
+
+    if cluster not in ("slurm", "local", "debug"):
+        raise ConfigError(f"--cluster {cluster}: choose slurm, local or debug")
+    if mode not in ("cached", "retry"):
+        raise ConfigError(f"--mode {mode}: choose cached or retry; `affectlens run --mode force` computes anew")
+    order = submission.Order(
+        studies=_studies(config, overrides, sweep),
+        names=[_stage(name) for name in stage or ()],
+        where=cluster,  # pyright: ignore[reportArgumentType]
+        profile=settings.read_profile(profile) if profile else None,
+        retry=mode == "retry",
+    )
+    nodes = submission.plan(order) if dry_run else submission.submit(order, print)
+    if dry_run:
+        print(submission.preview(order, nodes))
+    elif not nodes:
+        print("nothing to submit: everything is done or under way")
+    if nodes and not dry_run and cluster == "slurm":
+        print(f"{sum(node.jobs for node in nodes)} jobs submitted; `affectlens status {config}` follows them")
+
+
+@app.command()
+def cancel(config: Config, overrides: Overrides = None, sweep: Sweep = False) -> None:
+    """Cancel a study's batch jobs, waiting and running. Finished parts stay; jobs that other studies need go on."""
+    from pipeline.cluster import submission
+
+    ids, kept = submission.cancel(_studies(config, overrides, sweep))
+    print(f"{len(ids)} jobs cancelled" + (f"; other studies need {', '.join(kept)}" if kept else ""))
+
+
+def _print_plan(study: Any, names: Sequence[str]) -> None:
+    from pipeline import estimate, runner
+
+    cost = estimate.of(study)
+    for each in runner.needed_for(names):
+        needs = f"  {cost}" if each.name == "activations" else ""
+        print(f"{each.name:<12} {runner.inspect(study, each).state:<8}{needs}".rstrip())
+    print(f"{estimate.size(cost.free)} are free in {study.config.cache}.")
+
+
+@app.command()
+def verify(config: Config, overrides: Overrides = None) -> None:
+    """Read every file of a study's results again and compare it with its checksum.
+
+    What is damaged is named and set aside: the next run computes just that again. Exit status 1 if there is any.
+    """
+    from pipeline import verify as verifying
+    from pipeline.study import STAGES
+    from pipeline.workspace import Workspace
+
+    study = _load(config, overrides)
+    damaged = 0
+    for each in STAGES:
+        space = Workspace(study, each)
+        found = verifying.damages(space, each, contents=True)
+        print(f"{each.name:<12} {verifying.summary(space, found)}", flush=True)
+        for damage in found:
+            print(f"  {damage}")
+        if found:
+            verifying.set_aside(space, each, contents=True)
+        damaged += len(found)
+    if damaged:
+        raise DamagedResult(f"{damaged} damaged file{'s' * (damaged > 1)} set aside; run the study again to repair it")
 
 
 @app.command()
@@ -83,30 +196,41 @@ def status(
     config: Config,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    sweep: Sweep = False,
 ) -> None:
-    """What the cache holds of a study: per stage its state, fingerprint, folder, seconds and metrics."""
-    from pipeline import runner
+    """What the cache holds of a study, and what its jobs do.
+
+    Per stage its state, fingerprint, folder, seconds and metrics; of unfinished ones the parts, the states of batch
+    jobs, rate, time left, and the last line of whatever failed.
+    """
+    from pipeline.cluster import progress
     from pipeline.console import print_status
     from pipeline.study import STAGES
+    from pipeline.workspace import inspect
 
-    study = _load(config, overrides)
-    states = [(runner.inspect(study, each), study.fingerprint(each)) for each in STAGES]
-    if not as_json:
-        print_status(study, states)
-        return
-    rows = {
-        state.stage: {
-            "state": state.state,
-            "fingerprint": fingerprint,
-            "folder": str(state.folder),
-            "seconds": state.record["run"]["seconds"] if state.record else None,
-            "parts_done": state.parts_done,
-            "failures": dict(state.failures),
-            "metrics": state.metrics,
+    found = []
+    for study in _studies(config, overrides, sweep):
+        states = [(inspect(study, each), study.fingerprint(each)) for each in STAGES]
+        jobs = progress.of_study(study)
+        if not as_json:
+            print_status(study, states, jobs)
+            continue
+        rows = {
+            state.stage: {
+                "state": state.state,
+                "fingerprint": fingerprint,
+                "folder": str(state.folder),
+                "seconds": state.record["run"]["seconds"] if state.record else None,
+                "parts_done": state.parts_done,
+                "failures": dict(state.failures),
+                "metrics": state.metrics,
+                "progress": asdict(jobs[state.stage]) if state.stage in jobs else None,
+            }
+            for state, fingerprint in states
         }
-        for state, fingerprint in states
-    }
-    print(json.dumps({"study": study.config.name, "stages": rows}, indent=1))
+        found.append({"study": study.config.name, "stages": rows})
+    if as_json:
+        print(json.dumps({"studies": found} if sweep else found[0], indent=1))
 
 
 @app.command()
@@ -127,6 +251,20 @@ def _load(config: Path, overrides: Sequence[str] | None) -> Any:
     from pipeline.study import Study
 
     return Study.load(config, overrides or ())
+
+
+def _studies(config: Path, overrides: Sequence[str] | None, sweep: bool) -> list[Any]:
+    """The study, or those of the sweep."""
+    from pipeline import sweep as sweeps
+
+    if sweep:
+        return sweeps.load(config, overrides or ())
+    try:
+        return [_load(config, overrides)]
+    except ConfigError as error:
+        if any(len(sweeps.alternatives(override)) > 1 for override in overrides or ()):
+            raise ConfigError(f"{error}; for one study a value, add --sweep") from None
+        raise
 
 
 def _stage(name: str) -> str:

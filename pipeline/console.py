@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console as RichConsole
@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.cluster import progress as jobs
 from pipeline.runner import Outcome, Reporter
 from pipeline.stage import Metrics
 from pipeline.study import Study, stage_named
@@ -103,28 +104,53 @@ def interval(metrics: Metrics, name: str) -> str:
     return text if math.isnan(low) or math.isnan(high) else f"{text} [{low:.3f}, {high:.3f}]"
 
 
-def print_status(study: Study, states: Sequence[tuple[State, str]]) -> None:
-    """One row a stage."""
+def print_status(study: Study, states: Sequence[tuple[State, str]], progress: Mapping[str, jobs.Progress]) -> None:
+    """One row a stage; of unfinished ones how far they are, and why what failed has failed."""
     console = RichConsole(highlight=False)
     table = Table(title=f"Study {study.config.name} ({study.source})", title_justify="left", show_edge=False)
     for column in ("stage", "state", "fingerprint", "seconds", "parts", "folder"):
         table.add_column(column, no_wrap=column != "folder", overflow="fold")
-    styles = {"done": "green", "failed": "red", "partial": "yellow", "missing": "dim"}
+    styles = {"done": "green", "failed": "red", "partial": "yellow", "running": "cyan", "queued": "cyan"}
     for state, fingerprint in states:
-        seconds = f"{state.record['run']['seconds']:.1f}" if state.record else ""
-        parts = str(state.parts_done) if state.state != "missing" else ""
+        open_ = progress.get(state.stage)
+        word = state.state if open_ is None else open_.state(state.state)
         table.add_row(
             state.stage,
-            Text(state.state, style=styles[state.state]),
+            Text(word, style=styles.get(word, "dim")),
             fingerprint[:16],
-            seconds,
-            parts,
+            f"{state.record['run']['seconds']:.1f}" if state.record else "",
+            str(state.parts_done) if open_ is None else _counts(open_),
             str(state.folder) if state.state != "missing" else "",
         )
     console.print(table)
+    for stage, open_ in progress.items():
+        line = ", ".join([*(f"{count} {word}" for word, count in sorted(open_.jobs.items())), *_pace(open_)])
+        if line:
+            console.print(f"{stage} jobs: {line}", soft_wrap=True)
+        for note in open_.notes:
+            console.print(f"{stage}: {note}", style="red", soft_wrap=True)
     for state, _ in states:
-        for part, error in state.failures.items():
-            console.print(f"{state.stage} part {part} failed: {error}", style="red")
         for metric, meaning in stage_named(state.stage).headline:
             if metric in state.metrics:
                 console.print(f"{meaning}: {interval(state.metrics, metric)}")
+
+
+def _counts(progress: jobs.Progress) -> str:
+    """``12 of 41 (2 running, 1 failed)``."""
+    total = "?" if progress.total is None else str(progress.total)
+    words = [f"{count} {word}" for word, count in (("running", progress.running), ("failed", progress.failed)) if count]
+    return f"{progress.done} of {total}" + (f" ({', '.join(words)})" if words else "")
+
+
+def _pace(progress: jobs.Progress) -> list[str]:
+    """Rate and time left, as far as they are known."""
+    if progress.rate <= 0:
+        return []
+    found = [
+        f"{progress.rate:,.3g} {progress.unit}/s" if progress.rate < 10 else f"{progress.rate:,.0f} {progress.unit}/s"
+    ]
+    if progress.left is not None:
+        minutes, seconds = divmod(round(progress.left), 60)
+        hours, minutes = divmod(minutes, 60)
+        found.append(f"{hours}:{minutes:02}:{seconds:02} left")
+    return found

@@ -32,6 +32,36 @@ def within_topics(
     return np.stack([own_areas(scores[topics == name], labels[topics == name]) for name in np.unique(topics)], axis=1)
 
 
+def own_p(
+    scores: Float[np.ndarray, "docs concepts"],
+    labels: Bool[np.ndarray, "docs concepts"],
+    topics: Shaped[np.ndarray, " docs"],
+    *,
+    permutations: int,
+    rng: np.random.Generator,
+) -> Float[np.ndarray, " concepts"]:
+    """One-sided p of each concept's own readout, with labels permuted within topics; 1 where it is not defined.
+
+    Args:
+        scores: column c is the readout of concept c, chosen without these documents.
+        labels: which concept each document is of.
+        topics: documents change labels within these.
+        permutations: how many; p is at least 1 / (permutations + 1).
+        rng: of the permutations.
+    """
+    from scipy.stats import rankdata
+
+    ranks, groups = rankdata(scores, axis=0), [np.flatnonzero(topics == name) for name in np.unique(topics)]
+    null, order = np.empty((permutations, labels.shape[1])), np.arange(len(labels))
+    for draw in range(permutations):
+        for group in groups:
+            order[group] = rng.permutation(group)
+        null[draw] = (ranks * labels[order]).sum(axis=0)
+    p, _ = stats.permutation_p((ranks * labels).sum(axis=0), null)
+    defined = labels.any(axis=0) & ~labels.all(axis=0)
+    return np.where(defined, p, 1.0)
+
+
 def describe(
     methods: Mapping[str, Float[np.ndarray, "docs concepts"]],
     labels: Bool[np.ndarray, "docs concepts"],

@@ -69,7 +69,7 @@ class Injected:
 
 @dataclass(frozen=True)
 class Ablated:
-    """What ablation did in the contexts of one concept.
+    """What ablation did in the contexts of one concept, held-out stories' ends and the beginning of a sentence.
 
     Attributes:
         drop: per kind of vector, the fall of each concept's words against the others' under the ablation (row 0)
@@ -77,12 +77,14 @@ class Ablated:
         fires: per kind of feature vector, share of the text's positions at which one of its features fires.
         base: the same contrast before, of all concepts.
         topics: of the contexts.
+        frames: with which words each context ends.
     """
 
     drop: Mapping[str, Float[np.ndarray, "contexts rows concepts"]]
     fires: Mapping[str, Float[np.ndarray, "contexts"]]
     base: Float[np.ndarray, "contexts concepts"]
     topics: Int[np.ndarray, "contexts"]
+    frames: Int[np.ndarray, "contexts"]
 
 
 @dataclass(frozen=True)
@@ -174,8 +176,9 @@ def pooled_p(
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """0 where there is nothing to be divided: a vector that does nothing, like its controls, is no outlier."""
-    ratio = np.divide(above, below, out=np.zeros_like(above, dtype=float), where=below > 0)
-    return np.where((below <= 0) & (above != 0), np.sign(above) * np.inf, ratio)
+    spread = below > 0
+    ratio = np.divide(above, below, out=np.zeros_like(above, dtype=float), where=spread)
+    return np.where(spread | (above == 0), ratio, np.copysign(np.inf, above))
 
 
 def at_divergence(

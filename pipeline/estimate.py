@@ -48,6 +48,11 @@ class Cost:
     seconds: float | None
     exact: bool
 
+    def __str__(self) -> str:
+        about, (pending, parts) = "" if self.exact else "about ", self.parts
+        text = f"{pending} of {parts} parts to compute: {about}{self.tokens:,} tokens, about {size(self.bytes)} on disk"
+        return text if self.seconds is None else f"{text}, about {duration(self.seconds)}"
+
 
 def count_tokens(tokenizer: Any, documents: Sequence[Document]) -> tuple[int, bool]:
     """Text tokens of the documents, and whether all were tokenised."""
@@ -108,6 +113,14 @@ def size(count: float) -> str:
     raise AssertionError
 
 
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits them."""
+    for unit, length in (("s", 1), ("min", 60), ("h", 3600), ("days", 86400)):
+        if seconds < 120 * length or unit == "days":
+            return f"{max(1, round(seconds / length)):,} {unit}"
+    raise AssertionError
+
+
 def of(study: Study) -> Cost:
     """The cost of what the study's activations still lack. Nothing is written and no model is loaded.
 
@@ -116,9 +129,9 @@ def of(study: Study) -> Cost:
     """
     from types import SimpleNamespace
 
-    from pipeline.workspace import Workspace
     from pipeline.stages.activations import ActivationsStage
     from pipeline.stages.corpus import select
+    from pipeline.workspace import Workspace
 
     device = subject.device_names(study.config.compute.device)[0]
     documents = tuple(select(study.config.corpus))

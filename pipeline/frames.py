@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.corpus.texts import EMBEDDED
 from pipeline.errors import UserError
 
-SENTENCE_END = re.compile(r"(?<=[.!?])['\"]?\s+")
+SENTENCE_END = re.compile(r"""(?<=[.!?])\s+|(?<=[.!?]['"])\s+""")
 
 
 def read_lexicon() -> dict[str, list[str]]:

@@ -21,15 +21,30 @@ class Choice:
     Attributes:
         feature: with the largest AUROC.
         area: that AUROC.
-        p: against the best feature under labels permuted within topics, so corrected for the search over features.
+        p: against the best feature under labels permuted within topics, so corrected for the search over features; 1
+            where it is not defined.
         floor: the smallest p there can be.
-        adjusted: p corrected for the number of concepts (Benjamini & Hochberg 1995); 1 where p is not defined.
     """
 
     feature: Int[np.ndarray, " concepts"]
     area: Float[np.ndarray, " concepts"]
     p: Float[np.ndarray, " concepts"]
     floor: float
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Which matches hold: found on the topics of the choice, and found again on topics never seen.
+
+    Attributes:
+        p_test: of the chosen feature on test topics; there was no search there.
+        p: the larger of the p of the choice and ``p_test``: that *either* is chance (Berger 1982, intersection-union).
+        adjusted: the same with the p of the choice corrected for the number of concepts (Benjamini & Hochberg 1995).
+            ``p_test`` stays as it is: it can only take away from what was found.
+    """
+
+    p_test: Float[np.ndarray, " concepts"]
+    p: Float[np.ndarray, " concepts"]
     adjusted: Float[np.ndarray, " concepts"]
 
 
@@ -52,7 +67,31 @@ def choose(
     """
     test = stats.max_permutation_test(stats.rank_features(codes), labels, topics, permutations=permutations, rng=rng)
     p = np.where(np.isfinite(test.p), test.p, 1.0)
-    return Choice(test.feature, test.observed, p, test.floor, stats.benjamini_hochberg(p))
+    return Choice(test.feature, test.observed, p, test.floor)
+
+
+def confirm(
+    choice: Choice,
+    scores: Float[np.ndarray, "docs concepts"],
+    labels: Bool[np.ndarray, "docs concepts"],
+    topics: Shaped[np.ndarray, " docs"],
+    *,
+    permutations: int,
+    rng: np.random.Generator,
+) -> Finding:
+    """Look at the chosen features again, on topics that had no part in the choice.
+
+    Args:
+        choice: what was chosen elsewhere.
+        scores: each concept's feature on the test documents.
+        labels: which concept each of them is of.
+        topics: labels are permuted within these.
+        permutations: how many.
+        rng: of the permutations.
+    """
+    again = detection.own_p(scores, labels, topics, permutations=permutations, rng=rng)
+    corrected = stats.benjamini_hochberg(choice.p)
+    return Finding(again, np.maximum(choice.p, again), np.maximum(corrected, again))
 
 
 def assign(areas: Float[np.ndarray, "features concepts"]) -> Int[np.ndarray, " concepts"]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import manifest, subject, tracking
+from pipeline import estimate, manifest, subject, tracking, verify
 from pipeline.errors import DamagedResult, MissingResult, PartFailed, UserError
 from pipeline.stage import Metrics, Part, Stage
 from pipeline.study import STAGES, Study, stage_named
@@ -124,8 +124,7 @@ def _run_stage(
     if forced:
         with space.lock("finish", wait=True):
             space.discard()
-    elif space.complete:
-        _check_result(space, stage)
+    elif _sound(space, stage, mode, reporter) and space.complete:
         return _outcome(study, stage, "cached")
     if mode == "read-only":
         raise MissingResult(
@@ -226,15 +225,18 @@ def _make_folder(folder: Path) -> None:
         ) from None
 
 
-def _check_result(space: Workspace, stage: AnyStage) -> None:
-    _drop_merged_parts(space, stage)  # a run killed right after its merge leaves them behind
-    record = manifest.read(space.final) or {}
-    missing = manifest.check_files(space.final, record.get("files", {}), contents=False)
-    if missing:
-        raise DamagedResult(
-            f"stage `{stage.name}`: {space.final / missing[0]} is gone; run again with "
-            f"--mode force --stage {stage.name}"
-        )
+def _sound(space: Workspace, stage: AnyStage, mode: Mode, reporter: Reporter) -> bool:
+    """Whether what is there, finished or not, is there in full length; what is not makes room to be computed again."""
+    if space.complete:
+        _drop_merged_parts(space, stage)  # a run killed right after its merge leaves them behind
+    damaged = verify.damages(space, stage, contents=False)
+    if damaged and mode == "read-only":
+        raise DamagedResult(f"stage `{stage.name}`: {damaged[0]}; leave out --mode read-only to compute it anew")
+    if damaged:
+        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+        reporter.waiting(f"{stage.name}: {damaged[0]}{more}; computing just that again")
+        verify.set_aside(space, stage, contents=False)
+    return not damaged
 
 
 def _outcome(study: Study, stage: AnyStage, state: Literal["cached", "computed"]) -> Outcome:
@@ -305,6 +307,7 @@ def claim_parts(
     space = Workspace(study, stage)
     built = _build(study, stage, device)
     parts = [part for part in built.parts() if part.name in names]
+    estimate.require_space(space.parts, built.disk_bytes([part for part in parts if not space.done(part)]), stage.name)
     told = False
     while not space.complete:
         pending = [part for part in parts if not space.done(part) and space.failure(part) is None]
@@ -315,7 +318,7 @@ def claim_parts(
             with space.lock(f"part-{part.name}", wait=False) as mine:
                 # In this order: parts leave their place only after the result has taken its own.
                 if mine and not space.done(part) and not space.complete and space.failure(part) is None:
-                    _run_part(space, built, part, progress)
+                    _run_part(study, space, built, part, progress)
                     worked = True
         if not worked:
             if not told:
@@ -324,7 +327,9 @@ def claim_parts(
             time.sleep(0.2)
 
 
-def _run_part(space: Workspace, built: Stage[Any, Any], part: Part, progress: Callable[[float], None]) -> None:
+def _run_part(
+    study: Study, space: Workspace, built: Stage[Any, Any], part: Part, progress: Callable[[float], None]
+) -> None:
     building = space.parts / f"{part.name}.building"
     if not built.resumes_parts:
         shutil.rmtree(building, ignore_errors=True)
@@ -332,6 +337,7 @@ def _run_part(space: Workspace, built: Stage[Any, Any], part: Part, progress: Ca
     started = time.time()
     try:
         built.run_part(part, building, progress)
+        study.require_same_model(type(built))
     except (UserError, OSError, MemoryError):
         # The world was wrong, not the part: nothing is remembered against it, and the next run tries again.
         raise
@@ -340,8 +346,10 @@ def _run_part(space: Workspace, built: Stage[Any, Any], part: Part, progress: Ca
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         manifest.write_json(space.failed / f"{part.name}.json", {"error": reason, "traceback": traceback.format_exc()})
         return
+    files = manifest.hash_files(building)
     record = {
-        "files": manifest.hash_files(building),
+        "files": files,
+        "sizes": verify.sizes(building, files),
         "run": manifest.circumstances(started, built.setting.device, built.setting.threads),
     }
     manifest.write_json(building / "part.json", record)
@@ -369,10 +377,12 @@ def _merge(study: Study, stage: AnyStage, space: Workspace, devices: Sequence[st
     records = {name: manifest.read_part(folder) for name, folder in parts.items()}
     metrics = built.finish(parts, space.partial)
     manifest.write_json(space.partial / manifest.METRICS, metrics)
+    files = _files(space, records, stage.keeps_parts)
     record = {
         **study.provenance(stage),
         "fingerprint": study.fingerprint(stage),
-        "files": _files(space, records, stage.keeps_parts),
+        "files": files,
+        "sizes": verify.sizes(space.partial, files),
         "parts": {name: part["run"] for name, part in records.items()},
         "run": manifest.circumstances(started, devices[0], study.config.compute.threads),
         "workers": len(devices),

@@ -206,7 +206,7 @@ class Scorer:
         residual = self.upper.lower(tokens)
         with self._reading() as read:
             logits = self.upper.logits(tokens, residual)[0, -1]
-        reading = self.readout.of(read[0]) if self.readout else None
+        reading = self.readout.of(read[-1]) if self.readout else None
         return Context(tokens, residual, torch.log_softmax(logits, dim=-1), reading)
 
     def contrast(self, log_probabilities: Float[Tensor, "rows vocabulary"]) -> Float[np.ndarray, "rows concepts"]:
@@ -230,8 +230,8 @@ class Scorer:
             change = torch.log_softmax(logits, dim=-1) - base
             own.append(_against_others(change[:, self._ids] @ self._means))
             divergence.append(-(base.exp() * change).sum(dim=-1))
-            if self.readout:
-                readings.append(_against_others(self.readout.of(read[0]) - context.reading))
+            if self.readout and context.reading is not None:
+                readings.append(_against_others(self.readout.of(read[-1]) - context.reading))
         reading = _numpy(torch.cat(readings)) if readings else None
         return Scores(_numpy(torch.cat(own)), _numpy(torch.cat(divergence)), reading)
 

@@ -14,9 +14,10 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from pipeline import subject
+from pipeline.cluster.config import ClusterConfig
 from pipeline.config import Config, apply_overrides, read_yaml, validate
 from pipeline.embedded import file_digest
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, UserError
 from pipeline.stage import Setting, Stage
 from pipeline.stages.activations import ActivationsConfig, ActivationsStage
 from pipeline.stages.causal import CausalConfig, CausalStage
@@ -83,6 +84,7 @@ class StudyConfig(Config):
     report: ReportConfig = ReportConfig()
     tracking: TrackingConfig = TrackingConfig()
     compute: ComputeConfig = ComputeConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
 
 class Study:
@@ -161,6 +163,18 @@ class Study:
     @cached_property
     def _model_identity(self) -> str:
         return subject.identity(self.config.model, self.digest)
+
+    def require_same_model(self, stage: type[Stage[Any, Any]]) -> None:
+        """Refuse to keep what was computed if the model's files changed since the study was read.
+
+        Raises:
+            UserError: they did.
+        """
+        if stage.reads_model and subject.identity(self.config.model, self.digest) != self._model_identity:
+            raise UserError(
+                f"`model.name: {self.config.model.name}`: the model's files have changed since the run began, so this "
+                "part is not kept; run again for a result of the changed model, or put the files back and run again"
+            )
 
     def folder(self, stage: type[Stage[Any, Any]]) -> Path:
         """Where the stage's finished result lies, whether or not it is there."""

@@ -121,8 +121,10 @@ class Trials:
         """Ablation of one concept's vectors in its held-out contexts, each with its controls."""
         found: dict[str, list[Any]] = {}
         stories = self.stories(index)
-        for document in stories:
-            context = self.scorer.context(self._context_text(document))
+        for place, document in enumerate(stories):
+            text, frame = self._context_text(document, place)
+            context = self.scorer.context(text)
+            found.setdefault("frames", []).append(frame)
             found.setdefault("base", []).append(self.scorer.contrast(context.log_probabilities[None])[0])
             for kind in self.material.studied:
                 edits = self._removal(kind, index, document)
@@ -134,11 +136,11 @@ class Trials:
                 else:
                     # Features that do not fire are 0 already: nothing is taken, and nothing changes.
                     found.setdefault(kind, []).append(np.zeros((rows, len(self.material.concepts))))
-        arrays = {f"{index:04d}.{key}": np.array(values, dtype=np.float32) for key, values in found.items()}
         topics = sorted({document.topic for document in self.material.corpus.documents})
-        return arrays | {
-            f"{index:04d}.topics": np.array([topics.index(each.topic) for each in stories], dtype=np.int64)
-        }
+        whole = {"topics": [topics.index(each.topic) for each in stories], "frames": found.pop("frames", [])}
+        arrays = {key: np.array(values, dtype=np.float32) for key, values in found.items()}
+        arrays |= {key: np.array(values, dtype=np.int64) for key, values in whole.items()}
+        return {f"{index:04d}.{key}": values for key, values in arrays.items()}
 
     def stories(self, index: int) -> list[Document]:
         """Held-out stories of one concept, topic by topic in turn."""
@@ -150,11 +152,14 @@ class Trials:
                 seen[document.topic] += 1
         return [document for _, _, document in sorted(ranked, key=lambda each: each[:2])][: self.config.stories]
 
-    def _context_text(self, document: Document) -> str:
-        """A story's end, and the beginning of a sentence about its feeling; told as the story is."""
+    def _context_text(self, document: Document, place: int) -> tuple[str, int]:
+        """A story's end and the beginning of a sentence about its feeling, told as the story is; and which one."""
+        frames = read_frames()
         ending = story_end(document.text, self.scorer.upper.subject.encode, self.config.story_tokens)
-        follow = read_frames()["after_first" if document.narrator == "first" else "after_third"]
-        return f"{ending} {follow[document.index % len(follow)]}"
+        every = [*frames["after_first"], *frames["after_third"]]
+        fitting = frames["after_first" if document.narrator == "first" else "after_third"]
+        chosen = fitting[place % len(fitting)]
+        return f"{ending} {chosen}", every.index(chosen)
 
     def _fires(self, context: Context, features: Int[np.ndarray, "k"]) -> float:
         """Share of the text's positions at which one of the features fires."""

@@ -138,14 +138,20 @@ def _removal(ablated: Sequence[Ablated | None], vector: str, generator: np.rando
 
 
 def evoked(ablated: Sequence[Ablated | None], generator: np.random.Generator) -> list[dict[str, Any] | None]:
-    """How much more likely a concept's words are after its own stories than after the other concepts'."""
+    """How much likelier a concept's words are after its own stories than after those of the other concepts.
+
+    Compared with contexts that end in the same words, where there are such.
+    """
     found: list[dict[str, Any] | None] = []
     for index, own in enumerate(ablated):
-        others = [each.base[:, index] for place, each in enumerate(ablated) if each is not None and place != index]
+        others = [each for place, each in enumerate(ablated) if each is not None and place != index]
         if own is None or not others:
             found.append(None)
             continue
-        excess = own.base[:, index] - np.concatenate(others).mean()
+        base = np.concatenate([each.base[:, index] for each in others])
+        frames = np.concatenate([each.frames for each in others])
+        alike = [base[frames == frame] if (frames == frame).any() else base for frame in own.frames]
+        excess = own.base[:, index] - np.array([each.mean() for each in alike])
         found.append(_estimate(cluster_bootstrap(excess, own.topics, rng=generator)))
     return found
 

@@ -156,12 +156,15 @@ def test_read_only_computes_nothing(study):
     assert run_cached(study, mode="read-only")["activations"].state == "cached"
 
 
-def test_a_lost_file_is_named_and_force_repairs_it(study, undisturbed):
+def test_a_lost_file_is_named_and_a_rerun_repairs_just_that(study, undisturbed):
     folder = run_cached(study)["activations"].folder
-    (folder / "parts" / "00001" / "activations.h5").unlink()
-    with pytest.raises(DamagedResult, match=r"00001/activations\.h5 is gone; run again with --mode force --stage act"):
-        run_cached(study)
-    assert result_bytes(run_cached(study, mode="force")["activations"].folder) == undisturbed
+    shards = {path: path.stat().st_mtime_ns for path in folder.glob("parts/*/activations.h5")}
+    lost = folder / "parts" / "00001" / "activations.h5"
+    lost.unlink()
+    with pytest.raises(DamagedResult, match=r"00001/activations\.h5 is gone; leave out --mode read-only"):
+        run_cached(study, mode="read-only")
+    assert result_bytes(run_cached(study)["activations"].folder) == undisturbed
+    assert [path for path, stamp in shards.items() if path.stat().st_mtime_ns != stamp] == [lost]
 
 
 def test_an_unwritable_cache_is_one_sentence(study_values, write_study, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,7 +71,7 @@ def test_the_result_is_what_later_stages_were_promised(tmp_path) -> None:
     assert all(isinstance(value, float) and math.isfinite(value) for value in metrics.values())
     assert metrics["explained_variance"] > 0.7 > metrics["random_explained_variance"] + 0.2
     assert metrics["l0"] == ACTIVE
-    assert not (tmp_path / "out" / CHECKPOINT).exists()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["health.json", "sae", "training.json"]
 
 
 def test_the_same_seed_gives_the_same_files_and_another_one_others(tmp_path) -> None:
@@ -100,6 +101,7 @@ def test_a_part_that_was_interrupted_is_finished_from_its_checkpoint(tmp_path, m
     with pytest.raises(KeyboardInterrupt):
         stage.run_part(part, out, fail)
     assert (out / CHECKPOINT).is_file()
+    (out / CHECKPOINT).with_name(".tmpKilled").write_bytes(b"half a file")
     taken = []
     step = Trainer.step
     monkeypatch.setattr(Trainer, "step", lambda self: (taken.append(self.at.step), step(self))[1])
@@ -112,7 +114,7 @@ def test_neither_test_topics_nor_held_out_texts_touch_the_weights(tmp_path) -> N
     rows = PlantedRows()
     stage = _stage(rows, tmp_path)
     corpus = results(rows)["corpus"]
-    used = set(rows.document[stage.training_rows()])
+    used = set(rows.document[stage.training_rows(2)])
     assert used <= set(corpus.indices("train", "neutral")) - set(stage.held_out)
     assert not set(stage.held_out) & set(corpus.indices("test"))
     before, _ = _run(stage, tmp_path / "a")
@@ -133,7 +135,7 @@ def test_one_huge_row_changes_neither_the_weights_nor_the_figures(tmp_path) -> N
     assert metrics["explained_variance"] > 0.7
     cosine = (clean.decoder * dirty.decoder).sum(axis=1)
     assert np.median(cosine) > 0.9
-    assert stage.rows_of([0]).tolist() == np.flatnonzero(rows.document == 0)[1:].tolist()
+    assert stage.rows_of([0], 2).tolist() == np.flatnonzero(rows.document == 0)[1:].tolist()
 
 
 def test_a_random_sae_has_the_shape_the_sparsity_and_the_centre(tmp_path) -> None:
@@ -153,17 +155,38 @@ def test_further_saes_see_the_same_rows_and_their_agreement_is_reported(tmp_path
     settings = {"also": {"widths": [48], "ks": [2], "seeds": 2}}
     stage = _stage(PlantedRows(), tmp_path, **settings)
     names = [part.name for part in stage.parts()]
-    assert names[0] == "w96-k3-s0"
+    assert names[0] == "l2-w96-k3-s0"
     assert len(names) == 8
     assert len(set(names)) == 8
     sae, metrics = _run(stage, tmp_path)
     assert sae.d_sae == 96
-    other = Sae(tmp_path / "out" / "others" / "w48-k2-s1")
+    other = Sae(tmp_path / "out" / "others" / "l2-w48-k2-s1")
     assert other.d_sae == 48
     assert other.health["l0"] == 2
     assert metrics["seeds_matched_share"] > 0.3
     alone, _ = _run(_stage(PlantedRows(), tmp_path), tmp_path / "alone")
     np.testing.assert_array_equal(alone.decoder, sae.decoder)
+
+
+def test_an_sae_of_another_layer_names_that_layer(tmp_path) -> None:
+    stage = _stage(PlantedRows(), tmp_path, also={"layers": [3]})
+    _run(stage, tmp_path)
+    settings = tmp_path / "out" / "others" / "l3-w96-k3-s0" / "sae" / "cfg.json"
+    assert json.loads(settings.read_text())["metadata"]["hook_name"] == "blocks.3.hook_resid_post"
+
+
+def test_half_the_bytes_hold_nearly_the_same_sae(tmp_path) -> None:
+    from sae_lens import SAE
+
+    rows = PlantedRows()
+    whole, _ = _run(_stage(rows, tmp_path), tmp_path / "a")
+    half, _ = _run(_stage(rows, tmp_path, storage="bfloat16"), tmp_path / "b")
+    sizes = [(sae.folder / "sae_weights.safetensors").stat().st_size for sae in (whole, half)]
+    assert sizes[1] < 0.6 * sizes[0]
+    assert half.decoder.dtype == np.float32
+    np.testing.assert_allclose(half.decoder, whole.decoder, atol=2e-3)
+    assert half.health["explained_variance"] == pytest.approx(whole.health["explained_variance"], abs=2e-3)
+    assert SAE.load_from_disk(half.folder).dtype == torch.bfloat16
 
 
 def test_a_loaded_sae_keeps_its_codes_and_is_examined(tmp_path) -> None:
@@ -267,15 +290,19 @@ def test_agreement_is_one_for_a_permutation_and_low_for_strangers() -> None:
 
 def _check(**settings: object) -> None:
     model = ModelConfig(name="embedded", layer=15)
-    SaeStage.check(SimpleNamespace(sae=SaeConfig.model_validate(settings), model=model))
+    activations = SimpleNamespace(token_layers=(10,))
+    SaeStage.check(SimpleNamespace(sae=SaeConfig.model_validate(settings), model=model, activations=activations))
 
 
 def test_too_many_active_features_are_refused() -> None:
     _check()
-    with pytest.raises(ValueError, match=r"`sae.k: 3000`: more than the 2304 features"):
+    with pytest.raises(ValueError, match=r"`sae.k: 3000`: more than the 1728 features"):
         _check(k=3000)
     with pytest.raises(ValueError, match=r"`sae.k: 64`: more than the 50 features"):
         _check(k=8, also={"widths": [50], "ks": [64]})
+    with pytest.raises(ValueError, match=r"`sae.also.layers: 11`: no token rows are cached there"):
+        _check(also={"layers": [10, 11]})
+    _check(also={"layers": [10]})
     with pytest.raises(ValueError, match=r"rising shares"):
         _check(matryoshka_levels=[0.5, 0.25])
 
@@ -287,9 +314,9 @@ def test_a_missing_folder_is_refused_with_its_key(tmp_path) -> None:
 
 def test_the_grid_starts_with_the_study_s_own() -> None:
     config = SaeConfig.model_validate({"k": 8, "also": {"widths": [64, 128], "ks": [4], "seeds": 2}})
-    grid = combinations(config, 16)
-    assert grid[0] == (64, 8, 0)
-    assert len(grid) == len(set(grid)) == 8
+    grid = combinations(config, 2, 16)
+    assert grid[0] == (2, 48, 8, 0)
+    assert len(grid) == len(set(grid)) == 12
 
 
 def test_codes_do_not_depend_on_how_many_rows_are_encoded_together() -> None:

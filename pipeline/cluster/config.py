@@ -70,6 +70,8 @@ class Resources(Config):
     and goes on. Left out: an hour."""
     parts_per_job: int = Field(default=8, ge=1)
     """Parts that one job of the array does, one after the other."""
+    jobs: int = Field(default=8, ge=1)
+    """Jobs of the array where the number of parts shows only when it starts, as in `causal`."""
     max_parallel: int = Field(default=64, ge=1)
     """Jobs of the array that run at the same time."""
     options: dict[str, str | int | float | bool] = Field(default={})
@@ -134,9 +136,7 @@ def settle(study: ClusterConfig, profile: ClusterConfig | None = None) -> Cluste
 def resources(settled: ClusterConfig, section: str) -> Resources:
     """What the jobs of a stage (or ``merge``) ask for: its own section over ``default``."""
     own, common = getattr(settled, section), settled.default
-    return Resources.model_validate(
-        _over(common.model_dump(exclude_unset=True), own.model_dump(exclude_unset=True))
-    )
+    return Resources.model_validate(_over(common.model_dump(exclude_unset=True), own.model_dump(exclude_unset=True)))
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

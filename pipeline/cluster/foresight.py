@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipeline import subject
+from pipeline.cluster import ledger
 from pipeline.stage import Part, Stage
 from pipeline.stages.activations import ActivationsStage
 from pipeline.stages.corpus import CorpusStage, select
@@ -24,20 +25,21 @@ class Foresight:
         self._study = study
 
     def parts(self, stage: type[Stage[Any, Any]]) -> list[Part] | None:
-        """What the stage's ``parts()`` is going to be; None where that depends on what nobody can know yet."""
+        """What the stage's ``parts()`` is going to be; None where nobody can know and no job has looked yet."""
         study = self._study
         try:
             return list(stage(study.section(stage), study.setting("cpu"), self._results).parts())
         except (AttributeError, KeyError):
-            return None
+            return ledger.read_parts(study, stage)
 
     @cached_property
     def _results(self) -> dict[str, Any]:
         study = self._study
         documents = select(study.config.corpus)
         emotions = tuple(sorted({document.emotion for document in documents} - {""}))
-        layers = ActivationsStage(study.config.activations, study.setting("cpu"), {}).layers
-        activations = SimpleNamespace(layers=layers)
+        config = study.config.activations
+        layers = {study.config.model.layer, *config.pooled_layers, *(config.token_layers if config.token_rows else ())}
+        activations = SimpleNamespace(layers=tuple(sorted(layers)))
         shape = subject.shape(study.config.model)
         if shape is not None:
             activations.d_model = shape.width

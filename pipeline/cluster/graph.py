@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.cluster.config import Resources
 from pipeline.cluster.ledger import Entry
 from pipeline.errors import PartFailed
 from pipeline.runner import needed_for
@@ -18,8 +19,6 @@ Key = tuple[str, str]
 """Name and fingerprint of a stage: what two studies share, they share by this."""
 MOST_TASKS = 1000
 """Of one array; Slurm's MaxArraySize is 1001 unless a site changes it."""
-UNFORESEEN_TASKS = 8
-"""Jobs of a stage whose parts nobody can know yet."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def plan(
     studies: Iterable[Study],
     names: Sequence[str],
     found: Callable[[Study, AnyStage], Found],
-    parts_per_job: Callable[[Study, AnyStage], int],
+    wants: Callable[[Study, AnyStage], Resources],
     *,
     retry: bool = False,
 ) -> list[Node]:
@@ -116,7 +115,7 @@ def plan(
         studies: to bring up to date.
         names: of stages; these and what they need, or all when empty.
         found: what is known of a result.
-        parts_per_job: how many parts a job of the stage takes.
+        wants: how many parts a job of the stage takes, or how many jobs there are.
         retry: whether parts that failed are done again.
 
     Raises:
@@ -136,9 +135,9 @@ def plan(
             if state.failures and not retry:
                 raise _failed(stage, state.failures)
             needs = [key_of(study, need) for need in needed_for(stage.needs) if need.name in stage.needs]
-            waits = tuple(need for need in needs if need in nodes)
+            waits = _nearest([need for need in needs if need in nodes], nodes)
             after = tuple(job for need in needs if (job := under_way.get(need)) is not None)
-            node = _node(study, stage, state, waits, after, parts_per_job(study, stage))
+            node = _node(study, stage, state, waits, after, wants(study, stage))
             if node is None:
                 under_way[key] = state.merge
             else:
@@ -146,16 +145,26 @@ def plan(
     return list(nodes.values())
 
 
+def _nearest(needs: Sequence[Key], nodes: Mapping[Key, Node]) -> tuple[Key, ...]:
+    """Those of the needs that no other of them waits for already."""
+    before: set[Key] = set()
+    pending = [wait for need in needs for wait in nodes[need].waits]
+    while pending:
+        before.add(key := pending.pop())
+        pending += nodes[key].waits
+    return tuple(need for need in needs if need not in before)
+
+
 def _node(
-    study: Study, stage: AnyStage, found: Found, waits: tuple[Key, ...], after: tuple[str, ...], parts_per_job: int
+    study: Study, stage: AnyStage, found: Found, waits: tuple[Key, ...], after: tuple[str, ...], wants: Resources
 ) -> Node | None:
     """What is missing of one result; None if everything is under way."""
     # Jobs of an earlier submission that wait for a job which is now replaced would wait in vain.
     kept, merge = ({}, None) if waits else (found.tasks, found.merge)
-    tasks = _tasks(found, kept, parts_per_job)
+    tasks = _tasks(found, kept, wants)
     if not tasks and merge is not None:
         return None
-    queued = dict.fromkeys([*found.tasks, *([found.merge] if found.merge else [])])
+    queued: list[str] = list(dict.fromkeys([*found.tasks, *([found.merge] if found.merge else [])]))
     return Node(
         study,
         stage,
@@ -170,14 +179,14 @@ def _node(
     )
 
 
-def _tasks(found: Found, kept: Mapping[str, Collection[str] | None], parts_per_job: int) -> tuple[Task, ...]:
+def _tasks(found: Found, kept: Mapping[str, Collection[str] | None], wants: Resources) -> tuple[Task, ...]:
     covered = list(kept.values())
     if found.parts is None or None in covered:
-        return () if kept else tuple(Task(None, index, UNFORESEEN_TASKS) for index in range(UNFORESEEN_TASKS))
+        return () if kept else tuple(Task(None, index, wants.jobs) for index in range(wants.jobs))
     # A job goes past a part that has failed, so it does not cover that part any more.
     taken = {name for names in covered for name in names or ()} - set(found.failures)
     missing = [name for name in found.parts if name not in found.done and name not in taken]
-    block = max(parts_per_job, math.ceil(len(missing) / MOST_TASKS))
+    block = max(wants.parts_per_job, math.ceil(len(missing) / MOST_TASKS))
     return tuple(Task(tuple(missing[start : start + block])) for start in range(0, len(missing), block))
 
 

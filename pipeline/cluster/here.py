@@ -77,7 +77,7 @@ def run_local(planned: Sequence[Planned], config: ClusterConfig, say: Say, cores
     done, lost = set[str](), dict[str, str]()
     try:
         while waiting or running:
-            for name, (each, job) in list(running.items()):
+            for name, (_, job) in list(running.items()):
                 if job.done():
                     del running[name]
                     reason = _outcome(job)

@@ -93,7 +93,10 @@ class Job:
             )
         if runner.Workspace(study, stage).complete:
             return
-        parts = [] if self.does == "merge" else self.task.choose(runner.parts_of(study, stage))
+        every = runner.parts_of(study, stage)
+        if self.task.parts is None:
+            ledger.write_parts(study, stage, every)
+        parts = [] if self.does == "merge" else self.task.choose(every)
         reporter = Heartbeat(progress_file(ledger.folder(study, stage)), [part.name for part in parts])
         if self.does != "merge":
             runner.run_parts(study, stage, parts, workers=self.workers, reporter=reporter)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.stage import Stage
+from pipeline.stage import Part, Stage
 from pipeline.study import Study
 
 RECORD = "submitted.json"
+PARTS = "parts.json"
 PROGRESS = "progress"
 
 
@@ -81,10 +83,27 @@ def read_all(study: Study) -> list[Entry]:
 
 def write(study: Study, stage: type[Stage[Any, Any]], entry: Entry) -> None:
     """Remember an entry, in the place of an earlier one."""
-    path = folder(study, stage) / RECORD
+    _replace(folder(study, stage) / RECORD, json.dumps(asdict(entry), indent=1))
+
+
+def read_parts(study: Study, stage: type[Stage[Any, Any]]) -> list[Part] | None:
+    """The parts of a result as its first job found them; None if none has looked yet."""
+    try:
+        rows = json.loads((folder(study, stage) / PARTS).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return [Part(name, size) for name, size in rows]
+
+
+def write_parts(study: Study, stage: type[Stage[Any, Any]], parts: Sequence[Part]) -> None:
+    """Keep the list for whoever plans or watches: names and sizes are a function of the fingerprint."""
+    _replace(folder(study, stage) / PARTS, json.dumps([[part.name, part.size] for part in parts]))
+
+
+def _replace(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    building = path.with_suffix(f".{os.getpid()}")
-    building.write_text(json.dumps(asdict(entry), indent=1) + "\n", encoding="utf-8")
+    building = path.with_suffix(f".{platform.node()}-{os.getpid()}")
+    building.write_text(text + "\n", encoding="utf-8")
     os.replace(building, path)
 
 

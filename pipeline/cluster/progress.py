@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster import ledger
-from pipeline.cluster.ledger import Entry
-from pipeline.cluster import slurm
+from pipeline.cluster import ledger, slurm
 from pipeline.cluster.foresight import Foresight
+from pipeline.cluster.ledger import Entry
 from pipeline.cluster.slurm import FAILED, JobState
 from pipeline.stage import Part
 from pipeline.study import STAGES, Study
@@ -21,7 +20,10 @@ from pipeline.workspace import Workspace, inspect
 
 TAIL = 20_000
 """Bytes of a log that are looked at."""
-FRAME = re.compile(r"^(srun: error: .*Exited with exit code|srun: (launch|Terminating|Job step)|submitit (INFO|ERROR))")
+FRAME = re.compile(
+    r"^(srun: error: .*Exited with exit code|srun: (launch|Terminating|Job step|got SIG|forcing)"
+    r"|submitit (INFO|ERROR|WARNING .*Bypassing))"
+)
 """Lines of a log that say that something ended, not why."""
 
 
@@ -139,7 +141,9 @@ def time_left(
     sizes, over = {part.name: part.size for part in parts}, set(done)
     finished = sum(sizes.get(name, 0.0) for name in over)
     # What a job has done of the parts that it has not finished yet.
-    begun = sum(max(0.0, beat["done"] - sum(sizes.get(name, 0.0) for name in beat["parts"] if name in over)) for beat in beats)
+    begun = sum(
+        max(0.0, beat["done"] - sum(sizes.get(name, 0.0) for name in beat["parts"] if name in over)) for beat in beats
+    )
     return max(0.0, sum(sizes.values()) - finished - begun) / rate
 
 

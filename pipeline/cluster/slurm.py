@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import shutil
 import subprocess
@@ -115,7 +117,8 @@ def submit(jobs: Sequence[Job], parameters: Mapping[str, Any], folder: Path, con
     executor = SlurmExecutor(folder.absolute(), max_num_timeout=config.requeues, python=config.python)
     executor.update_parameters(**parameters)
     try:
-        with executor.batch():
+        # What sbatch complains of is said once, by the error below.
+        with contextlib.redirect_stderr(io.StringIO()), executor.batch():
             handed = [executor.submit(job) for job in jobs]
         return [each.job_id for each in handed]
     except (FailedJobError, FailedSubmissionError, OSError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import time
@@ -23,7 +22,7 @@ from pipeline.cluster.job import Job
 from pipeline.cluster.slurm import JobState
 from pipeline.errors import UserError
 from pipeline.runner import needed_for
-from pipeline.study import Study, stage_named
+from pipeline.study import Study
 from pipeline.workspace import Workspace, inspect
 
 Where = Literal["slurm", "local", "debug"]
@@ -70,6 +69,8 @@ def submit(order: Order, say: Say) -> list[Node]:
         else:
             here.run_local(planned, order.settled(order.studies[0]), say)
         return nodes
+    if len({study.config.cache for study in order.studies}) > 1:
+        raise UserError("submit: the studies of a sweep must share one cache; leave `cache` out of the sweep")
     with ledger.lock(order.studies):
         nodes = plan(order)
         _forget_failures(nodes)
@@ -89,10 +90,10 @@ def plan(order: Order) -> list[Node]:
     def found(study: Study, stage: AnyStage) -> Found:
         return _found(study, stage, foresight(study), states)
 
-    def parts_per_job(study: Study, stage: AnyStage) -> int:
-        return order.wants(study, stage.name).parts_per_job
+    def wants(study: Study, stage: AnyStage) -> Resources:
+        return order.wants(study, stage.name)
 
-    return graph.plan(order.studies, order.names, found, parts_per_job, retry=order.retry)
+    return graph.plan(order.studies, order.names, found, wants, retry=order.retry)
 
 
 def _states(order: Order) -> dict[str, JobState]:
@@ -139,27 +140,20 @@ def _hand_over(order: Order, nodes: Sequence[Node], say: Say) -> None:
                 handed.append(merge)
             ends[node.key] = merge
             ledger.write(node.study, node.stage, _entry(node, tasks, merge, needs))
-            say(f"{describe(node)}: {_span(tasks)}{f' and {merge}' if node.merges and tasks else ''}{_alone(node, merge)}")
+            say(f"{describe(node)}: job {_span([*tasks, merge])}")
     except BaseException:
         slurm.cancel(handed)
         raise
 
 
-def _alone(node: Node, merge: str) -> str:
-    return "" if node.tasks else merge
-
-
 def _span(ids: Sequence[str]) -> str:
-    if len(ids) < 2:
-        return "".join(ids)
-    return f"{ids[0]} to {ids[-1]}"
+    different = list(dict.fromkeys(ids))
+    return different[0] if len(different) == 1 else f"{different[0]} to {different[-1]}"
 
 
 def _entry(node: Node, tasks: Sequence[str], merge: str, needs: Sequence[str]) -> ledger.Entry:
     kept = {job: None if names is None else list(names) for job, names in node.kept.items()}
-    new = {
-        job: None if task.parts is None else list(task.parts) for job, task in zip(tasks, node.tasks, strict=True)
-    }
+    new = {job: None if task.parts is None else list(task.parts) for job, task in zip(tasks, node.tasks, strict=True)}
     return ledger.Entry(
         stage=node.stage.name,
         fingerprint=node.study.fingerprint(node.stage),
@@ -230,9 +224,7 @@ def _planned(order: Order, node: Node) -> Iterator[Planned]:
         names.append(name)
         yield Planned(name, needs, job, _end(node.key), folder, wants)
     if node.merges:
-        yield Planned(
-            _end(node.key), (*needs, *names), _merge(node), "merge", folder, order.wants(node.study, "merge")
-        )
+        yield Planned(_end(node.key), (*needs, *names), _merge(node), "merge", folder, order.wants(node.study, "merge"))
 
 
 def _end(key: Key) -> str:
@@ -293,24 +285,3 @@ def cancel(studies: Sequence[Study]) -> tuple[list[str], list[str]]:
         ids, stay = graph.cancellable(entries, mine, alive)
         slurm.cancel(ids)
         return ids, stay
-
-
-def check_stages(names: Sequence[str]) -> list[str]:
-    """The names, each of an existing stage.
-
-    Raises:
-        ConfigError: one is not; names the nearest.
-    """
-    return [stage_named(name).name for name in names]
-
-
-def cluster_here() -> bool:
-    """Whether jobs can be handed to Slurm from this machine."""
-    return any(os.access(Path(folder) / "sbatch", os.X_OK) for folder in os.get_exec_path())
-
-
-def refuse_mixed_caches(studies: Sequence[Study]) -> None:
-    """Raises UserError unless the studies share one cache: jobs are remembered there."""
-    caches = {study.config.cache for study in studies}
-    if len(caches) > 1:
-        raise UserError(f"--sweep: the studies must share one cache, not {len(caches)}; leave `cache` out of the sweep")

@@ -93,18 +93,30 @@ def normalise_decoder(sae: TrainingSAE[Any]) -> None:
     sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True))
 
 
-def save_folded(sae: TrainingSAE[Any], scale: float, folder: Path) -> None:
+def save_folded(sae: TrainingSAE[Any], scale: float, folder: Path, *, dtype: str = "float32") -> None:
     """Write the inference SAE for unscaled activations, with unit decoder rows, as a sae-lens folder.
 
     Args:
         sae: trained on activations multiplied by ``scale``; changed in place.
         folder: gets ``cfg.json`` and ``sae_weights.safetensors``; ``SAE.load_from_disk`` opens it.
+        dtype: of the two matrices, and what sae-lens loads them as; vectors stay float32.
     """
     sae.cpu()
     sae.W_enc.data = sae.W_enc.data.contiguous()
     sae.fold_activation_norm_scaling_factor(scale)
     sae.fold_W_dec_norm()
-    write_sorted(*sae.save_inference_model(folder))
+    weights, settings = sae.save_inference_model(folder)
+    if dtype != "float32":
+        from safetensors.torch import load_file, save_file
+
+        stored = load_file(weights)
+        save_file(
+            {name: value.to(getattr(torch, dtype)) if value.ndim == 2 else value for name, value in stored.items()},
+            weights,
+        )
+        values = json.loads(settings.read_text(encoding="utf-8"))
+        settings.write_text(json.dumps(values | {"dtype": dtype}), encoding="utf-8")
+    write_sorted(weights, settings)
 
 
 def write_sorted(weights: Path, settings: Path) -> None:

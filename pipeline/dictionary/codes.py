@@ -53,9 +53,7 @@ class Pairs:
         """A feature's number at each of its pairs."""
         return per_feature[self.feature]
 
-    def decode(
-        self, value: Float[Tensor, "pairs"], decoder: Float[Tensor, "features d"]
-    ) -> Float[Tensor, "tokens d"]:
+    def decode(self, value: Float[Tensor, "pairs"], decoder: Float[Tensor, "features d"]) -> Float[Tensor, "tokens d"]:
         """For each token the sum of its features' rows times ``value``."""
         return embedding_bag(self.feature, decoder, self._row_starts, mode="sum", per_sample_weights=value)
 

@@ -18,18 +18,18 @@ class Recipe(Config):
     architecture: Architecture = "topk"
     """Which of sae-lens's classes. BatchTopK and Matryoshka are saved as JumpReLU, as sae-lens does."""
     width: int | None = Field(default=None, ge=2)
-    """Number of features. Left out: four times the width of the model."""
-    k: int = Field(default=32, ge=1)
+    """Number of features. Left out: three times the width of the model."""
+    k: int = Field(default=16, ge=1)
     """Active features per token (topk), or on average over a batch (batchtopk, matryoshka)."""
     matryoshka_levels: tuple[float, ...] = (0.125, 0.25, 0.5)
     """Matryoshka: the nested dictionaries as shares of the width; the whole is always the last."""
     l1_coefficient: float = Field(default=2.0, ge=0)
     """standard, gated: weight of the L1 penalty on codes, activations being scaled to norm sqrt(width of the model)."""
-    l0_coefficient: float = Field(default=1.0, ge=0)
+    l0_coefficient: float = Field(default=2.0, ge=0)
     """jumprelu: weight of the penalty on the number of active features."""
     threshold_bandwidth: float = Field(default=2.0, gt=0)
     """jumprelu: width of the window around a threshold in which its straight-through gradient lives."""
-    steps: int = Field(default=600, ge=1)
+    steps: int = Field(default=800, ge=1)
     """Optimizer steps."""
     batch: int = Field(default=1024, ge=1)
     """Token rows per step."""
@@ -47,6 +47,8 @@ class Recipe(Config):
     """topk family: weight of the loss that lets dead features explain what the live ones leave (Gao et al. 2024)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of large matrix products; weights, optimizer and sums stay float32. `auto`: bfloat16 where the device has it."""
+    storage: Literal["float32", "bfloat16"] = "float32"
+    """Type of the saved encoder and decoder matrices; bfloat16 halves the file."""
     fast: bool = True
     """Hand-written gradients that skip what is zero. Off: automatic ones of sae-lens's forward pass."""
     checkpoint_steps: int = Field(default=200, ge=1)

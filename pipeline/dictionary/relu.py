@@ -1,8 +1,8 @@
 """One training step of the standard, gated and JumpReLU architectures with hand-written gradients.
 
-Automatic differentiation of sae-lens's forward pass makes six dense products for standard and JumpReLU and about fifteen
-for gated. Five and eight are needed, and only the encoder's stays dense once codes are sparse. The gradients are those
-of sae-lens's loss on unit decoder rows (``tests/test_relu.py`` pins the one to the other).
+Automatic differentiation of sae-lens's forward pass makes six dense products for standard and JumpReLU, and about
+fifteen for gated. Five and eight are needed, and only the encoder's stays dense once codes are sparse. The gradients
+are those of sae-lens's loss on unit decoder rows (``tests/test_relu.py`` pins the one to the other).
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def step(
-    sae: Any, x: Float[Tensor, "tokens d"], coefficients: Mapping[str, float], *, half: bool = False
-) -> Outcome:
+def step(sae: Any, x: Float[Tensor, "tokens d"], coefficients: Mapping[str, float], *, half: bool = False) -> Outcome:
     """Set the gradients of sae-lens's training loss.
 
     Args:

@@ -26,6 +26,9 @@ FILES: dict[Format, tuple[str, ...]] = {
     "gemma_scope": ("params.npz",),
 }
 """The files by which each format is recognised."""
+EMBEDDED = Path(__file__).parent.parent / "embedded_sae"
+"""The SAE that comes with this package; its card tells what it was made from."""
+EMBEDDED_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SITES = ("hook_out", "hook_resid_post")
 LAYER_NAMES = r"(?:^|[^a-z])(?:layers?[._]|blocks\.)(\d+)"
 
@@ -49,6 +52,8 @@ class LoadConfig(Config):
     @property
     def key(self) -> str:
         """How messages name it."""
+        if self.path == EMBEDDED:
+            return "`sae.load: embedded`"
         return f"`sae.load.path: {self.path}`" if self.path else f"`sae.load.release: {self.release}`, id {self.id}"
 
 
@@ -248,8 +253,12 @@ def compare(origin: Origin, model: ModelConfig, shape: Shape | None) -> list[str
     return []
 
 
+def published_name(model: str) -> str:
+    """The name under which others know a model of ``model.name``."""
+    return EMBEDDED_MODEL if model == "embedded" else model
+
+
 def same_model(one: str, other: str) -> bool:
     """Whether two names mean one model: the owner, the case and the path before it do not count."""
-    names = {"embedded": "smollm2-135m-instruct"}
-    short = [Path(name).name.lower() for name in (one, other)]
-    return names.get(short[0], short[0]) == names.get(short[1], short[1])
+    first, second = (Path(published_name(name)).name.lower() for name in (one, other))
+    return first == second

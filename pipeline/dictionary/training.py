@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from pipeline.dictionary.rows import Statistics, Stream
 
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT = "checkpoint/state.safetensors"
+"""In a folder of its own: what a killed write leaves behind goes with the folder."""
 RECORDS = 100
 """Points of the training curve."""
 CALIBRATION_BATCHES = 32
@@ -63,7 +64,7 @@ class Trainer:
         stream: the rows, unscaled.
         statistics: the scale they are multiplied by.
         device: where to compute.
-        half: whether the fast path chooses features by a bfloat16 product.
+        half: whether the fast path makes large products in bfloat16.
     """
 
     def __init__(
@@ -75,6 +76,8 @@ class Trainer:
         self.scale = statistics.scale
         self.device = device
         self.half = half
+        # The sparse sums use operators that only these devices have.
+        self.fast = recipe.fast and torch.device(device).type in {"cpu", "cuda"}
         self.optimizer = torch.optim.Adam(sae.parameters(), lr=recipe.learning_rate, fused=device != "mps")
         self.at = Position(0, torch.zeros(sae.cfg.d_sae, dtype=torch.long, device=device), 0.0, [])
 
@@ -109,7 +112,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         dead = self.at.silent > self.recipe.dead_after
-        outcome = self._gradients(x, dead) if self.recipe.fast else self._plain_gradients(x, dead)
+        outcome = self._gradients(x, dead) if self.fast else self._plain_gradients(x, dead)
         project_decoder_gradient(self.sae)
         self.optimizer.step()
         normalise_decoder(self.sae)
@@ -195,6 +198,7 @@ class Trainer:
                 tensors[f"adam.{name}.{key}"] = value
         tensors["silent"] = self.at.silent
         facts = {"step": self.at.step, "smallest": self.at.smallest, "curve": self.at.curve}
+        path.parent.mkdir(exist_ok=True)
         building = path.with_suffix(".building")
         contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         save_file(contiguous, building, metadata={"position": json.dumps(facts)})

@@ -19,7 +19,6 @@ from pydantic import Field, model_validator
 from pipeline import manifest
 from pipeline.config import Config
 from pipeline.corpus.texts import EMBEDDED
-from pipeline.errors import UserError
 from pipeline.stage import Metrics, Part, Progress, Stage
 from pipeline.stages.activations import ActivationsStage
 from pipeline.stages.corpus import CorpusStage, read_ratings
@@ -161,11 +160,25 @@ class CausalStage(Stage[CausalConfig, Causal]):
     unit = "interventions"
 
     @classmethod
+    def check(cls, study: Any) -> None:
+        config: CausalConfig = study.causal
+        cached = {study.model.layer, *study.activations.token_layers, *study.activations.pooled_layers}
+        for key, layers in (("layers", config.layers), ("readout_layer", (config.readout_layer,))):
+            for layer in layers:
+                if layer is not None and layer not in cached:
+                    raise ValueError(f"`causal.{key}: {layer}`: not cached; add it to `activations.pooled_layers`")
+        highest = max(study.model.layer, *config.layers, 0)
+        if config.readout_layer is not None and config.readout_layer <= highest:
+            raise ValueError(
+                f"`causal.readout_layer: {config.readout_layer}`: not above the intervention at layer {highest}; "
+                "give a higher layer"
+            )
+
+    @classmethod
     def identities(cls, study: Any) -> dict[str, Path]:
         return {name: EMBEDDED / name for name in ("lexicon.json", "frames.json", "ratings.csv")}
 
     def parts(self) -> Sequence[Part]:
-        self._check_layers()
         config = self.config
         kinds = ("inject", "sample", "knockout") if config.knockout else ("inject", "sample")
         weights = {"inject": len(config.strengths)} | dict.fromkeys(kinds[1:], config.samples)
@@ -180,18 +193,6 @@ class CausalStage(Stage[CausalConfig, Causal]):
             Part(f"ablate-{index:04d}", size=trials * (end - start), payload={"start": start, "end": end})
             for index, (start, end) in enumerate(_slices(len(self.concepts), config.concepts_per_part))
         ]
-
-    def _check_layers(self) -> None:
-        cached = self.need(DirectionsStage).layers
-        for key, layers in (("layers", self.config.layers), ("readout_layer", (self.config.readout_layer,))):
-            for layer in layers:
-                if layer is not None and layer not in cached:
-                    raise UserError(f"`causal.{key}: {layer}` is not cached; add it to `activations.pooled_layers`")
-        if self.config.readout_layer is not None and self.config.readout_layer <= max(self.layers):
-            raise UserError(
-                f"`causal.readout_layer: {self.config.readout_layer}` is not above the intervention at layer "
-                f"{max(self.layers)}; give a higher one"
-            )
 
     @property
     def layers(self) -> list[int]:
@@ -286,7 +287,7 @@ class CausalStage(Stage[CausalConfig, Causal]):
             return None
         drop = {kind: arrays[f"{name}.{kind}"] for kind in self.material.studied}
         fires = {kind: arrays[f"{name}.fires.{kind}"] for kind in self.material.feature_sets}
-        return Ablated(drop, fires, arrays[f"{name}.base"], arrays[f"{name}.topics"])
+        return Ablated(drop, fires, *(arrays[f"{name}.{key}"] for key in ("base", "topics", "frames")))
 
     def _summarise_samples(
         self, joined: Mapping[str, Mapping[str, np.ndarray]], metrics: Metrics

@@ -50,7 +50,7 @@ class CompareConfig(Config):
     """Neighbours in valence and arousal that a concept has to be told from."""
     ratings: str = "embedded"
     """`embedded` (judged by a model, see the README), or a CSV: a column of words, then valence, arousal, ..."""
-    pairs: str = "none"
+    pairs: str = "embedded"
     """`embedded`, a JSONL file of pairs of texts made of the same words, or `none`."""
 
 
@@ -148,7 +148,7 @@ class CompareStage(Stage[CompareConfig, Comparison]):
         sections = {"direction": self.need(DirectionsStage).table, "feature": self.need(MatchStage).table}
         sections |= {"cosine": card["table"], "confound": card["confounds"]}
         concept_table.write(out, concept_table.build(self.need(CorpusStage).emotions, sections, card["detection"]))
-        return _metrics(card)
+        return _metrics(card, self.setting.model.layer)
 
     def _directions(self) -> dict[str, Any]:
         """Cosines, subspaces and sparse reconstructions: the directions against the dictionary."""
@@ -308,7 +308,10 @@ class CompareStage(Stage[CompareConfig, Comparison]):
         return found
 
     def _without_words(self) -> dict[str, np.ndarray]:
-        """The test readouts with the tokens of each concept's telling words left out; empty without offsets."""
+        """The test readouts with the tokens of each concept's telling words left out.
+
+        Of TF-IDF alone where the tokenizer does not say which characters a token stands for, or texts are chats.
+        """
         import numpy as np
 
         from pipeline import vocabulary
@@ -318,7 +321,7 @@ class CompareStage(Stage[CompareConfig, Comparison]):
         lexicon = json.loads(LEXICON.read_text(encoding="utf-8"))
         telling = vocabulary.telling_words(self._vocabulary, corpus.emotions, lexicon, self.config.telling_words)
         found = {"TF-IDF": vocabulary.scores_without(self._vocabulary, self._texts("test"), telling)}
-        if not tokenizer.is_fast:
+        if not tokenizer.is_fast or any(corpus.documents[row].messages for row in self._rows["test"]):
             return found
         linear, first = self.need(DirectionsStage).linear(self.setting.model.layer), store.index["first_token"]
         tokens, direction, feature = store.tokens(self.setting.model.layer), [], []
@@ -458,7 +461,7 @@ def confounded(row: Mapping[str, Any], margin: float = 0.1) -> list[str]:
     return found
 
 
-def _metrics(card: Mapping[str, Any]) -> Metrics:
+def _metrics(card: Mapping[str, Any], layer: int) -> Metrics:
     table, subspace = card["table"], card["subspace"]
     metrics = {
         "cosine_mean": sum(row["cosine"] for row in table) / len(table),
@@ -474,8 +477,8 @@ def _metrics(card: Mapping[str, Any]) -> Metrics:
     for row in card["pursuit"]:
         metrics[f"explained_{'_'.join(row['dictionary'].lower().split())}_{row['rows']}"] = row["explained"]
     for row in card["pairs"]:
-        place = "" if row["layer"] is None else f"_layer_{row['layer']}"
-        method = "_".join(row["method"].lower().replace("(", "").replace(")", "").split())
-        key = f"pairs_{method}_{row['read']}{place}"
+        if row["layer"] not in (layer, None):
+            continue
+        key = f"pairs_{'_'.join(row['method'].lower().replace('(', '').replace(')', '').split())}_{row['read']}"
         metrics |= {key: row["accuracy"], f"{key}_low": row["low"], f"{key}_high": row["high"]}
     return metrics

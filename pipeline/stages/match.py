@@ -257,6 +257,14 @@ class MatchStage(Stage[MatchConfig, Match]):
         chosen["other"] = (self._other, found["other"])
         chosen |= {name: (name, best) for name, best in zip(random, found["random_best"], strict=True)}
         scores = {name: Columns(path, f"codes/{key}", rows["test"])[:, best] for name, (key, best) in chosen.items()}
+        found["finding"] = matching.confirm(
+            choice,
+            scores["sae"],
+            labels["test"],
+            corpus.topics(rows["test"]),
+            permutations=self.config.permutations,
+            rng=self.generator("confirmation"),
+        )
         return found | self._detection(scores, labels["test"], rows["test"]) | self._probes(path, arrays)
 
     def _detection(self, scores: Mapping[str, np.ndarray], labels: np.ndarray, rows: Sequence[int]) -> dict[str, Any]:
@@ -309,7 +317,7 @@ class MatchStage(Stage[MatchConfig, Match]):
     def _table(self, found: Mapping[str, Any], reading: Mapping[str, Any]) -> list[dict[str, Any]]:
         from pipeline.matching import own
 
-        choice, areas, arrays = found["choice"], found["areas"], found["arrays"]
+        choice, areas, arrays, finding = (found[key] for key in ("choice", "areas", "arrays", "finding"))
         smd, precision = own(arrays["smd/test"], choice.feature), own(arrays["ap/test"], choice.feature)
         rare = found["labels"]["test"].mean(axis=0)
         concepts, table = self.need(CorpusStage).emotions, []
@@ -326,9 +334,11 @@ class MatchStage(Stage[MatchConfig, Match]):
                     "low": mine.low,
                     "high": mine.high,
                     "auroc_random_sae": float(found["chance"][index]),
-                    "p": float(choice.p[index]),
+                    "p_selection": float(choice.p[index]),
+                    "p_test": float(finding.p_test[index]),
+                    "p": float(finding.p[index]),
                     "p_floor": choice.floor,
-                    "p_adjusted": float(choice.adjusted[index]),
+                    "p_adjusted": float(finding.adjusted[index]),
                     "smd_test": smd[index],
                     "ap_test": precision[index],
                     "ap_chance": float(rare[index]),

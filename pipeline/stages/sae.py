@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 HELD_OUT_EVERY = 10
 """Of neutral texts (and of training stories, where there are no validation topics), one in so many is held out."""
+WIDER = 3
+"""Default width as a multiple of the model's."""
 OTHERS = "others"
 TRAINING = "training.json"
 FIGURES = ("l0", "explained_variance", "dead_share", "dense_share", "ce_recovered")
@@ -42,6 +44,8 @@ FIGURES = ("l0", "explained_variance", "dead_share", "dense_share", "ce_recovere
 class AlsoConfig(Config):
     """Further SAEs over the same stream of rows: every combination of these, and the study's own recipe."""
 
+    layers: tuple[int, ...] = ()
+    """Layers besides `model.layer`; `activations.token_layers` must have them."""
     widths: tuple[int, ...] = ()
     """Numbers of features besides `sae.width`."""
     ks: tuple[int, ...] = ()
@@ -53,14 +57,19 @@ class AlsoConfig(Config):
 class SaeConfig(Recipe):
     """Train an SAE by this recipe, or load one; then the recipe is not used."""
 
-    load: LoadConfig | None = None
-    """`{path: folder}`, `{release: ..., id: ...}`, or nothing: train."""
+    load: Literal["embedded"] | LoadConfig | None = None
+    """`{path: folder}`, `{release: ..., id: ...}`, `embedded` (of the embedded model's layer 15), or nothing: train."""
     also: AlsoConfig = AlsoConfig()
     """Further SAEs to train, for comparison; results are in `others/`."""
     health_rows: int = Field(default=20_000, ge=100)
     """At most so many held-out token rows for the figures."""
     health_texts: int = Field(default=8, ge=0)
     """Held-out texts on which the model is run with the SAE spliced in. 0: no cross-entropy."""
+
+    @property
+    def source(self) -> LoadConfig | None:
+        """Where a loaded SAE is; None when it is trained."""
+        return LoadConfig(path=source.EMBEDDED) if self.load == "embedded" else self.load
 
 
 class SaeStage(Stage[SaeConfig, "Sae"]):
@@ -77,43 +86,57 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
     def check(cls, study: Any) -> None:
         config: SaeConfig = study.sae
         known = subjects.shape(study.model)
-        if config.load is not None:
-            check_source(config.load, study.model, known)
+        if config.source is not None:
+            check_source(config.source, study.model, known)
             return
-        for width, k, _ in combinations(config, known.width if known else None):
-            if width is not None and k > width:
-                raise ValueError(f"`sae.k: {k}`: more than the {width} features of the SAE; lower it")
+        for layer in config.also.layers:
+            if layer not in {study.model.layer, *study.activations.token_layers}:
+                raise ValueError(
+                    f"`sae.also.layers: {layer}`: no token rows are cached there; add it to `token_layers`"
+                )
+        for grid in combinations(config, study.model.layer, known.width if known else None):
+            if grid.width is not None and grid.k > grid.width:
+                raise ValueError(f"`sae.k: {grid.k}`: more than the {grid.width} features of the SAE; lower it")
 
     @classmethod
     def identities(cls, study: Any) -> dict[str, Path]:
-        load = study.sae.load
+        load = study.sae.source
         return {"sae": load.path.expanduser()} if load is not None and load.path is not None else {}
 
     def parts(self) -> Sequence[Part]:
         if self.config.load is not None:
-            return [Part("loaded", size=1)]
+            return [Part("loaded", size=1, payload={"layer": self.setting.model.layer})]
         size = self.config.steps * self.config.batch
         width = self.need(ActivationsStage).d_model
         return [
-            Part(f"w{w}-k{k}-s{seed}", size=size, payload={"width": w, "k": k, "seed": seed})
-            for w, k, seed in combinations(self.config, width)
+            Part(grid.name, size=size, payload=grid._asdict())
+            for grid in combinations(self.config, self.setting.model.layer, width)
         ]
 
     def run_part(self, part: Part, out: Path, progress: Progress) -> None:
+        from pipeline.dictionary import health
         from pipeline.dictionary.sae import HEALTH, WEIGHTS, Dictionary, open_folder
+        from pipeline.dictionary.training import CHECKPOINT
 
         notes: list[str] = []
-        if self.config.load is None:
+        if self.config.source is None:
             self._train(part, out, progress)
         else:
-            notes = self._load(self.config.load, out / WEIGHTS)
+            notes = self._load(self.config.source, out / WEIGHTS)
             progress(part.size)
-        found = self._examine(Dictionary(open_folder(out / WEIGHTS)))
-        manifest.write_json(out / HEALTH, found | {"notes": notes})
+        found = self._examine(Dictionary(open_folder(out / WEIGHTS)), part.payload["layer"])
+        manifest.write_json(out / HEALTH, found | {"notes": notes, "verdict": health.verdict(found)})
+        shutil.rmtree((out / CHECKPOINT).parent, ignore_errors=True)
+
+    def rows(self, layer: int) -> TokenRows:
+        """The cached token rows of one layer."""
+        if layer not in self._rows:
+            self._rows[layer] = self.need(ActivationsStage).tokens(layer)
+        return self._rows[layer]
 
     @cached_property
-    def rows(self) -> TokenRows:
-        return self.need(ActivationsStage).tokens(self.setting.model.layer)
+    def _rows(self) -> dict[int, TokenRows]:
+        return {}
 
     @cached_property
     def held_out(self) -> list[int]:
@@ -123,16 +146,18 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
         others = corpus.indices("neutral") if validation else corpus.indices("train", "neutral")
         return validation + others[::HELD_OUT_EVERY]
 
-    def training_rows(self) -> Int[np.ndarray, "n"]:
+    def training_rows(self, layer: int) -> Int[np.ndarray, "n"]:
         """Rows of training topics and neutral texts. Test topics never enter, not even unlabelled."""
-        return self.rows_of(set(self.need(CorpusStage).indices("train", "neutral")) - set(self.held_out))
+        return self.rows_of(set(self.need(CorpusStage).indices("train", "neutral")) - set(self.held_out), layer)
 
-    def rows_of(self, documents: Sequence[int] | set[int]) -> Int[np.ndarray, "n"]:
+    def rows_of(self, documents: Sequence[int] | set[int], layer: int) -> Int[np.ndarray, "n"]:
+        """Which rows these documents have, without outliers."""
         import numpy as np
 
         from pipeline.dictionary.rows import typical
 
-        return typical(self.rows, np.flatnonzero(np.isin(self.rows.document, sorted(documents))))
+        rows = self.rows(layer)
+        return typical(rows, np.flatnonzero(np.isin(rows.document, sorted(documents))))
 
     def _train(self, part: Part, out: Path, progress: Progress) -> None:
         import numpy as np
@@ -143,30 +168,29 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
         from pipeline.dictionary.rows import Statistics, Stream
         from pipeline.dictionary.sae import WEIGHTS
 
-        recipe = self.config.model_copy(update={key: part.payload[key] for key in ("width", "k")})
-        chosen = self.training_rows()
-        statistics = Statistics.of(self.rows, chosen)
+        layer, width = part.payload["layer"], part.payload["width"]
+        recipe = self.config.model_copy(update={"width": width, "k": part.payload["k"]})
+        rows, chosen = self.rows(layer), self.training_rows(layer)
+        statistics = Statistics.of(rows, chosen)
         sae = build(
             recipe,
             d_in=self.need(ActivationsStage).d_model,
-            width=part.payload["width"],
+            width=width,
             centre=torch.from_numpy(statistics.centre * np.float32(statistics.scale)),
             seed=self.seed_of(part.name),
-            metadata=self._metadata(),
+            metadata=self._metadata(layer),
         )
         device = self.setting.device
         half = subjects.resolve_dtype(recipe.precision, device) is torch.bfloat16
-        stream = Stream(self.rows, chosen, self.seed_of("stream"))
+        stream = Stream(rows, chosen, self.seed_of("stream"))
         curve = training.Trainer(recipe, sae, stream, statistics, device, half).run(out, progress)
-        save_folded(sae, statistics.scale, out / WEIGHTS)
+        save_folded(sae, statistics.scale, out / WEIGHTS, dtype=recipe.storage)
         manifest.write_json(out / TRAINING, {"rows": len(chosen), "curve": curve})
-        (out / training.CHECKPOINT).unlink(missing_ok=True)
 
-    def _metadata(self) -> dict[str, Any]:
-        model = self.setting.model
+    def _metadata(self, layer: int) -> dict[str, Any]:
         return {
-            "model_name": model.name,
-            "hook_name": f"blocks.{model.layer}.hook_resid_post",
+            "model_name": source.published_name(self.setting.model.name),
+            "hook_name": f"blocks.{layer}.hook_resid_post",
             "prepend_bos": True,
             "training_text": "training topics and neutral texts of an AffectLens study",
         }
@@ -187,31 +211,33 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
         write_sorted(*module.save_model(target))
         return notes
 
-    def _examine(self, sae: Dictionary) -> dict[str, Any]:
+    def _examine(self, sae: Dictionary, layer: int) -> dict[str, Any]:
         from pipeline.dictionary import health
 
-        chosen = self.rows_of(self.held_out)
+        rows, chosen = self.rows(layer), self.rows_of(self.held_out, layer)
         chosen = chosen[:: max(1, len(chosen) // self.config.health_rows)][: self.config.health_rows]
-        found = health.measure(sae, self.rows, chosen)
+        found = health.measure(sae, rows, chosen)
         random = sae.random(self.seed_of("random"), k=max(1, round(found["l0"])))
-        found |= {"width": sae.d_sae, "random": health.measure(random, self.rows, chosen)}
+        found |= {"width": sae.d_sae, "random": health.measure(random, rows, chosen)}
         if self.config.health_texts:
-            mean = self.rows.read(chosen).mean(axis=0)
+            mean = rows.read(chosen).mean(axis=0)
             replacements = {
                 "spliced": sae.reconstruct,
                 "random": random.reconstruct,
-                "mean": lambda rows: mean + 0 * rows,
+                "mean": lambda residuals: mean + 0 * residuals,
             }
-            texts = self._texts(self.held_out[:: max(1, len(self.held_out) // self.config.health_texts)])
-            entropies = health.cross_entropies(self.subject, self.setting.model.layer, texts, replacements)
+            texts = self._texts(rows)
+            entropies = health.cross_entropies(self.subject, layer, texts, replacements)
             found["cross_entropy"] = entropies
             found["ce_recovered"] = health.recovered(entropies, "spliced")
             found["random"]["ce_recovered"] = health.recovered(entropies, "random")
         return found
 
-    def _texts(self, documents: Sequence[int]) -> list[list[int]]:
-        rows = self.rows
-        return [rows.token[rows.document == index].tolist() for index in documents[: self.config.health_texts]]
+    def _texts(self, rows: TokenRows) -> list[list[int]]:
+        """Token ids of evenly spaced held-out documents."""
+        every = max(1, len(self.held_out) // self.config.health_texts)
+        documents = self.held_out[::every][: self.config.health_texts]
+        return [rows.token[rows.document == index].tolist() for index in documents]
 
     @cached_property
     def subject(self) -> subjects.Subject:
@@ -240,7 +266,7 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
         from pipeline.dictionary.sae import WEIGHTS, Dictionary, open_folder
 
         listed = self.parts()
-        keys = ("width", "k")
+        keys = ("layer", "width", "k")
         alike = [p.name for p in listed if all(p.payload.get(k) == listed[0].payload.get(k) for k in keys)]
         if len(alike) < 2:
             return {}
@@ -260,14 +286,30 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
             run.table("sae/training", list(curve[0]), [list(row.values()) for row in curve])
 
 
-def combinations(config: SaeConfig, d_model: int | None) -> list[tuple[int, int, int]]:
-    """(width, k, seed) of every SAE to train; the study's own first."""
-    base = config.width or (4 * d_model if d_model else None)
-    widths = [base, *config.also.widths]
-    grid = itertools.product(
-        range(config.also.seeds), dict.fromkeys(widths), dict.fromkeys([config.k, *config.also.ks])
+class Grid(NamedTuple):
+    """One SAE to train."""
+
+    layer: int
+    width: int | None
+    k: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its part."""
+        return f"l{self.layer}-w{self.width}-k{self.k}-s{self.seed}"
+
+
+def combinations(config: SaeConfig, layer: int, d_model: int | None) -> list[Grid]:
+    """Every SAE to train; the study's own first. The width is None where neither config nor model gives it."""
+    width = config.width or (WIDER * d_model if d_model else None)
+    axes = (
+        range(config.also.seeds),
+        dict.fromkeys([layer, *config.also.layers]),
+        dict.fromkeys([width, *config.also.widths]),
+        dict.fromkeys([config.k, *config.also.ks]),
     )
-    return [(width, k, seed) for seed, width, k in grid]
+    return [Grid(layer, width, k, seed) for seed, layer, width, k in itertools.product(*axes)]
 
 
 def check_source(load: LoadConfig, model: subjects.ModelConfig, shape: subjects.Shape | None) -> None:

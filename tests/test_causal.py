@@ -1,0 +1,435 @@
+"""The causal stage finds the mechanism that was planted, to numerical accuracy, and none where there is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import controls
+from pipeline.config import validate
+from pipeline.corpus.gates import emotion_list
+from pipeline.dictionary.sae import Dictionary
+from pipeline.effects import (
+    at_divergence,
+    beyond_valence,
+    judge,
+    nearest_in_valence,
+    pooled_p,
+    wrong_vectors,
+)
+from pipeline.errors import ConfigError, UserError
+from pipeline.frames import choose_words, read_frames, read_lexicon, story_end
+from pipeline.stage import Setting
+from pipeline.stages.causal import RESULT, CausalConfig, CausalStage
+from pipeline.stages.corpus import Document
+from pipeline.study import Study
+from pipeline.subject import ModelConfig, load_tokenizer
+
+CONCEPTS = ("afraid", "calm", "proud", "sad")
+PLANTED, NULL, D, LAYER = 0, 2, 32, 1
+STORY = "The rain had stopped. She put the two letters on the table and waited for the others to come home."
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Planted:
+    """A Llama whose blocks do nothing and whose output row for one concept's words is one direction.
+
+    The next-token logits are a closed form of the last token's embedding, so every effect is known. The directions of
+    all concepts are orthonormal; the words of the other concepts have no output row, so their directions do nothing.
+    """
+
+    def __init__(self, source: Path, folder: Path) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        generator = torch.Generator().manual_seed(5)
+        self.directions = torch.linalg.qr(torch.randn(D, D, generator=generator))[0][:4]
+        self.words = choose_words(self.tokenizer, CONCEPTS, read_lexicon(), CausalConfig().words)
+        with torch.no_grad():
+            for block in model.model.layers:
+                block.self_attn.o_proj.weight.zero_()
+                block.mlp.down_proj.weight.zero_()
+            model.model.norm.weight.fill_(1.0)
+            self.embedding = torch.randn(model.config.vocab_size, D, generator=generator)
+            self.output = torch.zeros_like(self.embedding)
+            self.output[list(self.words[PLANTED].tokens)] = 3 * self.directions[PLANTED]
+            model.model.embed_tokens.weight.copy_(self.embedding)
+            model.lm_head.weight = torch.nn.Parameter(self.output.clone())
+        model.config.tie_word_embeddings = False
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.folder, self.epsilon = folder, model.config.rms_norm_eps
+
+    def contrast(self, residual: np.ndarray) -> np.ndarray:
+        """Mean logit of each concept's words less the mean of the other concepts', of final residual rows."""
+        residual = np.asarray(residual, dtype=np.float64)
+        rms = np.sqrt((residual**2).mean(axis=-1, keepdims=True) + self.epsilon)
+        found = residual / rms @ self.output.double().numpy().T
+        own = np.stack([found[..., list(word.tokens)].mean(axis=-1) for word in self.words], axis=-1)
+        return own - (own.sum(axis=-1, keepdims=True) - own) / (len(CONCEPTS) - 1)
+
+    def last(self, text: str) -> np.ndarray:
+        """The residual of a text's last token, the same at every layer."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.embedding[ids[-1]].double().numpy()
+
+
+@pytest.fixture(scope="module")
+def planted(model_folder, tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    return Planted(model_folder("llama"), tmp_path_factory.mktemp("planted") / "model")
+
+
+def documents() -> tuple[Document, ...]:
+    found = []
+    for split, topic in (("train", "park"), ("validation", "shop"), ("test", "exam"), ("test", "phone")):
+        for number, concept in enumerate(CONCEPTS):
+            narrator = "first" if number % 2 else "third"
+            found.append(Document(len(found), "story", concept, topic, narrator, split, f"{STORY} {concept} {topic}."))
+    return tuple(found)
+
+
+def stage(planted: Planted, norm: float = 5.0, **config: object) -> CausalStage:
+    """The stage with the results of earlier stages that the planted model would give.
+
+    The SAE's first four features read and write the four directions.
+    """
+    from sae_lens import SAE
+
+    texts = documents()
+    corpus = SimpleNamespace(
+        documents=texts,
+        emotions=CONCEPTS,
+        indices=lambda *splits: [text.index for text in texts if text.split in splits],
+    )
+    rows = np.random.default_rng(0).normal(size=(300, D)).astype(np.float32)
+    tokens = SimpleNamespace(document=np.arange(300) % len(texts), read=lambda chosen: rows[chosen])
+    module = SAE.from_dict(
+        {"architecture": "standard", "d_in": D, "d_sae": 64, "dtype": "float32", "device": "cpu", "apply_b_dec_to_input": False}
+    )
+    extra = np.random.default_rng(1).normal(size=(60, D))
+    decoder = torch.tensor(np.concatenate([planted.directions.numpy(), controls.unit_rows(extra)]), dtype=torch.float32)
+    module.W_dec.data, module.W_enc.data = decoder, decoder.T.contiguous()
+    module.b_enc.data, module.b_dec.data = torch.zeros(64), torch.zeros(D)
+    auroc = np.random.default_rng(2).uniform(0.4, 0.6, (64, 4))
+    auroc[np.arange(4), np.arange(4)] = 1.0
+    results = {
+        "corpus": corpus,
+        "activations": SimpleNamespace(
+            mean_norm=lambda layer: norm, tokens=lambda layer: tokens, pooled=lambda layer: rows[: len(texts)]
+        ),
+        "sae": Dictionary(module.eval().requires_grad_(False)),
+        "directions": SimpleNamespace(
+            unit=lambda layer: planted.directions.numpy(), centre=lambda layer: np.zeros(D, np.float32), layers=(1, 2, 3)
+        ),
+        "match": SimpleNamespace(
+            best=np.arange(4),
+            auroc=lambda split: auroc,
+            codes=np.random.default_rng(4).uniform(size=(len(texts), 64)),
+        ),
+    }
+    model = ModelConfig(name=str(planted.folder), layer=LAYER, dtype="float32")
+    return CausalStage(CausalConfig(**config), Setting(0, model, "cpu", 1, Path("unused")), results)
+
+
+def run(built: CausalStage, folder: Path) -> tuple[dict[str, float], dict]:
+    parts = {}
+    for part in built.parts():
+        parts[part.name] = folder / "parts" / part.name
+        parts[part.name].mkdir(parents=True)
+        built.run_part(part, parts[part.name], lambda units: None)
+    metrics = built.finish(parts, folder)
+    return metrics, json.loads((folder / "causal.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(planted: Planted, tmp_path_factory: pytest.TempPathFactory):
+    built = stage(planted, strengths=(0.1, 0.2, 0.4), reference=0.2)
+    folder = tmp_path_factory.mktemp("causal")
+    metrics, card = run(built, folder)
+    return SimpleNamespace(stage=built, folder=folder, metrics=metrics, card=card)
+
+
+def arrays(folder: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(folder / "causal.safetensors")
+
+
+def test_every_injected_effect_is_the_known_one(planted: Planted, finished) -> None:
+    """Every vector, strength, frame and concept: the measured effect is the closed form's."""
+    found = arrays(finished.folder)["inject.effect"]
+    vectors, strengths = finished.stage.material.vectors, np.array([0.1, 0.2, 0.4]) * 5.0
+    expected = np.empty(found.shape)
+    for number, frame in enumerate(finished.stage.trials.frames()):
+        last = planted.last(frame)
+        pushed = last + strengths[None, :, None] * vectors[:, None, :].astype(np.float64)
+        expected[:, :, number] = planted.contrast(pushed) - planted.contrast(last)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert np.abs(expected).max() > 1
+
+
+def test_every_ablation_is_the_known_one(planted: Planted, finished) -> None:
+    """Directions projected out, features zeroed, and the controls that take as much along other directions."""
+    found, built = arrays(finished.folder), finished.stage
+    random = built.material.mixed_controls(built.config.ablation_controls).astype(np.float64)
+    for concept, own in enumerate(planted.directions.double().numpy()):
+        along = np.concatenate([own[None], random])
+        for number, document in enumerate(built.trials.stories(concept)):
+            text, _ = built.trials._context_text(document, number)
+            last = planted.last(text)
+            for kind, taken in (("direction", own @ last), ("feature", max(own @ last, 0.0))):
+                expected = planted.contrast(last) - planted.contrast(last - taken * along)
+                np.testing.assert_allclose(found[f"ablate.{concept:04d}.{kind}"][number], expected, atol=2e-5)
+
+
+def test_the_planted_concept_is_sufficient_and_the_null_is_not(finished) -> None:
+    for kind in ("direction", "feature"):
+        planted = finished.card["verdicts"][CONCEPTS[PLANTED]][kind]
+        assert planted["sufficient"]
+        assert planted["specific"]
+        assert planted["inject"]["above_controls"]
+        assert planted["inject"]["p_adjusted"] <= 0.05
+        for index, concept in enumerate(CONCEPTS):
+            if index != PLANTED:
+                null = finished.card["verdicts"][concept][kind]
+                assert not null["sufficient"]
+                assert not null["necessary"]
+    words = finished.card["verdicts"][CONCEPTS[PLANTED]]["words"]
+    assert "sufficient and specific" in words
+    assert "sufficiency not shown" in finished.card["verdicts"][CONCEPTS[NULL]]["words"]
+    assert finished.metrics["share_sufficient_direction"] == pytest.approx(1 / 4)
+
+
+def test_the_matrix_has_the_planted_row_and_column(finished) -> None:
+    matrix = np.array(finished.card["matrix"]["direction"])
+    assert matrix[PLANTED, PLANTED] > 1
+    # One concept's words rise, so the contrast of each of the three others falls by a third of it.
+    np.testing.assert_allclose(matrix[PLANTED, 1:], -matrix[PLANTED, PLANTED] / 3, rtol=1e-4)
+
+
+def test_tables_hold_every_row_once_and_no_number_that_is_none(finished) -> None:
+    rows = finished.card["effects"]
+    keys = {(row["concept"], row["vector"], row["operation"], row["strength"]) for row in rows}
+    assert len(keys) == len(rows) == len(CONCEPTS) * 2 * (3 + 1)
+    assert all(0 < row["p"] <= 1 and 0 < row["p_pooled"] <= 1 for row in rows)
+    assert min(row["p"] for row in rows) >= 1 / 81
+    assert all(np.isfinite(value) for value in finished.metrics.values())
+    assert {row["concept"] for row in finished.card["dose"]} == set(CONCEPTS)
+    assert finished.card["controls"]["families"] == dict.fromkeys(
+        ("isotropic", "covariance", "permuted", "random_feature"), 20
+    )
+
+
+def test_the_same_study_gives_the_same_bytes_in_any_slices(planted: Planted, finished, tmp_path: Path) -> None:
+    again = stage(planted, strengths=(0.1, 0.2, 0.4), reference=0.2)
+    run(again, tmp_path / "again")
+    assert (tmp_path / "again" / "causal.json").read_bytes() == (finished.folder / "causal.json").read_bytes()
+    assert (tmp_path / "again" / RESULT.replace("part", "causal")).read_bytes() == (
+        finished.folder / "causal.safetensors"
+    ).read_bytes()
+    sliced = stage(planted, strengths=(0.1, 0.2, 0.4), reference=0.2, vectors_per_part=7, tokens_per_batch=60)
+    run(sliced, tmp_path / "sliced")
+    for name, values in arrays(tmp_path / "sliced").items():
+        np.testing.assert_allclose(values, arrays(finished.folder)[name], atol=1e-5)
+
+
+def test_a_set_of_features_and_further_outcomes(planted: Planted, tmp_path: Path) -> None:
+    """Sets, two layers, reading downstream, sampled text with words free and banned."""
+    built = stage(
+        planted, strengths=(0.4,), reference=0.4, feature_set=3, layers=(2,), readout_layer=3, samples=2,
+        sample_tokens=8, knockout=True, feature_ablation="resample", vectors_per_part=50, frames=2,
+    )  # fmt: skip
+    metrics, card = run(built, tmp_path)
+    assert set(card["matrix"]) == {"direction", "feature", "features"}
+    # Twice the push at two layers whose blocks do nothing is one push of twice the strength.
+    found = arrays(tmp_path)["inject.effect"][PLANTED, 0, 0]
+    last = planted.last(built.trials.frames()[0])
+    pushed = last + 2 * 0.4 * 5.0 * planted.directions[PLANTED].double().numpy()
+    np.testing.assert_allclose(found, planted.contrast(pushed) - planted.contrast(last), atol=2e-5)
+    # Reading a direction where it was put: the push itself, in norms, against the mean of the others' (none).
+    reading = [row for row in card["readout"] if row["vector"] == "direction"]
+    assert [row["effect"] for row in reading] == pytest.approx([0.8] * 4, abs=1e-5)
+    assert all(row["above_controls"] for row in reading)
+    texts = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text().splitlines()]
+    openings = len(read_frames()["openings"])
+    assert len(texts) == 2 * 2 * openings * (1 + len(built.material.kinds))
+    assert {text["vector"] for text in texts} >= {"none", "direction calm", "features sad", "isotropic"}
+    rows = [row for row in card["samples"] if row["concept"] == "calm" and row["score"] == "probe"]
+    assert len(rows) == 2 * 3
+    assert all(np.isfinite(row["perplexity_ratio"]) and 0 <= row["repetition"] <= 1 for row in rows)
+    assert "knockout_text_probe_above_controls_direction" in metrics
+    # Sampled with the planted concept pushed, its words come; banned, they do not.
+    words = planted.words[PLANTED]
+    forms = [planted.tokenizer.decode([token]).strip() for token in words.tokens]
+
+    def said(banned: bool) -> int:
+        own = [text["text"] for text in texts if text["vector"] == "direction afraid" and text["words_banned"] is banned]
+        return sum(form in text for text in own for form in forms)
+
+    assert said(False) > 0
+    if words.whole:
+        assert said(True) == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"strengths": (0.1, 0.1)}, "strengths"),
+        ({"strengths": (-0.1, 0.1)}, "strengths"),
+        ({"reference": 0.3}, "reference: 0.3"),
+        ({"feature_set": 1}, "feature_set: 1"),
+        ({"controls": 5}, "controls"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(values: dict, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        validate(CausalConfig, values, "study.yaml")
+
+
+def test_layers_that_are_not_cached_are_refused_before_anything_runs(study_values: dict, write_study) -> None:
+    for key, value, complaint in (
+        ("layers", [1], "causal.layers: 1"),
+        ("readout_layer", 3, "causal.readout_layer: 3"),
+        ("readout_layer", 0, "not above"),
+    ):
+        with pytest.raises(ConfigError, match=complaint):
+            Study.load(write_study(study_values | {"causal": {key: value}}))
+
+
+def test_equal_divergence_compares_what_is_equally_far() -> None:
+    """Of two vectors with one effect per strength, the one that disturbs four times as much loses half of it."""
+    strengths = np.array([0.5, 1.0, 2.0])
+    effect = np.stack([strengths, strengths])[..., None]
+    divergence = np.stack([strengths**2, 4 * strengths**2])
+    found = at_divergence(effect, divergence, target=1.0)[:, 0]
+    np.testing.assert_allclose(found, [1.0, 0.5])
+    assert at_divergence(effect, divergence, target=100.0)[0, 0] == 2.0
+
+
+def test_pooled_p_is_fair_and_knows_no_units() -> None:
+    generator = np.random.default_rng(0)
+    scale = np.array([1.0, 100.0, 0.01] * 100)
+    null = generator.normal(size=(20, 300)) * scale + 5 * scale
+    p = pooled_p(generator.normal(size=300) * scale + 5 * scale, null)
+    assert abs((p <= 0.1).mean() - 0.1) < 0.06
+    effect = null.mean(axis=0) + 6 * null.std(axis=0)
+    assert pooled_p(effect, null).max() < 0.01
+    np.testing.assert_allclose(pooled_p(effect * 7, null * 7), pooled_p(effect, null))
+
+
+def test_what_does_nothing_is_no_outlier() -> None:
+    p = pooled_p(np.zeros(3), np.zeros((20, 3)))
+    assert (p == 1).all()
+    judged = judge([np.zeros(4)] * 3, np.zeros((20, 3)), np.random.default_rng(0))
+    assert not judged.above.any()
+    assert not judged.shown(0.05).any()
+
+
+def test_wrong_vectors_and_valence_count_the_others() -> None:
+    matrix = np.array([[2.0, 0.0, 1.0], [3.0, 1.0, 0.5], [0.0, 0.0, 0.4]])
+    np.testing.assert_allclose(wrong_vectors(matrix), [0.5, 0.0, 1.0])
+    ratings = {name: {"valence": value} for name, value in (("a", 1.0), ("b", 1.2), ("c", 8.0))}
+    near = nearest_in_valence(("a", "b", "c", "d"), ratings, 1)
+    assert near == {0: [1], 1: [0], 2: [1]}
+    effect = np.zeros((4, 2, 4))
+    effect[0, :, 0], effect[0, :, 1] = [1.0, 2.0], 0.75
+    beyond = beyond_valence(effect, near)
+    np.testing.assert_allclose(beyond[0], [0.25, 1.25])
+    assert beyond[3] is None
+
+
+def test_controls_share_what_they_are_matched_in() -> None:
+    generator = np.random.default_rng(0)
+    scales = np.linspace(0.1, 3, 16)
+    rows = generator.normal(size=(4000, 16)) * scales + 7
+    drawn = controls.covariance_matched(3000, rows, generator)
+    np.testing.assert_allclose(np.linalg.norm(drawn, axis=1), 1)
+    spread = drawn.std(axis=0)
+    assert np.corrcoef(spread, scales)[0, 1] > 0.98
+    assert abs(controls.isotropic(3000, 16, generator).std(axis=0) - 0.25).max() < 0.03
+    vectors = controls.unit_rows(generator.normal(size=(2, 16)))
+    copies = controls.permuted(5, vectors, generator)
+    for index, copy in enumerate(copies):
+        np.testing.assert_allclose(np.sort(copy), np.sort(vectors[index % 2]))
+        assert not np.allclose(copy, vectors[index % 2])
+
+
+def test_random_features_fire_as_often_and_are_others() -> None:
+    frequency = np.concatenate([np.zeros(50), np.geomspace(1e-4, 0.5, 950)])
+    studied = np.array([100, 500, 900])
+    drawn = controls.frequency_matched(studied, frequency, 30, np.random.default_rng(0))
+    assert not set(drawn) & set(studied)
+    assert len(set(drawn)) == 30
+    wanted = frequency[studied[np.arange(30) % 3]]
+    assert (np.abs(np.log(frequency[drawn] / wanted)) < 0.5).all()
+
+
+def test_a_turned_set_keeps_lengths_and_angles() -> None:
+    generator = np.random.default_rng(0)
+    vectors, along = generator.normal(size=(3, 16)), generator.normal(size=(3, 16))
+    turned = controls.same_geometry(vectors, along)
+    np.testing.assert_allclose(turned @ turned.T, vectors @ vectors.T)
+    assert np.abs(controls.unit_rows(turned) @ controls.unit_rows(vectors).T).max() < 0.9
+    one = controls.same_geometry(vectors[:1], along[:1])
+    np.testing.assert_allclose(one, np.linalg.norm(vectors[0]) * controls.unit_rows(along[:1]))
+
+
+def test_families_take_turns() -> None:
+    first, second = np.zeros((2, 3)), np.ones((1, 3))
+    assert controls.in_turn([first, second], 5)[:, 0].tolist() == [0, 1, 0, 0, 1]
+
+
+def test_the_lexicon_serves_every_emotion() -> None:
+    lexicon = read_lexicon()
+    assert set(lexicon) == set(emotion_list())
+    for concept, words in lexicon.items():
+        assert 8 <= len(words) <= 14, concept
+        assert len(set(words)) == len(words), concept
+        assert all(word == word.lower() and " " not in word for word in words), concept
+
+
+def test_frames_name_no_emotion() -> None:
+    words = {word for each in read_lexicon().values() for word in each} | set(emotion_list())
+    for kind, texts in read_frames().items():
+        assert len(set(texts)) == len(texts)
+        for text in texts:
+            assert not words & set(text.lower().replace(",", "").split()), (kind, text)
+
+
+def test_words_are_single_balanced_and_belong_to_one_concept(model_folder) -> None:
+    tokenizer = load_tokenizer(ModelConfig(name=str(model_folder("llama"))), Path("unused"))
+    lexicon = {"a": ["the", "and", "to", "both"], "b": ["he", "both", "quixotically"], "c": ["quixotically", "zyxwv"]}
+    a, b, c = choose_words(tokenizer, ("a", "b", "c"), lexicon, most=2)
+    assert len(a.words) == 2
+    assert set(a.words) < {"the", "and", "to"}
+    assert b.words == ("he",)
+    assert a.whole
+    assert b.whole
+    assert not c.whole, "no word of it is one token, so first pieces stand in, and it says so"
+    assert c.words == ("zyxwv",)
+    with pytest.raises(UserError, match="also belongs to another"):
+        choose_words(tokenizer, ("c", "d"), {"c": ["zyxwv"], "d": ["zyxwv"]}, most=2)
+
+
+def test_story_ends_are_whole_sentences_that_fit() -> None:
+    def count(text: str) -> list[str]:
+        return text.split()
+
+    text = "One two three. Four five six! 'Seven eight?' Nine ten."
+    assert story_end(text, count, 5) == "'Seven eight?' Nine ten."
+    assert story_end(text, count, 2) == "Nine ten."
+    assert story_end(text, count, 1) == "ten."
+    assert story_end(text, count, 99) == text

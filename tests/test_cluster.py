@@ -1,0 +1,648 @@
+"""Jobs: planned right, described right to Slurm, and by any executor to the bytes of a plain run."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from pipeline import runner, sweep
+from pipeline.cli import app
+from pipeline.cluster import config as settings
+from pipeline.cluster import graph, job, ledger, progress, slurm, submission
+from pipeline.cluster.config import ClusterConfig, Resources
+from pipeline.cluster.foresight import Foresight
+from pipeline.cluster.graph import Found, Task
+from pipeline.cluster.ledger import Entry
+from pipeline.cluster.slurm import JobState
+from pipeline.errors import ConfigError, PartFailed, UserError
+from pipeline.stage import Part
+from pipeline.stages.activations import ActivationsStage
+from pipeline.stages.corpus import CorpusStage
+from pipeline.stages.sae import SaeStage
+from pipeline.study import STAGES, Study
+from pipeline.workspace import Workspace
+
+ROOT = Path(__file__).parent.parent
+SMALL = {
+    "sae": {"width": 64, "k": 8, "steps": 10, "batch": 64, "health_rows": 200, "health_texts": 1},
+    "cluster": {"activations": {"parts_per_job": 3}},
+}
+
+
+@pytest.fixture
+def study(study_values, write_study) -> Study:
+    return Study.load(write_study({**study_values, **SMALL}))
+
+
+def contents(study: Study, *names: str) -> dict[str, bytes]:
+    """Every file of the results of these stages but the records with times in them."""
+    return {
+        f"{stage.name}/{path.relative_to(study.folder(stage))}": path.read_bytes()
+        for stage in STAGES
+        if stage.name in names
+        for path in sorted(study.folder(stage).rglob("*"))
+        if path.is_file() and path.name not in ("manifest.json", "part.json")
+    }
+
+
+def plain_run(study: Study, *names: str) -> dict[str, bytes]:
+    """What a plain run leaves, in a cache of its own."""
+    cache = study.config.cache.with_name("plain")
+    plain = Study.load(Path(study.source), [*study.overrides, f"cache={cache}"])
+    runner.run(plain, only=names)
+    return contents(plain, *names)
+
+
+# What jobs ask for
+
+
+@pytest.mark.parametrize(
+    ("time_limit", "expected"),
+    [("2:00:00", 120), ("0:00:30", 1), ("0:01:01", 2), ("1-12:00:00", 2160), ("2-0", 2880), ("90m", 90), ("2h", 120),
+     ("1d", 1440), (" 1-06:30 ", 1830)],
+)  # fmt: skip
+def test_time_limits(time_limit, expected):
+    assert settings.minutes(time_limit) == expected
+
+
+@pytest.mark.parametrize("time_limit", ["", "90", "2:00", "2 hours", "h", "1:2:3", "0:00:00", "0m", "-1h"])
+def test_time_limits_that_could_mean_something_else_are_refused(time_limit):
+    with pytest.raises(ValueError, match=r"time limit|at least a minute"):
+        settings.minutes(time_limit)
+
+
+def test_an_unquoted_time_in_yaml_is_explained(study):
+    with pytest.raises(ConfigError, match=r"`cluster.sae.time`: `7200` could mean seconds or minutes; write a quoted"):
+        Study.load(Path(study.source), ["cluster.sae.time=2:00:00"])
+
+
+def test_the_study_beats_the_profile_beats_what_is_built_in():
+    profile = ClusterConfig.model_validate(
+        {"default": {"partition": "long", "mem_gb": 8}, "sae": {"gpus": 1, "options": {"nice": 1}}, "requeues": 3}
+    )
+    study = ClusterConfig.model_validate({"sae": {"partition": "gpu", "options": {"comment": "mine"}}})
+    settled = settings.settle(study, profile)
+    sae, corpus = settings.resources(settled, "sae"), settings.resources(settled, "corpus")
+    assert (sae.partition, sae.gpus, sae.mem_gb, sae.parts_per_job) == ("gpu", 1, 8, 1)
+    assert sae.options == {"nice": 1, "comment": "mine"}
+    assert (corpus.partition, corpus.gpus, corpus.time) == ("long", 0, "1:00:00")
+    assert settled.requeues == 3
+
+
+def test_an_accelerator_by_default_is_not_asked_for_by_merges():
+    profile = ClusterConfig.model_validate({"default": {"gpus": 1}})
+    settled = settings.settle(ClusterConfig(), profile)
+    assert settings.resources(settled, "match").gpus == 1
+    assert settings.resources(settled, "merge").gpus == 0
+
+
+def test_every_stage_has_its_section():
+    assert {stage.name for stage in STAGES} <= set(ClusterConfig.model_fields)
+
+
+def test_the_profiles_that_come_along_are_right():
+    found = sorted((ROOT / "configs" / "cluster").glob("*.yaml"))
+    assert found
+    for path in found:
+        settled = settings.settle(ClusterConfig(), settings.read_profile(path))
+        for stage in STAGES:
+            assert settings.resources(settled, stage.name).time
+
+
+def test_mistakes_in_a_profile_are_one_line(tmp_path):
+    profile = tmp_path / "site.yaml"
+    profile.write_text("sae: {gpu: 1}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"site.yaml: unknown key `sae.gpu`; did you mean `gpus`\?"):
+        settings.read_profile(profile)
+
+
+# Which jobs, in which order
+
+
+def one_part_each(study, stage) -> Found:
+    return Found(parts=("a",))
+
+
+def default_wants(study, stage) -> Resources:
+    return settings.resources(settings.settle(study.config.cluster), stage.name)
+
+
+def test_nodes_come_after_what_they_wait_for(study):
+    nodes = graph.plan([study], (), one_part_each, default_wants)
+    assert [node.stage for node in nodes] == list(STAGES)
+    seen = set()
+    for node in nodes:
+        assert set(node.waits) <= seen
+        seen.add(node.key)
+    # What a need waits for already is not named again, so that scripts stay readable.
+    waits = {node.stage.name: [name for name, _ in node.waits] for node in nodes}
+    assert waits["match"] == ["sae"]
+    assert waits["sae"] == ["activations"]
+
+
+def test_finished_stages_and_parts_are_left_out(study):
+    def found(study, stage):
+        if stage is CorpusStage:
+            return Found(complete=True)
+        return Found(parts=tuple("abcdefg"), done=frozenset("bcd"))
+
+    (node,) = graph.plan([study], ["activations"], found, default_wants)
+    assert node.tasks == (Task(("a", "e", "f")), Task(("g",)))
+    assert node.waits == ()
+    assert node.merges
+
+
+def test_parts_that_are_done_but_not_merged_need_only_the_merge(study):
+    def found(study, stage):
+        return Found(complete=stage is CorpusStage, parts=("a", "b"), done=frozenset("ab"))
+
+    (node,) = graph.plan([study], ["activations"], found, default_wants)
+    assert (node.tasks, node.merges) == ((), True)
+
+
+def test_a_stage_of_one_job_merges_in_it(study):
+    (node,) = graph.plan([study], ["corpus"], one_part_each, default_wants)
+    assert (len(node.tasks), node.merges, node.jobs) == (1, False, 1)
+
+
+def test_studies_share_what_has_the_same_fingerprint(study):
+    studies = sweep.load(Path(study.source), ["sae.k=4,6,8"])
+    nodes = graph.plan(studies, ["sae"], one_part_each, default_wants)
+    assert [node.stage.name for node in nodes] == ["corpus", "activations", "sae", "sae", "sae"]
+    assert {node.waits for node in nodes[2:]} == {(nodes[1].key,)}
+
+
+def test_a_failed_part_has_to_be_retried_in_so_many_words(study):
+    def found(study, stage):
+        failures = {"b": "planted"} if stage is ActivationsStage else {}
+        return Found(complete=stage is CorpusStage, parts=("a", "b"), done=frozenset("a"), failures=failures)
+
+    with pytest.raises(PartFailed, match=r"first b \(planted\); remove the cause and submit with --mode retry"):
+        graph.plan([study], ["sae"], found, default_wants)
+    nodes = graph.plan([study], ["sae"], found, default_wants, retry=True)
+    assert nodes[0].tasks == (Task(("b",)),)
+    assert nodes[0].retried == ("b",)
+    assert [node.stage.name for node in nodes] == ["activations", "sae"]
+
+
+def test_what_is_queued_is_not_submitted_again(study):
+    def found(study, stage):
+        name = stage.name
+        return Found(parts=("a", "b"), tasks={f"{name}_0": ("a", "b")}, merge=f"{name}_m")
+
+    assert graph.plan([study], (), found, default_wants) == []
+    tasks = {"corpus": Found(parts=("a",), tasks={"1": ("a",)}, merge="1")}
+    nodes = graph.plan([study], ["activations"], lambda s, t: tasks.get(t.name, Found(parts=("a",))), default_wants)
+    assert [node.stage.name for node in nodes] == ["activations"]
+    assert nodes[0].after == ("1",)
+
+
+def test_a_retry_keeps_what_runs_and_replaces_what_waits_in_vain(study):
+    def found(study, stage):
+        if stage is CorpusStage:
+            return Found(complete=True)
+        if stage is ActivationsStage:  # 5_0 died, 5_1 still runs, 6 was the merge
+            return Found(parts=tuple("abcd"), done=frozenset("a"), tasks={"5_1": ("c", "d")}, merge="6")
+        return Found(parts=("x",), tasks={"7": ("x",)}, merge="7")
+
+    first, second = graph.plan([study], ["sae"], found, default_wants, retry=True)
+    assert first.tasks == (Task(("b",)),)
+    assert first.merges
+    assert dict(first.kept) == {"5_1": ("c", "d")}
+    assert first.stale == ("6",)
+    assert second.tasks == (Task(("x",)),)
+    assert second.stale == ("7",)
+    assert second.waits == (first.key,)
+
+
+def test_a_part_that_failed_in_a_job_that_goes_on_is_done_by_another(study):
+    def found(study, stage):
+        running = {"5_0": ("a", "b", "c")}
+        return Found(complete=stage is CorpusStage, parts=("a", "b", "c"), failures={"a": "planted"}, tasks=running)
+
+    (node,) = graph.plan([study], ["activations"], found, default_wants, retry=True)
+    assert node.tasks == (Task(("a",)),)
+
+
+def test_an_array_stays_within_what_slurm_takes(study):
+    parts = tuple(f"{index:05d}" for index in range(20_001))
+    found = {CorpusStage: Found(complete=True), ActivationsStage: Found(parts=parts)}
+    (node,) = graph.plan([study], ["activations"], lambda s, t: found[t], default_wants)
+    assert len(node.tasks) <= 1000
+    assert tuple(itertools.chain.from_iterable(task.parts or () for task in node.tasks)) == parts
+
+
+def test_parts_that_cannot_be_foreseen_are_dealt_out_when_jobs_start(study):
+    wants = Resources(jobs=3)
+    nodes = graph.plan([study], ["corpus"], lambda s, t: Found(parts=None), lambda s, t: wants)
+    parts = [Part(str(index)) for index in range(8)]
+    dealt = [part.name for task in nodes[0].tasks for part in task.choose(parts)]
+    assert sorted(dealt) == sorted(part.name for part in parts)
+    assert len(nodes[0].tasks) == 3
+
+
+def test_only_jobs_that_nobody_else_waits_for_are_cancelled():
+    corpus = Entry("corpus", "c", "one", "", {"1": ["a"]}, "1")
+    shared = Entry("activations", "a", "one", "", {"2_0": ["a"], "2_1": ["b"]}, "3", needs=["1"])
+    mine = Entry("sae", "s1", "one", "", {"4": ["a"]}, "4", needs=["3"])
+    other = Entry("sae", "s2", "two", "", {"5": ["a"]}, "5", needs=["3"])
+    keys = {("corpus", "c"), ("activations", "a"), ("sae", "s1")}
+    alive = {"1", "2_0", "2_1", "3", "4", "5"}
+    ids, stay = graph.cancellable([corpus, shared, mine, other], keys, alive)
+    assert ids == ["4"]
+    assert sorted(stay) == ["activations", "corpus"]
+    ids, stay = graph.cancellable([corpus, shared, mine, other], keys, alive - {"5"})
+    assert sorted(ids) == ["1", "2_0", "2_1", "3", "4"]
+    assert stay == []
+
+
+# What Slurm is told, and what it says
+
+
+def test_a_script_says_everything_that_matters(tmp_path):
+    config = settings.settle(
+        ClusterConfig.model_validate(
+            {
+                "setup": ["module load cuda"],
+                "warning_seconds": 77,
+                "sae": {"gpus": 2, "mem_gb": 1.5, "time": "1-00:00:00", "partition": "a100", "options": {"nice": 5}},
+            }
+        )
+    )
+    told = slurm.parameters(config, settings.resources(config, "sae"), name="s.sae", threads=3, after=["7_0", "7_1"])
+    text = slurm.script(told, tmp_path, "python", count=4)
+    for line in (
+        "--array=0-3%4", "--dependency=afterok:7_0:7_1", "--kill-on-invalid-dep=yes", "--requeue", "--signal=USR2@77",
+        "--time=1440", "--partition=a100", "--gpus-per-node=2", "--cpus-per-task=6", "--mem=1536MB", "--nice=5",
+        "--job-name=s.sae",
+    ):  # fmt: skip
+        assert f"#SBATCH {line}\n" in text, line
+    assert text.index("module load cuda") < text.index("srun")
+    assert "--array" not in slurm.script(told, tmp_path, "python", count=1)
+
+
+def test_the_words_of_slurm():
+    found = slurm.parse(
+        "7_0|COMPLETED|None\n7_1|CANCELLED by 1000|None\n7_[2-4,7%2]|PENDING|JobArrayTaskLimit\n"
+        "8|PENDING|DependencyNeverSatisfied\n9|RUNNING|\n10|OUT_OF_MEMORY|None\n7_[10-14:2]|PENDING|Priority\n"
+    )
+    assert set(found) == {"7_0", "7_1", "7_2", "7_3", "7_4", "7_7", "7_10", "7_12", "7_14", "8", "9", "10"}
+    alive = {key for key, state in found.items() if state.alive}
+    assert alive == {"7_2", "7_3", "7_4", "7_7", "7_10", "7_12", "7_14", "9"}
+    assert {key for key, state in found.items() if state.failed} == {"7_1", "8", "10"}
+
+
+def test_without_slurm_nothing_is_known_and_nothing_breaks(monkeypatch, study, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    ledger.write(study, CorpusStage, Entry("corpus", study.fingerprint(CorpusStage), "s", "", {"1": ["all"]}, "1"))
+    assert slurm.states(["1"]) == {}
+    assert progress.of_study(study)["corpus"].done == 0
+    with pytest.raises(UserError, match="this machine has no sbatch; log in where Slurm is, or use --cluster local"):
+        submission.submit(submission.Order([study], ["corpus"]), print)
+
+
+# How far jobs are
+
+
+def test_the_rate_is_that_of_the_last_minutes(tmp_path):
+    now = [0.0]
+    beat = job.Heartbeat(tmp_path / "7.json", ["a"], clock=lambda: now[0])
+    beat.stage_started("sae", total=100_000, done=0, unit="tokens")
+    beat.advanced(50_000)  # a training that goes on from a checkpoint
+    for _ in range(300):
+        now[0] += 1
+        beat.advanced(10)
+    said = progress.heartbeat(tmp_path.parent, "7") or {}
+    assert said == {}
+    (tmp_path / "progress").mkdir()
+    (tmp_path / "7.json").rename(tmp_path / "progress" / "7.json")
+    said = progress.heartbeat(tmp_path, "7") or {}
+    assert said["rate"] == pytest.approx(10, rel=0.05)
+    assert said["done"] == pytest.approx(53_000, abs=30)
+
+
+def test_the_time_left_counts_what_running_jobs_have_begun():
+    parts = [Part(name, size=100) for name in "abcd"]
+    beats = [{"parts": ["a", "b"], "done": 150.0}]  # a is done, b half
+    assert progress.time_left(parts, ["a"], beats, rate=10) == pytest.approx(25)
+    assert progress.time_left(parts, ["a"], beats, rate=0) is None
+    assert progress.time_left(None, ["a"], beats, rate=10) is None
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        ("Traceback ...\npipeline.errors.PartFailed: `sae`: 1 of 2\nsrun: error: n1: task 0: Exited with exit code 1\n",
+         "`sae`: 1 of 2"),
+        ("working\nslurmstepd: error: *** STEP 3.0 ON n1 CANCELLED AT 2026 DUE TO TIME LIMIT ***\n"
+         "srun: Job step aborted: Waiting up to 32 seconds for job step to finish.\n",
+         "slurmstepd: error: *** STEP 3.0 ON n1 CANCELLED AT 2026 DUE TO TIME LIMIT ***"),
+        ("srun: error: n1: task 0: Killed\n", "srun: error: n1: task 0: Killed"),
+        ("srun: error: n1: task 0: Exited with exit code 1\n", "srun: error: n1: task 0: Exited with exit code 1"),
+        ("\n\n", ""),
+    ],
+)  # fmt: skip
+def test_the_line_that_says_why(log, expected):
+    assert progress.last_words(log) == expected
+
+
+def test_status_names_counts_states_and_reasons(study, capsys, monkeypatch):
+    runner.run(study, only=["corpus"])
+    space, folder = Workspace(study, ActivationsStage), ledger.folder(study, ActivationsStage)
+    (space.parts / "00000").mkdir(parents=True)
+    (space.parts / "00000" / "part.json").write_text("{}", encoding="utf-8")
+    space.failed.mkdir()
+    (space.failed / "00003.json").write_text('{"error": "ZeroDivisionError: planted"}', encoding="utf-8")
+    tasks = {"5_0": ["00000", "00001"], "5_1": ["00002", "00003"], "5_2": ["00004"]}
+    ledger.write(
+        study, ActivationsStage, Entry("activations", study.fingerprint(ActivationsStage), "s", "", tasks, "6")
+    )
+    (folder / "progress").mkdir()
+    (folder / "progress" / "5_0.json").write_text('{"parts": ["00000", "00001"], "done": 12, "rate": 4.0}')
+    (folder / "5_1_0_log.err").write_text("pipeline.errors.PartFailed: it was planted\n", encoding="utf-8")
+    known = {
+        "5_0": JobState("RUNNING"), "5_1": JobState("FAILED", "NonZeroExitCode"),
+        "5_2": JobState("PENDING", "Priority"), "6": JobState("CANCELLED", "DependencyNeverSatisfied"),
+    }  # fmt: skip
+    monkeypatch.setattr(slurm, "states", lambda ids: {key: known[key] for key in ids})
+    with space.lock("part-00001", wait=False):
+        found = progress.of_study(study)["activations"]
+        assert CliRunner().invoke(app, ["status", study.source]).exit_code == 0
+        said = CliRunner().invoke(app, ["status", study.source]).output
+    assert (found.total, found.done, found.running, found.failed, found.pending) == (7, 1, 1, 1, 4)
+    assert found.left == pytest.approx((56 - 12) / 4)
+    assert "1 of 7 (1 running, 1 failed)" in " ".join(said.split())
+    assert "1 CANCELLED, 1 FAILED, 1 PENDING, 1 RUNNING, 4 texts/s, 0:00:11 left" in said
+    assert "part 00003: ZeroDivisionError: planted" in said
+    assert "job 5_1 FAILED: it was planted" in said
+    assert "job 6 CANCELLED: a job it waits for did not succeed" in said
+
+
+# What a job does
+
+
+def test_the_parts_are_known_before_the_results_are(study):
+    """For every stage whose parts follow from texts, model and config."""
+    foresight = Foresight(study)
+    foreseen = {stage.name: foresight.parts(stage) for stage in STAGES}
+    runner.run(study, only=["sae", "directions"])
+    for name in ("corpus", "activations", "sae", "directions"):
+        stage = next(stage for stage in STAGES if stage.name == name)
+        actual = stage(study.section(stage), study.setting("cpu"), runner.open_results(study, stage.needs)).parts()
+        assert [(part.name, part.size) for part in foreseen[name] or ()] == [(part.name, part.size) for part in actual]
+    assert all(foreseen[name] for name in ("match", "compare", "geometry", "report"))
+
+
+def test_jobs_in_this_process_give_the_bytes_of_a_plain_run(study):
+    said: list[str] = []
+    nodes = submission.submit(submission.Order([study], ["sae"], "debug"), said.append)
+    assert [node.jobs for node in nodes] == [1, 4, 1]
+    assert contents(study, "corpus", "activations", "sae") == plain_run(study, "corpus", "activations", "sae")
+    assert submission.plan(submission.Order([study], ["sae"], "debug")) == []
+
+
+def test_jobs_as_processes_give_the_bytes_of_a_plain_run(study):
+    said: list[str] = []
+    submission.submit(submission.Order([study], ["activations"], "local"), said.append)
+    assert sum(line.endswith(": done") for line in said) == 5
+    assert contents(study, "corpus", "activations") == plain_run(study, "corpus", "activations")
+
+
+def break_part(monkeypatch, name: str, error: Exception) -> None:
+    original = ActivationsStage.run_part
+
+    def broken(self, part, out, progress):
+        if part.name == name:
+            raise error
+        original(self, part, out, progress)
+
+    monkeypatch.setattr(ActivationsStage, "run_part", broken)
+
+
+def test_a_failed_part_takes_only_its_dependants_along(study, monkeypatch):
+    order = submission.Order([study], ["sae"], "debug")
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        break_part(patch, "00001", ZeroDivisionError("planted"))
+        with pytest.raises(UserError, match=r"3 of 6 jobs did not succeed.*1 of 3 parts failed, first 00001"):
+            submission.submit(order, said.append)
+    assert sum("left out" in line for line in said) == 2
+    assert Workspace(study, ActivationsStage).finished() == ["00000", "00002", "00003", "00004", "00005", "00006"]
+    with pytest.raises(PartFailed, match="submit with --mode retry"):
+        submission.submit(order, said.append)
+    retry = replace(order, retry=True)
+    assert submission.plan(retry)[0].tasks == (Task(("00001",)),)
+    submission.submit(retry, said.append)
+    assert contents(study, "activations", "sae") == plain_run(study, "activations", "sae")
+
+
+def test_a_full_disk_fails_the_job_and_is_not_held_against_the_part(study, monkeypatch):
+    order = submission.Order([study], ["activations"], "debug")
+    with monkeypatch.context() as patch:
+        break_part(patch, "00004", OSError(28, "No space left on device"))
+        with pytest.raises(UserError, match="No space left on device"):
+            submission.submit(order, print)
+    assert not list(Workspace(study, ActivationsStage).failed.glob("*"))
+    submission.submit(order, print)  # no --mode retry: nothing is wrong with the part
+    assert Workspace(study, ActivationsStage).complete
+
+
+def one_job(study: Study) -> job.Job:
+    (node,) = graph.plan([study], ["corpus"], one_part_each, default_wants)
+    node = replace(node, tasks=(Task(("all",)),))
+    return next(iter(submission._jobs(submission.Order([study]), node)))
+
+
+def test_a_job_refuses_inputs_that_are_not_those_of_the_submission(study):
+    with pytest.raises(UserError, match="its inputs are not those of the submission"):
+        replace(one_job(study), fingerprint="0" * 64)()
+
+
+def test_a_merge_refuses_to_go_without_parts(study):
+    with pytest.raises(UserError, match="1 of 1 parts are missing, first all; submit again"):
+        replace(one_job(study), does="merge")()
+
+
+def test_a_job_with_nothing_to_do_does_nothing(study):
+    runner.run(study, only=["corpus"])
+    stamps = {path: path.stat().st_mtime_ns for path in study.config.cache.rglob("*")}
+    one_job(study)()
+    assert {path: path.stat().st_mtime_ns for path in study.config.cache.rglob("*")} == stamps
+
+
+SIGNALLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from pipeline.cluster import job
+from pipeline.cluster.graph import Task
+
+def requeue(number, frame):
+    print("queued again")
+    sys.exit(0)
+
+signal.signal(signal.SIGUSR2, requeue)
+signal.signal(signal.SIGTERM, lambda number, frame: print("passed over"))
+
+def work(self):
+    if {hold}:
+        from pipeline.dictionary.training import termination
+        with termination() as asked:
+            os.kill(os.getpid(), signal.{name})
+            print("asked" if asked() else "not asked")
+    else:
+        os.kill(os.getpid(), signal.{name})
+    print("went on")
+
+job.Job.work = work
+job.Job({{}}, "", (), ".", "corpus", "", "both", Task(None), 1, 1)()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "hold", "status", "said"),
+    [
+        ("SIGUSR2", False, 0, ["queued again"]),
+        ("SIGUSR2", True, 0, ["asked", "queued again"]),
+        ("SIGTERM", False, 143, []),
+        ("SIGTERM", True, 143, ["asked"]),
+    ],
+)
+def test_signals_before_the_end_of_a_job(name, hold, status, said):
+    """A warning is obeyed at once, or when the training has its checkpoint; only then is the job queued again."""
+    code = SIGNALLED.format(name=name, hold=hold, tests=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert (done.returncode, done.stdout.split("\n")[:-1]) == (status, said), done.stderr
+
+
+# Several studies, several devices, and the command line
+
+
+def test_values_with_commas_become_studies():
+    assert sweep.expand(["sae.k=16,32", "seed=3", "model.layer=10,15"]) == [
+        ("sae.k=16", "seed=3", "model.layer=10"),
+        ("sae.k=16", "seed=3", "model.layer=15"),
+        ("sae.k=32", "seed=3", "model.layer=10"),
+        ("sae.k=32", "seed=3", "model.layer=15"),
+    ]
+    assert sweep.alternatives("corpus.emotions=[calm,sad],all") == ["corpus.emotions=[calm,sad]", "corpus.emotions=all"]
+    assert sweep.alternatives("report.title='a, b'") == ["report.title='a, b'"]
+    assert sweep.alternatives("sae.load={path: a, b: c}") == ["sae.load={path: a, b: c}"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["sae.k=16"], [], ["sae.k=16,16"], ["sae.k=16,"], ["sae.k=1,2,3", "seed=" + ",".join(map(str, range(400)))]],
+)
+def test_sweeps_that_cannot_be_meant(overrides):
+    with pytest.raises(ConfigError, match="--sweep"):
+        sweep.expand(overrides)
+
+
+def test_the_studies_of_a_sweep_have_names_of_their_own(study):
+    studies = sweep.load(Path(study.source), ["sae.k=4,6", "model.layer=1,2", "seed=5"])
+    assert [each.config.name for each in studies] == [
+        "tiny-k4-layer1",
+        "tiny-k4-layer2",
+        "tiny-k6-layer1",
+        "tiny-k6-layer2",
+    ]
+    assert {each.config.seed for each in studies} == {5}
+    named = sweep.load(Path(study.source), ["sae.k=4,6", "name=mine"])
+    assert [each.config.name for each in named] == ["mine-k4", "mine-k6"]
+    # A name is not part of what a result depends on.
+    alone = Study.load(Path(study.source), ["sae.k=4"])
+    assert alone.fingerprint(SaeStage) == named[0].fingerprint(SaeStage)
+
+
+def test_commas_without_sweep_are_explained(study):
+    done = CliRunner().invoke(app, ["run", study.source, "sae.k=4,6"])
+    assert isinstance(done.exception, ConfigError)
+    assert "for one study a value, add --sweep" in str(done.exception)
+
+
+def test_each_worker_gets_a_device_of_its_own_and_the_bytes_stay(study_values, write_study, monkeypatch):
+    """Two devices that are not the plain `cpu`, as far as the runner is concerned."""
+    values = {**study_values, "compute": {"threads": 1, "device": "auto", "workers": "auto"}}
+    study = Study.load(write_study(values))
+    monkeypatch.setattr(runner.subject, "device_names", lambda device: ["cpu:0", "cpu:1"])
+    runner.run(study, only=["activations"])
+    found = contents(study, "activations")
+    record = runner.inspect(study, ActivationsStage).record
+    assert record is not None
+    assert record["workers"] == 2
+    assert {part["device"] for part in record["parts"].values()} == {"cpu:0", "cpu:1"}
+    monkeypatch.undo()
+    assert found == plain_run(study, "activations")
+
+
+def test_a_dry_run_prints_the_graph_and_the_scripts_and_writes_nothing(study):
+    before = sorted(study.config.cache.rglob("*")) if study.config.cache.exists() else []
+    done = CliRunner().invoke(app, ["submit", study.source, "--dry-run", "cluster.sae.partition=gpu"])
+    assert done.exit_code == 0, done.output
+    assert "tiny activations: 7 parts in 3 jobs and a merge, after corpus" in done.output
+    assert "#SBATCH --array=0-2%3" in done.output
+    assert "#SBATCH --partition=gpu" in done.output
+    assert "#SBATCH --dependency='afterok:<activations>'" in done.output
+    assert (sorted(study.config.cache.rglob("*")) if study.config.cache.exists() else []) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["submit", "--cluster", "pbs"], "--cluster pbs: choose slurm, local or debug"),
+        (["submit", "--mode", "force"], "--mode force: choose cached or retry"),
+        (["submit", "--stage", "sea"], "did you mean `sae`"),
+        (["submit", "--profile", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["submit", "cluster.sae.gpus=-1"], "`cluster.sae.gpus: -1`"),
+    ],
+)
+def test_mistakes_are_one_line(study, arguments, message):
+    done = CliRunner().invoke(app, [arguments[0], study.source, *arguments[1:]])
+    assert isinstance(done.exception, ConfigError)
+    assert message in str(done.exception)
+
+
+def test_submitting_needs_no_heavy_import(study):
+    code = (
+        "import sys; from pipeline.cli import app\n"
+        f"app(['submit', {study.source!r}, '--dry-run'], standalone_mode=False)\n"
+        f"app(['status', {study.source!r}], standalone_mode=False)\n"
+        "heavy = {'torch', 'transformers', 'sae_lens', 'transformer_lens', 'h5py', 'sklearn', 'scipy', 'wandb'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert "HEAVY []" in done.stdout, done.stdout + done.stderr
+
+
+def test_results_of_others_wait_for_no_lock(study):
+    """The lock of a submission belongs to living processes: one that is killed hands it on."""
+    code = (
+        "import time; from pathlib import Path; from pipeline.study import Study; from pipeline.cluster import ledger\n"
+        f"with ledger.lock([Study.load(Path({study.source!r}))]):\n"
+        "    print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert holder.stdout is not None
+    assert holder.stdout.readline().strip() == "held"
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    began = time.monotonic()
+    with ledger.lock([study]):
+        assert time.monotonic() - began < 5
+
+
+def test_yaml_of_the_sweep_agent_is_a_sweep():
+    values = yaml.safe_load((ROOT / "configs" / "wandb_sweep.yaml").read_text(encoding="utf-8"))
+    assert values["command"][:2] == ["${env}", "affectlens"]
+    assert "${args_no_hyphens}" in values["command"]

@@ -1,0 +1,219 @@
+"""Comparison: same-words pairs, vocabulary and affect taken away, subspaces, paired differences, the exported table."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from test_planted import CONCEPTS, FAST, LAYER, Plant, run
+
+from pipeline import affect, concept_table, detection, pairs, readouts, subspaces, vocabulary
+from pipeline.corpus.texts import EMBEDDED, read_jsonl
+from pipeline.errors import UserError
+from pipeline.readouts import Linear, Vocabulary
+from pipeline.stages.compare import CompareStage, confounded
+from pipeline.stages.directions import DirectionsStage
+from pipeline.stages.match import MatchStage
+from pipeline.subject import ModelConfig, load_tokenizer
+
+PAIRS = EMBEDDED / "pairs.jsonl"
+ROW = {"id": "x", "emotion_a": "calm", "emotion_b": "sad", "device": "order"}
+
+
+def write_pairs(path, *texts: tuple[str, str]):
+    lines = [{**ROW, "id": str(n), "text_a": a, "text_b": b} for n, (a, b) in enumerate(texts)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_the_embedded_pairs_are_the_same_words_and_spread_over_concepts():
+    found = pairs.read_pairs(PAIRS)
+    assert len(found) >= 150
+    assert len({pair.id for pair in found}) == len(found)
+    assert len({name for pair in found for name in (pair.emotion_a, pair.emotion_b)}) >= 20
+    known = {row["emotion"] for row in read_jsonl(EMBEDDED / "stories.jsonl")}
+    assert all({pair.emotion_a, pair.emotion_b} <= known and pair.text_a != pair.text_b for pair in found)
+    some = pairs.read_pairs(PAIRS, ("sad", "relieved", "happy", "hopeful"))
+    assert 0 < len(some) < len(found)
+
+
+def test_a_bag_of_words_ties_on_every_pair():
+    stories = [row for row in read_jsonl(EMBEDDED / "stories.jsonl") if row["topic"] in ("letter", "train")]
+    found = pairs.read_pairs(PAIRS)
+    concepts = sorted({row["emotion"] for row in stories})
+    labels = np.array([row["emotion"] for row in stories], dtype=object)[:, None] == np.array(concepts, dtype=object)
+    words = Vocabulary.fit([row["text"] for row in stories], labels)
+    first, second = (words.scores([getattr(pair, text) for pair in found]) for text in ("text_a", "text_b"))
+    gap = pairs.margins(first, second, found, concepts, np.ones(len(concepts)))
+    assert np.abs(gap).max() < 1e-9
+    row = pairs.describe(np.where(np.abs(gap) < 1e-9, 0, gap), found, np.random.default_rng(0))
+    assert (row["accuracy"], row["ties"], row["p"]) == (0.5, len(found), 1.0)
+
+
+def test_a_pair_of_other_words_is_refused(tmp_path):
+    path = write_pairs(tmp_path / "p.jsonl", ("She lost the ring then found it", "She found the ring then lost a"))
+    with pytest.raises(UserError, match="pair 0: 'a' is not as often"):
+        pairs.read_pairs(path)
+    fine = write_pairs(tmp_path / "q.jsonl", ("She lost it, then found it.", "She found it; then lost it"))
+    assert len(pairs.read_pairs(fine)) == 1, "case and punctuation are no words"
+    assert pairs.read_pairs(fine, ("calm", "proud")) == []
+
+
+def test_a_pair_is_right_when_text_a_leans_further_towards_its_own_concept(tmp_path):
+    found = pairs.read_pairs(write_pairs(tmp_path / "p.jsonl", *[("a b", "b a")] * 6))
+    towards_a = np.tile([2.0, 0.0, 0.0], (6, 1))
+    gap = pairs.margins(towards_a, np.zeros((6, 3)), found, ["calm", "proud", "sad"], np.ones(3))
+    assert (gap == 2).all()
+    both = pairs.margins(towards_a + 7, np.zeros((6, 3)) + 7, found, ["calm", "proud", "sad"], np.ones(3))
+    assert np.allclose(both, gap), "what both texts share cancels"
+    right = pairs.describe(gap, found, np.random.default_rng(0))
+    wrong = pairs.describe(-gap, found, np.random.default_rng(0))
+    assert right["accuracy"] == 1
+    assert wrong["accuracy"] == 0
+    assert right["low"] < 0.7, "six right of six is no certainty"
+    assert right["p"] == pytest.approx(2 / 64)
+    scaled = pairs.margins(towards_a, np.zeros((6, 3)), found, ["calm", "proud", "sad"], np.array([4.0, 1, 1]))
+    assert (scaled == 0.5).all()
+
+
+def test_tokens_that_touch_a_telling_word_are_left_out(model_folder, tmp_path):
+    tokenizer = load_tokenizer(ModelConfig(name=str(model_folder("llama"))), tmp_path)
+    text = "The zebra ran; zebras ran to a ZEBRA."
+    kept = vocabulary.kept_tokens(tokenizer, text, [{"zebra"}, {"nothing"}])
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    dropped = "".join(text[a:b] for (a, b), keep in zip(spans, kept[:, 0], strict=True) if not keep)
+    assert dropped.replace(" ", "").lower() == "zebrazebra", "not the other word zebras"
+    assert kept[:, 1].all()
+    values = np.where(kept, 1.0, 100.0)
+    assert vocabulary.pool_kept(values, kept, "mean").tolist() == [1, 1]
+    assert vocabulary.pool_kept(values, kept, "max").tolist() == [1, 1]
+    assert vocabulary.pool_kept(values, np.zeros_like(kept), "max").tolist() == [0, 0]
+
+
+def test_telling_words_come_from_the_lexicon_and_from_the_stories():
+    texts = ["the red fox jumped high"] * 3 + ["the blue whale slept deep"] * 3
+    labels = np.repeat(np.arange(2), 3)[:, None] == np.arange(2)
+    words = Vocabulary.fit(texts, labels)
+    telling = vocabulary.telling_words(words, ["calm", "at ease"], {"calm": ["serene"]}, 10)
+    assert {"calm", "serene", "red", "fox"} <= telling[0]
+    assert "the" not in telling[0] | telling[1]
+    assert "whale" not in telling[0]
+    assert {"at", "ease", "blue"} <= telling[1]
+    assert np.allclose(vocabulary.scores_without(words, texts, telling), 0, atol=0.5)
+    best, present = vocabulary.best_words(texts, labels, ["a fox", "the whale"])
+    assert set(best) & {"red", "fox", "jumped", "high"}
+    assert present.shape == (2, 2)
+
+
+def test_a_direction_that_is_only_valence_leaves_nothing_beyond_affect():
+    generator = np.random.default_rng(0)
+    ratings = affect.rated(
+        list("abcdef"), {c: {"valence": v, "arousal": v**2} for c, v in zip("abcdef", range(6), strict=True)}
+    )
+    axes = generator.normal(size=(2, 10))
+    linear = Linear(ratings @ axes, np.zeros(10))
+    left, share = affect.remainder(linear, ratings)
+    assert share.max() < 1e-12
+    assert np.abs(left.weights).max() < 1e-9
+    own = 3 * np.linalg.qr(generator.normal(size=(10, 10)))[0][:6]
+    _, share = affect.remainder(Linear(ratings @ axes + own, np.zeros(10)), ratings)
+    assert share.min() > 0.05
+    few = np.where(np.arange(6)[:, None] < 3, ratings, np.nan)
+    assert affect.remainder(linear, few)[1].tolist() == [1.0] * 6, "three rated concepts fix no plane"
+
+
+def test_neighbours_in_affect_are_harder_to_tell_for_a_readout_of_valence():
+    concept = np.tile(np.arange(8), 10)
+    labels = concept[:, None] == np.arange(8)
+    valence = np.arange(8.0)
+    ratings = affect.rated(
+        list("abcdefgh"), {c: {"valence": v, "arousal": 0} for c, v in zip("abcdefgh", valence, strict=True)}
+    )
+    noisy = valence[concept] + np.random.default_rng(0).normal(size=80)
+    scores = -np.abs(noisy[:, None] - valence)
+    near = affect.near_areas(scores, labels, ratings, 2)
+    assert near.mean() < detection.own_areas(scores, labels).mean() - 0.05
+
+
+def test_principal_angles_are_those_of_scipy():
+    from scipy.linalg import subspace_angles
+
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(size=(3, 12)), generator.normal(size=(4, 12))
+    assert np.allclose(np.sort(subspaces.cosines(a, b)), np.sort(np.cos(subspace_angles(a.T, b.T))))
+    dictionary = np.eye(12)
+    same = subspaces.overlap(np.eye(12)[:3], dictionary[:3], dictionary, draws=50, rng=generator)
+    assert same.share == pytest.approx(1)
+    assert same.null_95 < 1
+    assert subspaces.overlap(np.eye(12)[:3], dictionary[5:8], dictionary, draws=5, rng=generator).share < 1e-12
+
+
+def test_the_better_of_two_readouts_is_better_by_an_interval_that_excludes_zero():
+    generator = np.random.default_rng(0)
+    concept, topics = np.tile(np.repeat(np.arange(4), 3), 5), np.repeat(np.arange(5), 12)
+    labels = concept[:, None] == np.arange(4)
+    good = labels * 3.0 + generator.normal(size=labels.shape)
+    methods = {"good": good, "same": good.copy(), "noise": generator.normal(size=labels.shape)}
+    rows = detection.describe(methods, labels, topics, list("abcd"), lambda name: np.random.default_rng(1))
+    assert [row["method"] for row in rows] == ["good", "same", "noise"]
+    assert (rows[1]["difference"], rows[1]["concepts_better"]) == (0, 0)
+    assert rows[2]["difference_high"] < 0
+    assert rows[2]["concepts_worse"] == 4
+    assert rows[0]["mean"] > 0.95 > rows[2]["mean"] + 0.2
+
+
+def test_a_readout_that_loses_half_its_excess_with_the_words_is_confounded():
+    row = {"auroc_topic_alone": 0.5, "difference of means": 0.9, "best SAE feature": 0.9}
+    assert confounded({**row, "difference of means, without telling words": 0.75}) == []
+    assert confounded({**row, "difference of means, without telling words": 0.69}) == ["words (difference of means)"]
+    assert confounded({**row, "auroc_topic_alone": 0.7}) == ["topic"]
+
+
+def test_the_stage_reads_pairs_and_writes_the_whole_table(tmp_path, model_folder, monkeypatch):
+    from pyarrow import parquet
+
+    path = write_pairs(
+        tmp_path / "p.jsonl", ("stone river table", "table stone river"), ("paper garden", "garden paper")
+    )
+    monkeypatch.setitem(FAST, "compare", {**FAST["compare"], "pairs": str(path)})
+    model = model_folder("llama")
+    results = Plant(signal=3.0).build(tmp_path, model)
+    for stage in (DirectionsStage, MatchStage, CompareStage):
+        run(stage, results, model, tmp_path)
+    comparison = results["compare"]
+    methods = {(row["method"], row["layer"], row["read"]): row for row in comparison.pairs}
+    assert methods["TF-IDF", None, "text"]["ties"] == 2
+    assert {("difference of means", LAYER, "mean"), ("best SAE feature", LAYER, "max")} <= set(methods)
+    assert all(row["pairs"] == 2 for row in comparison.pairs)
+    table = parquet.read_table(comparison.folder / "concepts.parquet").to_pylist()
+    with (comparison.folder / "concepts.csv").open(encoding="utf-8") as stream:
+        lines = list(csv.DictReader(stream))
+    assert [row["concept"] for row in table] == list(CONCEPTS) == [row["concept"] for row in lines]
+    for row, line, match in zip(table, lines, results["match"].table, strict=True):
+        assert row["feature.auroc_test"] == match["auroc_test"] == pytest.approx(float(line["feature.auroc_test"]))
+        assert row["auroc.best SAE feature"] == pytest.approx(match["auroc_test"])
+        assert row["feature.probes.2"] == match["probes"]["2"]
+    assert {"cosine.cosine_rank", "confound.auroc_best_word", "direction.halves", "auroc.TF-IDF"} <= set(table[0])
+    explained = [row["explained"] for row in comparison.pursuit if row["dictionary"] == "SAE decoder"]
+    assert explained == sorted(explained)
+    assert explained[-1] > 0.9
+    assert 0 <= comparison.subspace["share"] <= 1
+    detected = {row["method"]: row for row in comparison.detection}
+    rebuilt = detected["difference of means, SAE reconstruction"]["mean"]
+    assert rebuilt == pytest.approx(detected["difference of means"]["mean"], abs=0.01), "this SAE loses nothing"
+
+
+def test_nested_rows_become_flat_columns():
+    rows = [{"concept": "calm", "words": ["a", "b"], "probes": {"1": 0.5}, "contexts": [{}], "best": None}]
+    [row] = concept_table.build(["calm"], {"feature": rows}, [{"method": "TF-IDF", "per_concept": {"calm": 0.7}}])
+    assert row == {
+        "concept": "calm", "feature.words": "a b", "feature.probes.1": 0.5, "feature.best": None, "auroc.TF-IDF": 0.7
+    }  # fmt: skip
+
+
+def test_vocabulary_readout_finds_the_concept_that_a_word_belongs_to():
+    texts = ["fox red", "fox den", "whale sea", "whale blue"]
+    words = readouts.Vocabulary.fit(texts, np.repeat(np.arange(2), 2)[:, None] == np.arange(2))
+    assert words.scores(["a fox", "whale"]).argmax(axis=1).tolist() == [0, 1]
