@@ -119,14 +119,13 @@ def print_status(study: Study, states: Sequence[tuple[State, str]], progress: Ma
             Text(word, style=styles.get(word, "dim")),
             fingerprint[:16],
             f"{state.record['run']['seconds']:.1f}" if state.record else "",
-            str(state.parts_done) if open_ is None else _counts(open_),
+            str(state.parts_done) if open_ is None else f"{open_.done}/{'?' if open_.total is None else open_.total}",
             str(state.folder) if state.state != "missing" else "",
         )
     console.print(table)
     for stage, open_ in progress.items():
-        line = ", ".join([*(f"{count} {word}" for word, count in sorted(open_.jobs.items())), *_pace(open_)])
-        if line:
-            console.print(f"{stage} jobs: {line}", soft_wrap=True)
+        if open_.running or open_.failed or open_.jobs:
+            console.print(f"{stage}: {'; '.join([_counts(open_), *_jobs(open_), *_pace(open_)])}", soft_wrap=True)
         for note in open_.notes:
             console.print(f"{stage}: {note}", style="red", soft_wrap=True)
     for state, _ in states:
@@ -136,10 +135,15 @@ def print_status(study: Study, states: Sequence[tuple[State, str]], progress: Ma
 
 
 def _counts(progress: jobs.Progress) -> str:
-    """``12 of 41 (2 running, 1 failed)``."""
-    total = "?" if progress.total is None else str(progress.total)
-    words = [f"{count} {word}" for word, count in (("running", progress.running), ("failed", progress.failed)) if count]
-    return f"{progress.done} of {total}" + (f" ({', '.join(words)})" if words else "")
+    """``parts: 12 done, 2 running, 1 failed, 26 pending``."""
+    counts = {name: getattr(progress, name) for name in ("done", "running", "failed", "pending")}
+    return "parts: " + ", ".join(f"{count} {name}" for name, count in counts.items() if count or name == "done")
+
+
+def _jobs(progress: jobs.Progress) -> list[str]:
+    """``jobs: 2 RUNNING, 5 PENDING``, in Slurm's words."""
+    counts = ", ".join(f"{count} {word}" for word, count in sorted(progress.jobs.items()))
+    return [f"jobs: {counts}"] if counts else []
 
 
 def _pace(progress: jobs.Progress) -> list[str]:

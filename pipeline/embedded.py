@@ -72,8 +72,7 @@ def _convert(source: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)
     config = quantised.config
     # transformers refuses to save a model that remembers being quantised, so the weights move to a fresh one.
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    config.__dict__.pop("quantization_config", None)
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     plain.load_state_dict(quantised.state_dict())
     plain.save_pretrained(folder)

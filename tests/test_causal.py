@@ -117,7 +117,14 @@ def stage(planted: Planted, norm: float = 5.0, **config: object) -> CausalStage:
     rows = np.random.default_rng(0).normal(size=(300, D)).astype(np.float32)
     tokens = SimpleNamespace(document=np.arange(300) % len(texts), read=lambda chosen: rows[chosen])
     module = SAE.from_dict(
-        {"architecture": "standard", "d_in": D, "d_sae": 64, "dtype": "float32", "device": "cpu", "apply_b_dec_to_input": False}
+        {
+            "architecture": "standard",
+            "d_in": D,
+            "d_sae": 64,
+            "dtype": "float32",
+            "device": "cpu",
+            "apply_b_dec_to_input": False,
+        }
     )
     extra = np.random.default_rng(1).normal(size=(60, D))
     decoder = torch.tensor(np.concatenate([planted.directions.numpy(), controls.unit_rows(extra)]), dtype=torch.float32)
@@ -132,7 +139,9 @@ def stage(planted: Planted, norm: float = 5.0, **config: object) -> CausalStage:
         ),
         "sae": Dictionary(module.eval().requires_grad_(False)),
         "directions": SimpleNamespace(
-            unit=lambda layer: planted.directions.numpy(), centre=lambda layer: np.zeros(D, np.float32), layers=(1, 2, 3)
+            unit=lambda layer: planted.directions.numpy(),
+            centre=lambda layer: np.zeros(D, np.float32),
+            layers=(1, 2, 3),
         ),
         "match": SimpleNamespace(
             best=np.arange(4),
@@ -276,7 +285,9 @@ def test_a_set_of_features_and_further_outcomes(planted: Planted, tmp_path: Path
     forms = [planted.tokenizer.decode([token]).strip() for token in words.tokens]
 
     def said(banned: bool) -> int:
-        own = [text["text"] for text in texts if text["vector"] == "direction afraid" and text["words_banned"] is banned]
+        own = [
+            text["text"] for text in texts if text["vector"] == "direction afraid" and text["words_banned"] is banned
+        ]
         return sum(form in text for text in own for form in forms)
 
     assert said(False) > 0

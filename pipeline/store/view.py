@@ -122,9 +122,9 @@ class ActivationStore:
         Raises:
             UserError: the cache does not hold it; says which key keeps it.
         """
-        self._require(self.index["pooled_sites"], layer, site, "pooled_layers")
         if span is None and not self.index["means"]:
             raise UserError(f"{self.folder}: means per text were not kept; set `activations.means: true`")
+        self._require(self.index["pooled_sites"], layer, site, "pooled_layers")
         if span is not None and span not in self.index["spans"]:
             raise UserError(f"{self.folder}: no means over `{span}` are kept; add it to `activations.spans`")
         return self._documents(f"{group(layer, site)}/{'mean' if span is None else f'span/{span}'}")

@@ -157,7 +157,7 @@ def test_a_failed_part_stops_its_dependants_at_once_and_alone_is_done_again(stud
     assert jobs_of(study, "activations")[first.merge].state == "CANCELLED"
     until("the other parts", lambda: settled(study, "activations"))
     said = affectlens("status", *arguments)
-    assert "6 of 7 (1 failed)" in said
+    assert "activations: parts: 6 done, 1 failed; jobs: 1 CANCELLED, 3 COMPLETED, 1 FAILED" in said
     assert "part 00001: ZeroDivisionError: planted" in said
     assert "1 of 2 parts failed, first 00001" in said, "the last line of the log"
     assert "a job it waits for did not succeed" in said
@@ -238,7 +238,8 @@ def test_a_job_killed_without_a_word_is_taken_up_by_a_retry(slurm, study, tmp_pa
     until("the end", lambda: settled(study, "activations"))
     if not space.complete:  # the last part was faster than the signal
         done = space.finished()
-        assert "Killed" in affectlens("status", study.source)
+        said = affectlens("status", study.source)
+        assert "Killed" in said, said
         stamps = {name: _stamp(study, name) for name in done}
         affectlens("submit", *arguments, "--mode", "retry")
         entry = ledger.read(study, stage_named("activations"))

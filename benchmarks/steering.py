@@ -1,0 +1,154 @@
+"""Steering: a grid of vectors and strengths as one batch against the loop people write with transformers hooks.
+
+Both compute the same on the embedded model, which is checked first: the next token's log-probabilities under every
+vector at every strength, and text generated meanwhile. The loop sets a forward hook on one decoder layer, runs one
+row, and removes it. Further rows: tokens generated per second, and what the hooks cost in generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+import torch
+from harness import Row
+from transformers import AutoModelForCausalLM
+
+from pipeline import embedded
+from pipeline.controls import isotropic
+from pipeline.generation import sample
+from pipeline.interventions import Edit, Span, add
+from pipeline.steering import injection
+from pipeline.subject import ModelConfig, Subject
+from pipeline.upper import Upper
+
+LAYER, STRENGTHS, UNIT = 15, (0.05, 0.1, 0.2), 168.0
+"""Where and how strongly is pushed; the unit is about the mean residual norm of the embedded model there."""
+FRAME = "Right now I am feeling"
+MODELS = Path("cache/models")
+
+
+class Loop:
+    """The peer: plain transformers, one row at a time, a hook on one decoder layer."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        self.layer = self.model.model.layers[LAYER]
+
+    @contextmanager
+    def pushed(self, vector: torch.Tensor, lead: int) -> Iterator[None]:
+        """Within, the vector is added to every position from ``lead`` on."""
+
+        def hook(module: Any, inputs: Any, residual: torch.Tensor) -> torch.Tensor:
+            if residual.shape[1] == 1:
+                return residual + vector.to(residual.dtype)
+            return torch.cat([residual[:, :lead], residual[:, lead:] + vector.to(residual.dtype)], dim=1)
+
+        handle = self.layer.register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def grid(self, tokens: torch.Tensor, rows: torch.Tensor, lead: int) -> torch.Tensor:
+        """Next-token log-probabilities of every row."""
+        found = []
+        with torch.no_grad():
+            for vector in rows:
+                with self.pushed(vector, lead):
+                    found.append(self.model(tokens).logits[0, -1].float().log_softmax(-1))
+        return torch.stack(found)
+
+    def write(self, tokens: torch.Tensor, rows: torch.Tensor, lead: int, steps: int) -> list[list[int]]:
+        """The likeliest continuation of every row, key-value cache on."""
+        found = []
+        with torch.no_grad():
+            for vector in rows:
+                with self.pushed(vector, lead):
+                    text = self.model.generate(
+                        tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=steps, min_new_tokens=steps,
+                        do_sample=False, pad_token_id=0,
+                    )  # fmt: skip
+                found.append(text[0, tokens.shape[1] :].tolist())
+        return found
+
+
+def grids(subject: Subject, loop: Loop, vectors: int) -> tuple[dict[str, Callable[[], Any]], int]:
+    """The contenders for the dose-response grid, after a check that they agree; and the number of rows."""
+    upper = Upper(subject, LAYER)
+    units = torch.tensor(isotropic(vectors, 576, np.random.default_rng(0)), dtype=torch.float32)
+    rows, doses = units.repeat_interleave(len(STRENGTHS), dim=0), torch.tensor(STRENGTHS * vectors)
+    tokens = subject.pad([subject.encode(FRAME)])
+    wide = tokens.expand(len(rows), -1)
+    push = injection(rows, doses, {LAYER: UNIT}, subject.lead)(slice(0, len(rows)), tokens.shape[1])
+
+    def resumed() -> torch.Tensor:
+        residual = upper.lower(tokens)
+        return upper.logits(wide, residual.expand(len(rows), -1, -1), push)[:, 0].log_softmax(-1)
+
+    def whole() -> torch.Tensor:
+        from pipeline.interventions import editing
+
+        with torch.no_grad(), editing(subject.bridge, push):
+            return subject.bridge(wide, logits_to_keep=1)[:, -1].float().log_softmax(-1)
+
+    looped = partial(loop.grid, tokens, rows * doses[:, None] * UNIT, subject.lead)
+    ours, theirs = resumed(), looped()
+    far = (ours - theirs).abs().mean().item()
+    if far > 0.1:
+        raise SystemExit(f"the batch and the loop disagree by {far:.3f} nats on average; nothing was timed")
+    return {"resumed": resumed, "whole": whole, "loop": looped}, len(rows)
+
+
+def writers(subject: Subject, loop: Loop, rows: int, steps: int) -> dict[str, Callable[[], Any]]:
+    """The contenders for generation: our batch with and without hooks, and the loop."""
+    prompt = subject.encode(FRAME)
+    units = torch.tensor(isotropic(rows, 576, np.random.default_rng(1)), dtype=torch.float32)
+    doses = torch.full((rows,), STRENGTHS[1])
+    push = Edit(LAYER, partial(add, direction=units, strength=doses, unit=UNIT), span=Span.text(rows, subject.lead))
+    write = partial(sample, subject, prompt, chances=np.zeros((rows, steps)), temperature=0)
+    tokens = subject.pad([prompt])
+    return {
+        "steered": partial(write, edits=[push]),
+        "plain": partial(write, edits=()),
+        "loop": partial(loop.write, tokens, units * doses[:, None] * UNIT, subject.lead, steps),
+    }
+
+
+def measure(quick: bool) -> Sequence[Row]:
+    """All rows, contenders taken in turns."""
+    vectors, rows, steps, repeats = (8, 8, 10, 3) if quick else (43, 32, 30, 5)
+    subject = Subject.load(ModelConfig(layer=LAYER), device="cpu", models=MODELS)
+    folder = embedded.model_folder(MODELS, embedded.file_digest(embedded.weights_file()))
+    loop = Loop(folder, subject.dtype)
+    contenders, size = grids(subject, loop, vectors)
+    grid = harness.medians(contenders, repeats)
+    written = harness.medians(writers(subject, loop, rows, steps), repeats)
+    made = rows * steps
+    return [
+        Row(f"dose-response grid of {size} rows", grid["resumed"], grid["loop"], "s"),
+        Row("the same without resuming above the layer", grid["whole"], grid["loop"], "s"),
+        Row(f"{rows} steered texts of {steps} tokens", written["steered"], written["loop"], "s"),
+        Row("milliseconds a generated token", 1e3 * written["steered"] / made, 1e3 * written["loop"] / made, "ms"),
+        Row("generation with hooks, without as the peer", written["steered"], written["plain"], "s"),
+        Row("tokens generated a second", made / written["steered"], made / written["loop"], "tokens/s"),
+    ]
+
+
+def main() -> None:
+    chosen = harness.options(__doc__)
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    rows = measure(chosen.quick)
+    described = harness.machine("torch", "transformers", "transformer-lens")
+    harness.print_table(rows)
+    if chosen.json:
+        harness.write_json(chosen.json, rows, described | {"threads": torch.get_num_threads()})
+
+
+if __name__ == "__main__":
+    main()
