@@ -73,7 +73,7 @@ def run(
     match[/bold], [bold]affectlens run my.yaml --mode retry --workers 4[/bold], [bold]affectlens run my.yaml
     sae.k=16,32,64 --sweep[/bold]
     """
-    from pipeline import runner
+    from pipeline import runner, wandb_sweep
     from pipeline.console import Console
 
     studies = _studies(config, overrides, sweep)
@@ -89,6 +89,7 @@ def run(
         with Console(study.config.name) as console:
             outcomes = runner.run(study, mode=mode, only=names, workers=workers, reporter=console)  # pyright: ignore[reportArgumentType]
             console.close(study, outcomes)
+        wandb_sweep.report(study, outcomes)
 
 
 @app.command()

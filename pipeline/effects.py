@@ -9,12 +9,8 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from pipeline.kinds import CONTROLS, STUDIED
 from pipeline.stats import benjamini_hochberg, cluster_bootstrap, permutation_p
-
-STUDIED = ("direction", "feature", "features")
-"""What is studied: a concept's direction, its best feature, and a set of its best features."""
-CONTROLS = ("isotropic", "covariance", "permuted", "random_feature")
-"""Families of controls; the last is for features alone."""
 
 
 def is_control(kinds: np.ndarray, vector: str) -> Bool[np.ndarray, "vectors"]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline import controls
-from pipeline.effects import CONTROLS, STUDIED
+from pipeline.kinds import injected_kinds, studied_kinds
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -57,13 +57,12 @@ class Material:
     @property
     def studied(self) -> tuple[str, ...]:
         """The kinds of vectors that are studied."""
-        return STUDIED if self.feature_set else STUDIED[:2]
+        return studied_kinds(self.feature_set)
 
     @property
     def kinds(self) -> np.ndarray:
         """The kind of every injected vector, in the order of :attr:`vectors`."""
-        studied = np.repeat(self.studied, len(self.concepts))
-        return np.concatenate([studied, np.repeat(CONTROLS, self.families)])
+        return np.array(injected_kinds(self.feature_set, len(self.concepts), self.families))
 
     @cached_property
     def token_rows(self) -> Float[np.ndarray, "tokens d_model"]:

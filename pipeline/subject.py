@@ -186,9 +186,11 @@ def loading(config: ModelConfig) -> Iterator[None]:
     Raises:
         UserError: the model cannot be loaded, with the reason.
     """
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"`model.name: {config.name}`: the model could not be loaded ({reason})") from error
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from pipeline.effects import (
-    CONTROLS,
     Ablated,
     Injected,
     Judged,
@@ -19,6 +18,7 @@ from pipeline.effects import (
     nearest_in_valence,
     wrong_vectors,
 )
+from pipeline.kinds import CONTROLS
 from pipeline.stats import bootstrap_mean, cluster_bootstrap, wilson
 
 NEAR_IN_VALENCE = 3

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from pipeline.effects import STUDIED, Judged, is_control, judge
+from pipeline.effects import Judged, is_control, judge
 from pipeline.generation import repetition
+from pipeline.kinds import STUDIED
 from pipeline.readouts import Linear, Vocabulary
 from pipeline.subject import Subject
 

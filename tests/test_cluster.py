@@ -1,4 +1,4 @@
-"""Jobs: planned right, described right to Slurm, and by any executor to the bytes of a plain run."""
+"""Jobs: planned right, described right to Slurm, and watched right."""
 
 from __future__ import annotations
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
+from wandb_server import WandbServer
 
 from pipeline import sweep
 from pipeline.cli import app
 from pipeline.errors import ConfigError
+from pipeline.stages.corpus import CorpusStage
 from pipeline.stages.sae import SaeStage
 from pipeline.study import Study
 
@@ -65,7 +71,49 @@ def test_commas_without_sweep_are_explained(study):
     assert "for one study a value, add --sweep" in str(done.exception)
 
 
-def test_yaml_of_the_sweep_agent_is_a_sweep():
-    values = yaml.safe_load((ROOT / "configs" / "wandb_sweep.yaml").read_text(encoding="utf-8"))
-    assert values["command"][:2] == ["${env}", "affectlens"]
-    assert "${args_no_hyphens}" in values["command"]
+class SweepServer(WandbServer):
+    """A W&B server that has one sweep, and hands out the given values to an agent, one run each."""
+
+    def __init__(self, config: dict, values: list[dict]) -> None:
+        super().__init__()
+        self.config, self.todo, self.beats = config, list(values), []
+
+    def _on_sweep_with_runs(self, variables: dict) -> dict:
+        sweep = {"id": "s", "name": "s", "config": yaml.safe_dump(self.config), "runs": {"edges": []}}
+        return {"project": {"sweep": sweep}}
+
+    def _on_create_agent(self, variables: dict) -> dict:
+        return {"createAgent": {"agent": {"id": "agent"}}}
+
+    def _on_heartbeat(self, variables: dict) -> dict:
+        running = json.loads(variables["runState"])
+        commands = []
+        if not running and self.todo:
+            values = self.todo.pop(0)
+            args = {key: {"value": value} for key, value in values.items()}
+            run = "-".join(f"{key.replace('.', '-')}-{value}" for key, value in values.items())
+            commands = [{"type": "run", "run_id": run, "program": "affectlens", "args": args}]
+        elif not running:
+            commands = [{"type": "exit"}]
+        return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(commands)}}
+
+
+@pytest.mark.slow
+def test_a_sweep_agent_drives_studies_and_learns_their_figures(study, tmp_path):
+    """The agent of the installed wandb, the example's command, and two values."""
+    config = yaml.safe_load((ROOT / "configs" / "wandb_sweep.yaml").read_text(encoding="utf-8"))
+    assert config["metric"]["name"] == "sae/explained_variance"
+    program = {"affectlens": [sys.executable, "-m", "pipeline.cli"], "configs/quickstart.yaml": [study.source]}
+    changed = {"sae": ["corpus"]}
+    config["command"] = [new for word in config["command"] for new in (program | changed).get(word, [word])]
+    values = [{"corpus.ngram": 8}, {"corpus.ngram": 9}]
+    with SweepServer(config, values) as server:
+        agent = [sys.executable, "-m", "wandb", "agent", "local/affectlens/s"]
+        environment = {**os.environ, **server.environment(), "PYTHONPATH": str(ROOT), "WANDB_DIR": str(tmp_path)}
+        environment.pop("WANDB_MODE", None)
+        done = subprocess.run(agent, env=environment, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+        for ngram in (8, 9):
+            told = server.runs[f"corpus-ngram-{ngram}"]
+            assert told.fields["sweep"] == "s", done.stdout + done.stderr
+            assert told.summary["corpus/documents"] == 56
+            assert Study.load(Path(study.source), [f"corpus.ngram={ngram}"]).folder(CorpusStage).is_dir()

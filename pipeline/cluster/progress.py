@@ -21,7 +21,7 @@ from pipeline.workspace import Workspace, inspect
 TAIL = 20_000
 """Bytes of a log that are looked at."""
 FRAME = re.compile(
-    r"^(srun: error: .*Exited with exit code|srun: (launch|Terminating|Job step|got SIG|forcing)"
+    r"^(srun: error: .*Exited with exit code|srun: (launch|Terminating|Force Terminated|Job step|got SIG|forcing)"
     r"|submitit (INFO|ERROR|WARNING .*Bypassing))"
 )
 """Lines of a log that say that something ended, not why."""

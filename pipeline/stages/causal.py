@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from pipeline import manifest
 from pipeline.config import Config
 from pipeline.corpus.texts import EMBEDDED
+from pipeline.kinds import injected_kinds, studied_kinds
 from pipeline.stage import Metrics, Part, Progress, Stage
 from pipeline.stages.activations import ActivationsStage
 from pipeline.stages.corpus import CorpusStage, read_ratings
@@ -180,15 +181,17 @@ class CausalStage(Stage[CausalConfig, Causal]):
 
     def parts(self) -> Sequence[Part]:
         config = self.config
+        # Counted without the vectors themselves: the status of a study asks for parts and should answer at once.
+        vectors = len(injected_kinds(config.feature_set, len(self.concepts), config.controls))
         kinds = ("inject", "sample", "knockout") if config.knockout else ("inject", "sample")
         weights = {"inject": len(config.strengths)} | dict.fromkeys(kinds[1:], config.samples)
         parts = [
             Part(f"{kind}-{index:04d}", size=weights[kind] * (end - start), payload={"start": start, "end": end})
             for kind in kinds
-            for index, (start, end) in enumerate(_slices(len(self.material.kinds), config.vectors_per_part))
+            for index, (start, end) in enumerate(_slices(vectors, config.vectors_per_part))
             if weights[kind]
         ]
-        trials = len(self.material.studied) * (1 + config.ablation_controls)
+        trials = len(studied_kinds(config.feature_set)) * (1 + config.ablation_controls)
         return parts + [
             Part(f"ablate-{index:04d}", size=trials * (end - start), payload={"start": start, "end": end})
             for index, (start, end) in enumerate(_slices(len(self.concepts), config.concepts_per_part))

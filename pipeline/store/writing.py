@@ -35,9 +35,7 @@ class ShardWriter:
     def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
         self._path = path
         # Page-aligned datasets, so that a memory map of one does not share its first page with another.
-        self._file = h5py.File(
-            path, "w", libver=("earliest", "v110"), alignment_threshold=16 * PAGE, alignment_interval=PAGE
-        )
+        self._file = h5py.File(path, "w", libver=("earliest", "v110"), alignment_threshold=PAGE, alignment_interval=PAGE)
         self._file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, **attributes})
         self._places: dict[str, tuple[int, int]] = {}
         self._missing: dict[str, int] = {}

@@ -1,0 +1,349 @@
+"""Nothing finished is ever lost: damage is named and only what is damaged is computed again, to the same bytes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import estimate, runner, verify
+from pipeline.cli import app
+from pipeline.errors import UserError
+from pipeline.stages.activations import ActivationsStage
+from pipeline.stages.corpus import CorpusStage
+from pipeline.study import Study
+from pipeline.workspace import Workspace
+
+KILLS = 20
+
+
+def result_bytes(folder: Path) -> dict[str, bytes]:
+    """Every file of a result but the records of how it was made, which hold times."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in ("manifest.json", "part.json"))
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def cached(study: Study, **options) -> dict[str, runner.Outcome]:
+    torch.set_num_threads(1)
+    return {outcome.stage: outcome for outcome in runner.run(study, only=["activations"], **options)}
+
+
+@pytest.fixture
+def study(study_values, write_study) -> Study:
+    return Study.load(write_study(study_values))
+
+
+@pytest.fixture
+def undisturbed(study) -> dict[str, bytes]:
+    """The bytes of the finished result, which stays where it is."""
+    return result_bytes(cached(study)["activations"].folder)
+
+
+def stamps(study: Study) -> dict[str, int]:
+    """When each shard was written, by part."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in study.config.cache.glob("activations/*/parts/*/*.h5")}
+
+
+def command(*arguments: str) -> tuple[int, str]:
+    """Exit status and output of ``affectlens``, run in this process."""
+    from typer.testing import CliRunner
+
+    result = CliRunner().invoke(app, list(arguments))
+    return (1 if result.exception else 0), result.output + str(result.exception or "")
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    path.write_bytes(bytes(data))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-777])
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (flip, "has other bytes than were written"),
+        (truncate, r"has \d+ bytes instead of \d+"),
+        (Path.unlink, "is gone"),
+    ],
+)
+def test_verify_names_what_is_damaged_and_a_rerun_repairs_just_that(study, undisturbed, damage, fault):
+    status, printed = command("verify", study.source)
+    assert status == 0
+    assert printed.count("sound: ") == 2
+    before = stamps(study)
+    damage(study.folder(ActivationsStage) / "parts" / "00003" / "activations.h5")
+    status, printed = command("verify", study.source)
+    assert status == 1
+    assert "1 damaged file set aside; run the study again to repair it" in printed
+    pytest.importorskip("re").search(rf"parts/00003/activations\.h5 {fault}", printed) or pytest.fail(printed)
+    outcomes = cached(study)
+    assert outcomes["corpus"].state == "cached"
+    assert result_bytes(outcomes["activations"].folder) == undisturbed
+    after = stamps(study)
+    assert [part for part in before if before[part] != after[part]] == ["00003"]
+    assert command("verify", study.source)[0] == 0
+
+
+@pytest.mark.parametrize("damage", [truncate, Path.unlink])
+def test_a_rerun_sees_what_is_missing_without_being_told(study, undisturbed, damage):
+    before, told = stamps(study), []
+    damage(study.folder(ActivationsStage) / "parts" / "00003" / "activations.h5")
+
+    class Reporter(runner.Reporter):
+        def waiting(self, message: str) -> None:
+            told.append(message)
+
+    assert result_bytes(cached(study, reporter=Reporter())["activations"].folder) == undisturbed
+    assert [part for part, stamp in stamps(study).items() if before[part] != stamp] == ["00003"]
+    assert len(told) == 1
+    assert "parts/00003/activations.h5" in told[0]
+    assert told[0].endswith("computing just that again")
+
+
+@pytest.mark.parametrize("name", ["index.json", "activations.h5", "metrics.json", "manifest.json"])
+def test_a_damaged_merge_costs_no_part(study, undisturbed, name):
+    before = stamps(study)
+    file = study.folder(ActivationsStage) / name
+    file.write_bytes(b"{" + file.read_bytes()[2:])
+    status, printed = command("verify", study.source)
+    assert status == 1
+    assert name in printed
+    assert result_bytes(cached(study)["activations"].folder) == undisturbed
+    assert stamps(study) == before
+
+
+def test_a_lost_record_of_a_part_costs_just_that_part(study, undisturbed):
+    before = stamps(study)
+    (study.folder(ActivationsStage) / "parts" / "00002" / "part.json").unlink()
+    assert "parts/00002/part.json is gone" in command("verify", study.source)[1]
+    assert result_bytes(cached(study)["activations"].folder) == undisturbed
+    assert [part for part, stamp in stamps(study).items() if before[part] != stamp] == ["00002"]
+
+
+def test_a_damaged_stage_without_parts_is_computed_again_alone(study, undisturbed):
+    before = stamps(study)
+    flip(study.folder(CorpusStage) / "documents.jsonl")
+    assert "documents.jsonl has other bytes" in command("verify", study.source)[1]
+    outcomes = cached(study)
+    assert {name: outcome.state for name, outcome in outcomes.items()} == {"corpus": "computed", "activations": "cached"}
+    assert stamps(study) == before
+    assert command("verify", study.source)[0] == 0
+
+
+def stop_after(monkeypatch, parts: int) -> None:
+    """The run ends by a full disk when so many parts are finished."""
+    original, done = ActivationsStage.run_part, []
+
+    def run_part(self, part, out, progress):
+        if len(done) == parts:
+            raise OSError(28, "No space left on device")
+        original(self, part, out, progress)
+        done.append(part)
+
+    monkeypatch.setattr(ActivationsStage, "run_part", run_part)
+
+
+def test_an_unfinished_result_is_verified_and_repaired_too(study, undisturbed, monkeypatch):
+    study.config.cache.rename(study.config.cache.with_name("undisturbed"))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(OSError, match="No space left"):
+            cached(study)
+    status, printed = command("verify", study.source)
+    assert status == 0
+    assert "unfinished, 4 parts sound" in printed
+    before = stamps(study)
+    flip(Workspace(study, ActivationsStage).parts / "00001" / "activations.h5")
+    assert "parts/00001/activations.h5 has other bytes" in command("verify", study.source)[1]
+    assert runner.inspect(study, ActivationsStage).parts_done == 3
+    assert result_bytes(cached(study)["activations"].folder) == undisturbed
+    assert [part for part, stamp in before.items() if stamps(study)[part] != stamp] == ["00001"]
+
+
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_setting_aside_may_be_interrupted_anywhere(study, undisturbed, monkeypatch, step):
+    shard = study.folder(ActivationsStage) / "parts" / "00003" / "activations.h5"
+    truncate(shard)
+    replace, calls = os.replace, []
+
+    def killed(source, target):
+        calls.append(source)
+        if len(calls) > step:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    space = Workspace(study, ActivationsStage)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", killed)
+        if step < 2:
+            with pytest.raises(KeyboardInterrupt):
+                verify.set_aside(space, ActivationsStage, contents=False)
+        else:
+            verify.set_aside(space, ActivationsStage, contents=False)
+    assert result_bytes(cached(study)["activations"].folder) == undisturbed
+
+
+def test_two_runs_may_repair_at_once(study, undisturbed):
+    truncate(study.folder(ActivationsStage) / "parts" / "00003" / "activations.h5")
+    arguments = [sys.executable, "-m", "pipeline.cli", "run", study.source, "--stage", "activations"]
+    both = [subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=240)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert result_bytes(study.folder(ActivationsStage)) == undisturbed
+
+
+def test_a_model_changed_behind_the_same_path_is_noticed(study_values, write_study, model_folder, tmp_path, monkeypatch):
+    """Parts computed before stay; the part in progress is not kept, for it may hold either model's values."""
+    import shutil
+
+    folder = Path(shutil.copytree(model_folder("llama"), tmp_path / "model"))
+    study_values["model"]["name"] = str(folder)
+    study = Study.load(write_study(study_values))
+    original = ActivationsStage.run_part
+    config = (folder / "config.json").read_text(encoding="utf-8")
+
+    def run_part(self, part, out, progress):
+        if part.name == "00002":
+            (folder / "config.json").write_text(config.replace('"hidden_act"', '"note": 1, "hidden_act"'), encoding="utf-8")
+        original(self, part, out, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ActivationsStage, "run_part", run_part)
+        with pytest.raises(UserError, match=r"model`?\.?.*: the model's files have changed since the run began"):
+            cached(study)
+    assert Workspace(study, ActivationsStage).finished() == ["00000", "00001"]
+    changed = Study.load(write_study(study_values))
+    assert changed.fingerprint(ActivationsStage) != study.fingerprint(ActivationsStage)
+    (folder / "config.json").write_text(config, encoding="utf-8")
+    before = stamps(study)
+    again = Study.load(write_study(study_values))
+    assert cached(again)["activations"].state == "computed"
+    assert {part: stamps(study)[part] for part in ("00000", "00001")} == {
+        part: before.get(part, stamps(study)[part]) for part in ("00000", "00001")
+    }
+
+
+def test_a_disk_too_small_is_refused_before_the_first_byte(study, monkeypatch):
+    from collections import namedtuple
+
+    monkeypatch.setattr("shutil.disk_usage", lambda path: namedtuple("usage", "total used free")(10**9, 0, 10**5))
+    with pytest.raises(UserError, match=r"stage `activations`: about .* needed in .*, but 100 kB are free; free space"):
+        cached(study)
+    assert not list(study.config.cache.rglob("*.h5"))
+    assert not list(study.config.cache.rglob("*.building"))
+
+
+def test_a_disk_that_fills_up_costs_no_finished_part(study, undisturbed):
+    """A real limit of the system on the size of files, hit in the middle of a shard."""
+    study.config.cache.rename(study.config.cache.with_name("undisturbed"))
+    limit = (
+        "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY));"
+        "sys.argv = ['affectlens', *sys.argv[1:]]; runpy.run_module('pipeline.cli', run_name='__main__')"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", limit, "run", study.source, "--stage", "activations"], capture_output=True, text=True
+    )
+    assert found.returncode == 1
+    message = found.stderr.strip().splitlines()[-1]
+    assert "activations.h5: the disk refuses the shard (File too large); free space or set `cache:`" in message
+    assert "Traceback" not in found.stderr
+    assert result_bytes(cached(study)["activations"].folder) == undisturbed
+
+
+def test_a_dry_run_tells_the_cost_and_writes_nothing(study, undisturbed):
+    folder = study.folder(ActivationsStage)
+    rows = json.loads((folder / "index.json").read_text(encoding="utf-8"))["rows"]
+    written = sum(len(data) for data in undisturbed.values())
+    cost = estimate.of(study)
+    assert (cost.parts, cost.tokens, cost.bytes) == ((0, 7), 0, 0)
+    study.config.cache.rename(study.config.cache.with_name("undisturbed"))
+    status, printed = command("run", study.source, "--dry-run", "--stage", "activations")
+    assert status == 0
+    assert f"activations  missing   7 of 7 parts to compute: {rows:,} tokens, about " in printed
+    assert " are free in " in printed
+    assert not list(study.config.cache.rglob("*.h5"))
+    cost = estimate.of(study)
+    assert cost.tokens == rows
+    assert cost.exact
+    assert 0.7 * written < cost.bytes < 1.4 * written
+    assert cost.seconds is not None
+    assert 0 < cost.seconds < 600
+
+
+def test_many_texts_are_counted_by_a_sample(study, monkeypatch):
+    exact = estimate.of(study)
+    monkeypatch.setattr(estimate, "SAMPLE", 10)
+    sampled = estimate.of(study)
+    assert not sampled.exact
+    assert "about" in str(sampled)
+    assert sampled.tokens == pytest.approx(exact.tokens, rel=0.1)
+
+
+def test_the_order_of_parts_changes_no_byte(study, undisturbed):
+    study.config.cache.rename(study.config.cache.with_name("undisturbed"))
+    cached_corpus = runner.run(study, only=["corpus"])
+    assert cached_corpus[0].state == "computed"
+    parts = list(runner.parts_of(study, ActivationsStage))
+    random.Random(0).shuffle(parts)
+    for part in parts:
+        runner.claim_parts(study, ActivationsStage, {part.name}, "cpu")
+    assert result_bytes(cached(study)["activations"].folder) == undisturbed
+
+
+def run_in_child(study: Study, ready) -> None:
+    """The body of a process that will be killed."""
+    ready.set()
+    cached(study)
+
+
+def test_killed_at_random_moments_it_always_ends_with_the_same_bytes(study_values, write_study):
+    """``kill -9`` at 20 moments spread over the whole run, each followed by a run that goes on."""
+    study_values["activations"]["texts_per_part"] = 4
+    study = Study.load(write_study(study_values))
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(
+        ["pipeline.runner", "pipeline.caching", "transformers.models.llama.modeling_llama", "pipeline.store"]
+    )
+    expected, length = None, 0.0
+    moments = random.Random(0)
+    interrupted = 0
+    for attempt in range(KILLS + 1):
+        ready = server.Event()
+        child = server.Process(target=run_in_child, args=(study, ready))
+        child.start()
+        assert ready.wait(120)
+        began = time.monotonic()
+        if expected is not None:
+            child.join(moments.uniform(0, length))
+            child.kill()
+        child.join()
+        kept = stamps(study)
+        if expected is None:
+            assert child.exitcode == 0
+            length = time.monotonic() - began
+            expected = result_bytes(study.folder(ActivationsStage))
+        else:
+            interrupted += child.exitcode == -signal.SIGKILL
+            folder = cached(study)["activations"].folder
+            assert result_bytes(folder) == expected, attempt
+            after = stamps(study)
+            assert {part: after[part] for part in kept if not part.endswith(".building")} == {
+                part: stamp for part, stamp in kept.items() if not part.endswith(".building")
+            }
+            assert command("verify", study.source)[0] == 0
+        study.config.cache.rename(study.config.cache.with_name(f"attempt-{attempt}"))
+    assert interrupted >= KILLS // 2
