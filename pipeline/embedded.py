@@ -6,8 +6,10 @@ the package is neither imported nor are its dependencies installed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import os
 import shutil
 from pathlib import Path
@@ -68,7 +70,8 @@ def _convert(source: Path, folder: Path) -> None:
 
     logging.disable_progress_bar()
     place, name = str(source.parent), source.name
-    quantised = AutoModelForCausalLM.from_pretrained(place, gguf_file=name, dtype=torch.float32)
+    with contextlib.redirect_stderr(io.StringIO()):  # the reader of GGUF files draws a bar of its own
+        quantised = AutoModelForCausalLM.from_pretrained(place, gguf_file=name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)
     config = quantised.config
     # transformers refuses to save a model that remembers being quantised, so the weights move to a fresh one.

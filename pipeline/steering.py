@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 EditsOf = Callable[[slice, int], Sequence[Edit]]
 """The edits of a run of rows in a text of so many positions; within them rows count from the run's first."""
 Positions = Literal["all", "last"]
+LOGITS_SHARE = 4
+"""How many times fewer tokens go together where the logits of all of them are looked at."""
 
 
 def reach(positions: Positions, rows: int, width: int, lead: int) -> Span:
@@ -256,7 +258,8 @@ class Scorer:
         tokens = self.upper.subject.pad([text])
         residual, width = self.upper.lower(tokens), tokens.shape[1]
         found = []
-        for run in self._runs(rows, width):
+        # Logits of every position are kept at once here, hundreds of kilobytes each, so fewer rows go together.
+        for run in self._runs(rows, LOGITS_SHARE * width):
             count = run.stop - run.start
             made = edits(run, width) if edits else ()
             logits = self.upper.logits(tokens.expand(count, -1), residual.expand(count, -1, -1), made, last=None)

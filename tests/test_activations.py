@@ -161,7 +161,7 @@ def test_rows_alone_need_no_fifty_tokens(tmp_path, model_folder):
         build(tmp_path / "a", model_folder("llama"), neutral=neutral)
     store = build(tmp_path / "b", model_folder("llama"), neutral=neutral, means=False)
     assert len(store.tokens(LAYER).of(store.index["documents"] - 1)) < 10
-    with pytest.raises(UserError, match="activations.means"):
+    with pytest.raises(UserError, match=r"activations\.means"):
         store.pooled(LAYER)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def test_ids_spans_and_positions_are_those_of_the_template(tokenizer, template, 
     ranges = sorted(each for role in text.spans.values() for each in role)
     assert ranges[0][0] == 0  # positions count text tokens: the template's marks before, between and after do not
     assert ranges[-1][1] == len(text)
-    assert all(end == start for (_, end), (start, _) in zip(ranges, ranges[1:], strict=False))
+    assert all(end == start for (_, end), (start, _) in pairwise(ranges))
 
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened)
     last = messages[-1]["content"].strip()

@@ -236,7 +236,7 @@ def test_merging_a_truncated_shard_is_one_sentence(store, tmp_path):
     shard = folder / "parts" / "00001" / "activations.h5"
     shard.write_bytes(shard.read_bytes()[:-1000])
     with pytest.raises(DamagedResult, match=r"00001.activations\.h5: the shard cannot be read \(it is cut short\)"):
-        write_index(folder, {name: folder for name in ("00000", "00001")})
+        write_index(folder, dict.fromkeys(("00000", "00001"), folder))
 
 
 def test_another_format_is_refused(store, tmp_path):
@@ -251,7 +251,9 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     def full(descriptor: int, data: memoryview, offset: int) -> int:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(UserError, match=r"shard.h5: the disk refuses the shard \(No space left on device\); free space"):
+    with pytest.raises(
+        UserError, match=r"shard.h5: the disk refuses the shard \(No space left on device\); free space"
+    ):
         write_rows(tmp_path / "shard.h5", monkeypatch, full)
 
 

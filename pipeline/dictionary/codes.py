@@ -134,10 +134,11 @@ def support_of(live: Float[Tensor, "tokens features"], *, half: bool = False) ->
         live: 0 or 1; floating-point because processors are slow to count and to multiply truth values.
         half: see :class:`Everything`.
     """
+    tokens, features = live.shape
     if float(live.sum()) > SPARSE_SHARE * live.numel():
-        return Everything(*live.shape, half)
+        return Everything(tokens, features, half)
     token, feature = live.nonzero(as_tuple=True)
-    return Pairs(feature, token, *live.shape)
+    return Pairs(feature, token, tokens, features)
 
 
 def on(support: Support, matrix: Float[Tensor, "tokens features"]) -> Tensor:

@@ -115,7 +115,7 @@ def _from_dictionary_learning(path: Any, device: str = "cpu", cfg_overrides: Any
     if trainer["dict_class"] in ("BatchTopKSAE", "MatryoshkaBatchTopKSAE"):
         settings["apply_b_dec_to_input"] = True
     if architecture == "topk":
-        settings |= {"k": int(weights.get("k", trainer.get("k", 0))), "rescale_acts_by_decoder_norm": False}
+        settings |= {"k": int(stored["k"]), "rescale_acts_by_decoder_norm": False}
     if architecture == "jumprelu":
         weights["threshold"] = weights["threshold"].float().expand(settings["d_sae"]).contiguous()
     else:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from pipeline.store import TokenRows
 
-STATISTICS_ROWS = 65_536
-"""Rows from which centre and scale are estimated; all of them in a small study."""
+STATISTICS_ROWS = 16_384
+"""Rows from which centre and scale are estimated, and rows that are examined at once."""
 OUTLIER = 4.0
 """Rows this many times farther from the centre than the median row are left out. Language models park attention on a
 few tokens whose residuals are tens of times longer than all others (Sun et al. 2024): one of them in ten thousand
@@ -54,7 +54,7 @@ class Stream:
 def typical(rows: TokenRows, chosen: Int[np.ndarray, "n"]) -> Int[np.ndarray, "kept"]:
     """The chosen rows without outliers."""
     sample = _sample(rows, chosen)
-    centre = sample.mean(axis=0)
+    centre = _mean(sample)
     limit = OUTLIER * float(np.median(np.linalg.norm(sample - centre, axis=1)))
     kept = [
         part[np.linalg.norm(rows.read(part) - centre, axis=1) <= limit]
@@ -66,7 +66,11 @@ def typical(rows: TokenRows, chosen: Int[np.ndarray, "n"]) -> Int[np.ndarray, "k
 def _sample(rows: TokenRows, chosen: Int[np.ndarray, "n"]) -> Float[np.ndarray, "sample d_model"]:
     """Evenly spaced rows."""
     step = max(1, len(chosen) // STATISTICS_ROWS)
-    return rows.read(chosen[::step][:STATISTICS_ROWS]).astype(np.float64)
+    return rows.read(chosen[::step][:STATISTICS_ROWS])
+
+
+def _mean(sample: Float[np.ndarray, "sample d_model"]) -> Float[np.ndarray, "d_model"]:
+    return sample.mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,6 @@ class Statistics:
     def of(cls, rows: TokenRows, chosen: Int[np.ndarray, "n"]) -> Statistics:
         """From a sample. The centre is removed before measuring: in language models it is most of the norm."""
         sample = _sample(rows, chosen)
-        centre = sample.mean(axis=0)
-        spread = float(np.linalg.norm(sample - centre, axis=1).mean())
-        return cls(centre.astype(np.float32), float(np.sqrt(sample.shape[1]) / max(spread, 1e-12)))
+        centre = _mean(sample)
+        spread = float(np.linalg.norm(sample - centre, axis=1).mean(dtype=np.float64))
+        return cls(centre, float(np.sqrt(sample.shape[1]) / max(spread, 1e-12)))

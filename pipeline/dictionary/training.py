@@ -159,7 +159,8 @@ class Trainer:
         )
         out.loss.backward()
         codes = out.feature_acts.detach()
-        return Outcome.of(Everything(*codes.shape), codes.sign(), out.loss.detach(), out.losses["mse_loss"].detach())
+        support = Everything(len(codes), codes.shape[1])
+        return Outcome.of(support, codes.sign(), out.loss.detach(), out.losses["mse_loss"].detach())
 
     def _record(self, outcome: Outcome, x: torch.Tensor, dead: int) -> None:
         variance = float((x - x.mean(dim=0)).square().sum() / len(x))

@@ -48,7 +48,7 @@ class ActivationsConfig(Config):
     spans: tuple[Name, ...] = ()
     """Means over these are kept too: a speaker of chats (`user`, `assistant`, ...), or a span that texts name."""
     positions: tuple[Position, ...] = ()
-    """Values kept at single tokens: `last`, `answer` (just before the answer), `before:NAME` or `end:NAME` of a span."""
+    """Values kept at single tokens: `last`, `answer` (just before it), `before:NAME` or `end:NAME` of a span."""
     window: int = Field(default=2048, ge=16)
     """Most tokens that go through the model at once. Longer texts are cut into windows; none is cut off."""
     overlap: int | None = Field(default=None, ge=0)

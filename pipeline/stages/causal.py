@@ -159,6 +159,13 @@ class CausalStage(Stage[CausalConfig, Causal]):
     reads_model = True
     seeded = True
     unit = "interventions"
+    headline = (
+        (
+            "share_above_controls_direction",
+            "concepts whose direction, injected, raises their words above every control",
+        ),
+        ("share_above_controls_feature", "the same for the best SAE feature"),
+    )
 
     @classmethod
     def check(cls, study: Any) -> None:

@@ -81,6 +81,7 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
     seeded = True
     resumes_parts = True
     unit = "tokens"
+    headline = (("explained_variance", "variance of held-out tokens that the SAE explains"),)
 
     @classmethod
     def check(cls, study: Any) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,29 +35,31 @@ class ShardWriter:
 
     def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
         self._path = path
-        # Page-aligned datasets, so that a memory map of one does not share its first page with another.
-        self._file = h5py.File(path, "w", libver=("earliest", "v110"), alignment_threshold=PAGE, alignment_interval=PAGE)
-        self._file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, **attributes})
         self._places: dict[str, tuple[int, int]] = {}
         self._missing: dict[str, int] = {}
         self._descriptor: int | None = None
+        # Page-aligned datasets, so that a memory map of one does not share its first page with another.
+        versions = ("earliest", "v110")
+        with self._disk():
+            self._file = h5py.File(path, "w", libver=versions, alignment_threshold=PAGE, alignment_interval=PAGE)
+            self._file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, **attributes})
 
     def add(self, name: str, values: np.ndarray) -> None:
         """A dataset that is known at once."""
-        data = self._create(name, values.shape, values.dtype)
-        if values.size:
-            data[...] = values
+        with self._disk():
+            data = self._create(name, values.shape, values.dtype)
+            if values.size:
+                data[...] = values
 
     def add_text(self, name: str, values: Sequence[str], width: int) -> None:
         """A column of texts of at most ``width`` UTF-8 bytes."""
         kind = h5py.string_dtype("utf-8", max(1, width))
-        data = self._create(name, (len(values),), kind)
-        if values:
-            data[...] = np.array([text.encode() for text in values], dtype=kind)
+        self.add(name, np.array([text.encode() for text in values], dtype=kind))
 
     def reserve(self, name: str, shape: tuple[int, ...], dtype: str) -> None:
         """A dataset of ``float32``, ``float16`` or ``bfloat16`` rows that are yet to come."""
-        self._create(name, shape, STORED[dtype]).attrs["dtype"] = dtype
+        with self._disk():
+            self._create(name, shape, STORED[dtype]).attrs["dtype"] = dtype
         self._missing[name] = shape[0]
 
     def _create(self, name: str, shape: tuple[int, ...], kind: Any) -> h5py.Dataset:
@@ -78,32 +81,34 @@ class ShardWriter:
                 data = self._file[name]
                 assert isinstance(data, h5py.Dataset)
                 self._places[name] = (data.id.get_offset(), data.dtype.itemsize * int(np.prod(data.shape[1:])))
-        try:
+        with self._disk():
             self._file.close()
             self._descriptor = os.open(self._path, os.O_WRONLY)
-        except OSError as error:
-            raise self._refused(error) from error
 
     def put(self, name: str, row: int, values: np.ndarray) -> None:
         """Rows of a reserved dataset, from ``row`` on, as they are stored; each row once."""
         assert self._descriptor is not None
         start, size = self._places[name]
-        view = memoryview(np.ascontiguousarray(values)).cast("B")
+        view = memoryview(np.ascontiguousarray(values)).cast("B")  # pyright: ignore[reportArgumentType]
         assert len(view) % size == 0
         self._missing[name] -= len(view) // size
         offset = start + row * size
-        try:
+        with self._disk():
             while view:
                 written = os.pwrite(self._descriptor, view, offset)
                 view, offset = view[written:], offset + written
-        except OSError as error:
-            raise self._refused(error) from error
 
-    def _refused(self, error: OSError) -> UserError:
-        return UserError(
-            f"{self._path}: the disk refuses the shard ({error.strerror or error}); free space or set `cache:` to a "
-            "larger disk and run again, finished parts are kept"
-        )
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """What the disk refuses becomes one sentence."""
+        try:
+            yield
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
+            raise UserError(
+                f"{self._path}: the disk refuses the shard ({reason}); free space or set `cache:` to a larger disk and "
+                "run again, finished parts are kept"
+            ) from error
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -112,14 +117,14 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._descriptor is None:
-            self._file.close()
+            with suppress(OSError):  # what it could not write has been told already
+                self._file.close()
             return
         try:
             if kind is None:
                 unwritten = [name for name, count in self._missing.items() if count]
                 assert not unwritten, f"rows never written: {unwritten}"
-                os.fsync(self._descriptor)
-        except OSError as refused:
-            raise self._refused(refused) from refused
+                with self._disk():
+                    os.fsync(self._descriptor)
         finally:
             os.close(self._descriptor)
