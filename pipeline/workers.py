@@ -31,7 +31,7 @@ class Workers:
     def __init__(self, body: Callable[..., None]) -> None:
         self._body = body
         self._context = multiprocessing.get_context("spawn")
-        self._messages: Any = self._context.Queue()
+        self._messages: Any = None
         self._tasks: list[Any] = []
         self._processes: list[Any] = []
 
@@ -57,6 +57,8 @@ class Workers:
             UserError: the first that a task raised, after all have ended.
             WorkersDied: processes were killed.
         """
+        if self._messages is None:  # a queue brings a helper process along, which a single worker does not need
+            self._messages = self._context.Queue()
         while len(self._processes) < len(tasks):
             self._start()
         for inbox, task in zip(self._tasks, tasks, strict=False):
@@ -95,6 +97,8 @@ def _serve(index: int, body: Callable[..., None], inbox: Any, messages: Any) -> 
     """The life of a worker process."""
     # An interrupt at the keyboard reaches the whole group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # So does the warning that a batch job's time is nearly up; the parent then asks for an end in order, by SIGTERM.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def send(kind: str, value: Any) -> None:

@@ -15,6 +15,8 @@ from pipeline.config import validate
 from pipeline.corpus.gates import emotion_list
 from pipeline.dictionary.sae import Dictionary
 from pipeline.effects import (
+    Ablated,
+    Injected,
     at_divergence,
     beyond_valence,
     judge,
@@ -24,11 +26,13 @@ from pipeline.effects import (
 )
 from pipeline.errors import ConfigError, UserError
 from pipeline.frames import choose_words, read_frames, read_lexicon, story_end
+from pipeline.kinds import injected_kinds
 from pipeline.stage import Setting
 from pipeline.stages.causal import RESULT, CausalConfig, CausalStage
 from pipeline.stages.corpus import Document
 from pipeline.study import Study
 from pipeline.subject import ModelConfig, load_tokenizer
+from pipeline.verdicts import Rules, summarise
 
 CONCEPTS = ("afraid", "calm", "proud", "sad")
 PLANTED, NULL, D, LAYER = 0, 2, 32, 1
@@ -444,3 +448,80 @@ def test_story_ends_are_whole_sentences_that_fit() -> None:
     assert story_end(text, count, 2) == "Nine ten."
     assert story_end(text, count, 1) == "ten."
     assert story_end(text, count, 99) == text
+
+
+class Measured:
+    """Made-up measurements of four concepts: the first is raised by injection and lowered by ablation."""
+
+    def __init__(self) -> None:
+        generator = np.random.default_rng(0)
+        self.kinds = np.array(injected_kinds(0, 4, 20))
+        effect = 0.05 * generator.normal(size=(len(self.kinds), 1, 6, 4))
+        effect[0, :, :, 0] += 1.0
+        self.effect, self.perplexity = effect, np.ones((8, 1))
+        self.drop = 0.05 * generator.normal(size=(4, 3, 21, 4))
+        self.drop[0, :, 0, 0] += 1.0
+        self.base = np.zeros((4, 3, 4)) + np.eye(4)[:, None, :]
+
+    def verdicts(self) -> dict:
+        far = np.abs(self.effect).max(axis=-1)
+        injected = Injected(self.kinds, (0.1,), 0, self.effect, far, self.perplexity)
+        order = np.arange(3)
+        ablated = [
+            Ablated({"direction": drop, "feature": drop * 0}, {"feature": np.zeros(3)}, base, order, np.zeros(3, int))
+            for drop, base in zip(self.drop, self.base, strict=True)
+        ]
+        ratings = {concept: {"valence": float(index)} for index, concept in enumerate(CONCEPTS)}
+        return summarise(CONCEPTS, injected, ablated, ratings, Rules(0.05, 1.5), np.random.default_rng(0))
+
+
+def test_a_verdict_says_what_was_shown_and_of_whom() -> None:
+    found = Measured().verdicts()
+    first = found["verdicts"]["afraid"]
+    assert (first["sufficient"], first["specific"], first["necessary"]) == (True, True, True)
+    assert "sufficient and specific." in first["words"]
+    assert ": necessary." in first["words"]
+    assert "does not fire in the held-out stories" in first["words"]
+    assert not first["feature"]["sufficient"]
+    for concept in CONCEPTS[1:]:
+        verdict = found["verdicts"][concept]
+        assert not (verdict["sufficient"] or verdict["specific"] or verdict["necessary"])
+        assert "sufficiency not shown" in verdict["words"]
+        assert "necessity not shown" in verdict["words"]
+    assert found["metrics"]["share_necessary_direction"] == 0.25
+    assert found["metrics"]["share_sufficient_direction_n"] == 4
+
+
+def test_what_spoils_neutral_text_does_not_count() -> None:
+    measured = Measured()
+    measured.perplexity[0] = 2.0
+    first = measured.verdicts()["verdicts"]["afraid"]
+    assert first["direction"]["inject"]["shown"]
+    assert not first["sufficient"]
+    assert "not counted, because neutral text becomes 2.0 times as perplexing" in first["words"]
+
+
+def test_words_raised_by_the_wrong_vectors_too_are_not_specific() -> None:
+    measured = Measured()
+    measured.effect[1, :, :, 0] += 1.5
+    first = measured.verdicts()["verdicts"]["afraid"]
+    assert first["sufficient"]
+    assert not first["specific"]
+    assert "not specific" in first["words"]
+
+
+def test_an_effect_that_neighbours_in_valence_share_is_not_specific() -> None:
+    measured = Measured()
+    measured.effect[0, :, :, 1:] += 1.0
+    first = measured.verdicts()["verdicts"]["afraid"]
+    assert first["sufficient"]
+    assert not first["specific"]
+    assert first["direction"]["beyond_valence"]["value"] < 0.1
+
+
+def test_stories_that_do_not_evoke_show_no_necessity() -> None:
+    measured = Measured()
+    measured.base[0, :, 0] = -1.0
+    first = measured.verdicts()["verdicts"]["afraid"]
+    assert not first["necessary"]
+    assert "necessity cannot be judged" in first["words"]

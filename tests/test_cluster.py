@@ -254,7 +254,7 @@ def test_a_script_says_everything_that_matters(tmp_path):
         )
     )
     told = slurm.parameters(config, settings.resources(config, "sae"), name="s.sae", threads=3, after=["7_0", "7_1"])
-    text = slurm.script(told, tmp_path, "python", count=4)
+    text = slurm.script(told, tmp_path, config, count=4)
     for line in (
         "--array=0-3%4", "--dependency=afterok:7_0:7_1", "--kill-on-invalid-dep=yes", "--requeue", "--signal=USR2@77",
         "--time=1440", "--partition=a100", "--gpus-per-node=2", "--cpus-per-task=6", "--mem=1536MB", "--nice=5",
@@ -262,7 +262,7 @@ def test_a_script_says_everything_that_matters(tmp_path):
     ):  # fmt: skip
         assert f"#SBATCH {line}\n" in text, line
     assert text.index("module load cuda") < text.index("srun")
-    assert "--array" not in slurm.script(told, tmp_path, "python", count=1)
+    assert "--array" not in slurm.script(told, tmp_path, config, count=1)
 
 
 def test_the_words_of_slurm():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,11 +94,16 @@ def parameters(
     return found
 
 
-def script(parameters: Mapping[str, Any], folder: Path, python: str, count: int) -> str:
+def interpreter(config: ClusterConfig) -> str:
+    """What starts Python on a node, deaf to warnings until it can heed them: by itself a signal would end it."""
+    return f'bash -c \'trap "" TERM USR2; exec "$@"\' job {config.python or shlex.quote(sys.executable)}'
+
+
+def script(parameters: Mapping[str, Any], folder: Path, config: ClusterConfig, count: int) -> str:
     """The batch script that :func:`submit` hands over for ``count`` jobs."""
     from submitit.slurm.slurm import _make_sbatch_string
 
-    command = f"{python} -u -m submitit.core._submit {folder.absolute()}"
+    command = f"{interpreter(config)} -u -m submitit.core._submit {shlex.quote(str(folder.absolute()))}"
     return _make_sbatch_string(command, folder, map_count=count if count > 1 else None, **parameters)
 
 
@@ -114,7 +121,7 @@ def submit(jobs: Sequence[Job], parameters: Mapping[str, Any], folder: Path, con
             "submit: this machine has no sbatch; log in where Slurm is, or use --cluster local (processes of this "
             "machine)"
         )
-    executor = SlurmExecutor(folder.absolute(), max_num_timeout=config.requeues, python=config.python)
+    executor = SlurmExecutor(folder.absolute(), max_num_timeout=config.requeues, python=interpreter(config))
     executor.update_parameters(**parameters)
     try:
         # What sbatch complains of is said once, by the error below.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -259,16 +257,15 @@ def preview(order: Order, nodes: Sequence[Node]) -> str:
 
 def _scripts(order: Order, node: Node) -> Iterator[str]:
     config, folder = order.settled(node.study), ledger.folder(node.study, node.stage)
-    python = config.python or shlex.quote(sys.executable)
     needs = [*(f"<{key[0]}>" for key in node.waits), *node.after]
     own = f"<{node.stage.name}>"
     if node.tasks:
         yield f"# {describe(node)}"
-        yield slurm.script(_parameters(order, node, node.stage.name, needs), folder, python, len(node.tasks))
+        yield slurm.script(_parameters(order, node, node.stage.name, needs), folder, config, len(node.tasks))
     if node.merges:
         yield f"# {node.study.config.name} {node.stage.name}: the merge"
         after = [*needs, *([own] if node.tasks else []), *node.kept]
-        yield slurm.script(_parameters(order, node, "merge", after), folder, python, 1)
+        yield slurm.script(_parameters(order, node, "merge", after), folder, config, 1)
 
 
 def cancel(studies: Sequence[Study]) -> tuple[list[str], list[str]]:

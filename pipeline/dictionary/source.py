@@ -216,7 +216,9 @@ def registered(release: str) -> dict[str, Any] | None:
         return None
     first = lines.index(f"{release}:")
     last = next((n for n in range(first + 1, len(lines)) if re.match(r"\S", lines[n]) and lines[n][0] != "-"), None)
-    return yaml.safe_load("\n".join(lines[first:last]))[release]
+    # The compiled loader is as safe and ten times as fast, but not everywhere.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load("\n".join(lines[first:last]), Loader=loader)[release]
 
 
 def _version() -> str:

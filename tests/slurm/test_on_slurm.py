@@ -20,6 +20,7 @@ from slurm_node import SlurmNode
 from pipeline import runner, sweep
 from pipeline.cluster import ledger
 from pipeline.cluster.slurm import JobState, states
+from pipeline.dictionary.training import CHECKPOINT
 from pipeline.study import STAGES, Study, stage_named
 from pipeline.workspace import Workspace
 
@@ -183,7 +184,7 @@ def _stamp(study: Study, part: str) -> int:
 
 def checkpointed(study: Study) -> int:
     """The step at which the training stands that was interrupted; 0 if it left nothing."""
-    for path in Workspace(study, stage_named("sae")).parts.glob("*/checkpoint.safetensors"):
+    for path in Workspace(study, stage_named("sae")).parts.glob(f"*/{CHECKPOINT}"):
         with safe_open(path, "np") as file:
             return json.loads(file.metadata()["position"])["step"]
     return 0
