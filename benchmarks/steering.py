@@ -70,7 +70,7 @@ class Loop:
         with torch.no_grad():
             for vector in rows:
                 with self.pushed(vector, lead):
-                    text = self.model.generate(
+                    text = self.model.generate(  # pyright: ignore[reportAttributeAccessIssue]
                         tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=steps, min_new_tokens=steps,
                         do_sample=False, pad_token_id=0,
                     )  # fmt: skip

@@ -133,11 +133,11 @@ def test_where_rows_lie_changes_nothing(store, options):
     assert torch.equal(epoch_of(store), epoch_of(store, **options))
 
 
-@pytest.mark.parametrize("block", [1, 64 * 64, 1 << 20])
+@pytest.mark.parametrize("block", [1, 500, 1 << 20])
 def test_any_step_can_be_gone_on_from(store, monkeypatch, block):
     """From (seed, epoch, step) alone, whatever is fetched at once."""
     whole = list(store.batches(50, seed=1, epoch=2))
-    monkeypatch.setattr("pipeline.store.batches.BLOCK_BYTES", block)
+    monkeypatch.setattr("pipeline.store.batches.ORDER_BLOCK", block)
     for step in (0, 1, 7, len(whole) - 1, len(whole)):
         rest = list(store.batches(50, seed=1, epoch=2, step=step))
         assert len(rest) == len(whole) - step

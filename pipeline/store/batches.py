@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ROUNDS = 6
-BLOCK_BYTES = 8 << 20
-"""Rows that are fetched at once, at least one batch: enough to make the cost of a shard's turn small."""
+ORDER_BLOCK = 1 << 16
+"""Places in the order that are worked out at once: enough to make numpy's cost for each call small."""
+IN_MEMORY, ON_DISK = 2, 8
+"""Batches fetched ahead, each by its own thread: on a disk, many waiting reads are served sooner than one by one."""
 
 
 def shuffled(positions: Int[np.ndarray, "n"], count: int, *key: int) -> Int[np.ndarray, "n"]:
@@ -68,7 +70,7 @@ class Batches:
     """One epoch of shuffled rows.
 
     Iterating yields tensors of shape ``batch_size d_model`` (the last may be shorter) from ``step`` on, fetched ahead
-    by a thread. ``len`` is the number of steps of the whole epoch.
+    by threads. ``len`` is the number of steps of the whole epoch.
     """
 
     def __init__(
@@ -102,25 +104,34 @@ class Batches:
         return order if self._chosen is None else self._chosen[order]
 
     def __iter__(self) -> Iterator[Float[Tensor, "batch d_model"]]:
-        together = max(1, BLOCK_BYTES * len(self._source) // max(1, self._source.nbytes) // self._size)
-        starts = iter(range(self._step, len(self), together))
+        together = max(1, ORDER_BLOCK // self._size)
+        orders: dict[int, Future[np.ndarray]] = {}
         ahead: deque[Future[Tensor]] = deque()
-        with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+
+        def fetch(step: int) -> Future[Tensor]:
+            block = step // together
+            if block not in orders:
+                orders.clear()
+                orders[block] = pool.submit(self.rows, block * together, (block + 1) * together)
+            return pool.submit(self._fetch, orders[block], step - block * together)
+
+        with ThreadPoolExecutor(self._prefetch, thread_name_prefix="batches") as pool:
             try:
-                while True:
-                    while len(ahead) < self._prefetch and (start := next(starts, None)) is not None:
-                        ahead.append(pool.submit(self._fetch, start, min(start + together, len(self))))
-                    if not ahead:
-                        return
-                    yield from ahead.popleft().result().split(self._size)
+                for step in range(self._step, len(self)):
+                    ahead.append(fetch(step))
+                    if len(ahead) > self._prefetch:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
             finally:
                 for waiting in ahead:
                     waiting.cancel()
 
-    def _fetch(self, first: int, last: int) -> Float[Tensor, "rows d_model"]:
+    def _fetch(self, order: Future[np.ndarray], step: int) -> Float[Tensor, "batch d_model"]:
         import torch
 
-        rows = self.rows(first, last)
+        # Orders are asked for before the batches that wait for them, so a thread is always free to find them.
+        rows = order.result()[step * self._size : (step + 1) * self._size]
         if self._resident is not None:
             found = self._resident.index_select(0, torch.from_numpy(rows).to(self._resident.device))
         else:

@@ -187,7 +187,7 @@ class ActivationStore:
         device: str = "cpu",
         dtype: torch.dtype | None = None,
         keep: Keep = "auto",
-        prefetch: int = 2,
+        prefetch: int | None = None,
     ) -> Batches:
         """One epoch of token rows in a random order, each row once, as tensors.
 
@@ -206,16 +206,17 @@ class ActivationStore:
             dtype: type of the batches; the stored one when None.
             keep: hold all rows in the memory of the device (``memory``), read them from the memory-mapped shards
                 (``disk``), or the former if they take no more than half of what is free (``auto``).
-            prefetch: stretches of batches that are fetched ahead.
+            prefetch: batches that are fetched ahead, each by a thread; 2 from memory and 8 from disk when None.
 
         Raises:
             UserError: the cache does not hold such rows.
         """
-        from pipeline.store.batches import Batches
+        from pipeline.store.batches import IN_MEMORY, ON_DISK, Batches
 
         source = self._source(self._only_layer(layer, site), site, in_memory=False)
-        resident = None
+        resident, ahead = None, ON_DISK
         if keep == "memory" or (keep == "auto" and fits(source.nbytes, device)):
+            ahead = IN_MEMORY
             if device.startswith("cuda"):
                 resident = self._on_device(self._only_layer(layer, site), site, device)
             else:
@@ -230,7 +231,7 @@ class ActivationStore:
             chosen=None if rows is None else np.asarray(rows),
             device=device,
             dtype=dtype,
-            prefetch=prefetch,
+            prefetch=ahead if prefetch is None else prefetch,
         )
 
     def torch_dataset(self, layer: int | None = None, site: str = RESIDUAL) -> TorchRows:

@@ -52,6 +52,7 @@ def to_datasets(store: ActivationStore, rows: TokenRows) -> datasets.Dataset:
     """
     import datasets
     import pyarrow
+    from datasets.table import InMemoryTable
 
     width = rows.source.width
     chunks = []
@@ -67,7 +68,7 @@ def to_datasets(store: ActivationStore, rows: TokenRows) -> datasets.Dataset:
             levels, codes = np.unique(values, return_inverse=True)
             kept = pyarrow.DictionaryArray.from_arrays(codes.astype(np.int32)[rows.document], levels)
             columns[name] = kept.dictionary_decode()
-    found = datasets.Dataset(datasets.table.InMemoryTable(pyarrow.table(columns)))
+    found = datasets.Dataset(InMemoryTable(pyarrow.table(columns)))
     if rows.source.dtype != "bfloat16":
         return found.with_format("numpy")
     return found.with_transform(_from_bits)
