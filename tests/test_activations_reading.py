@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, build_model
+from tiny import TINY, build_model
 
 from pipeline.errors import UserError
 from pipeline.reading import FAMILIES, SITES, BridgeReader, PlainReader, Site, open_reader
