@@ -29,7 +29,7 @@ test: $(VENV)/.test  ## what the tests need, then the tests
 check: $(VENV)/.test  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 $(VENV)/bin/python:
 	$(MAKE_VENV)
