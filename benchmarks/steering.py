@@ -20,12 +20,12 @@ from harness import Row
 from transformers import AutoModelForCausalLM
 
 from pipeline import embedded
-from pipeline.controls import isotropic
-from pipeline.generation import sample
-from pipeline.interventions import Edit, Span, add, editing
-from pipeline.steering import injection
+from pipeline.evidence.controls import isotropic
+from pipeline.steering.generation import sample
+from pipeline.steering.grid import injection
+from pipeline.steering.interventions import Edit, Span, add, editing
+from pipeline.steering.upper import Upper
 from pipeline.subject import ModelConfig, Subject
-from pipeline.upper import Upper
 
 LAYER, STRENGTHS, UNIT = 15, (0.05, 0.1, 0.2), 168.0
 """Where and how strongly is pushed; the unit is about the mean residual norm of the embedded model there."""

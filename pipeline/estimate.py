@@ -56,7 +56,7 @@ class Cost:
 
 def count_tokens(tokenizer: Any, documents: Sequence[Document]) -> tuple[int, bool]:
     """Text tokens of the documents, and whether all were tokenised."""
-    from pipeline.tokens import tokenise
+    from pipeline.capture.tokens import tokenise
 
     sample = documents[:: max(1, len(documents) // SAMPLE)] if len(documents) > SAMPLE else documents
     counted = sum(len(tokenise(tokenizer, document)) for document in sample)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from cached import LAYER, build, write_texts
 
+from pipeline.capture.tokens import tokenise
 from pipeline.corpus.texts import read_texts
 from pipeline.errors import UserError
 from pipeline.stages.corpus import Document
-from pipeline.tokens import tokenise
 
 TEMPLATES = {
     "plain": None,  # the fixtures' own

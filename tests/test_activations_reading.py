@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny import TINY, build_model
 
+from pipeline.capture.reading import FAMILIES, SITES, BridgeReader, PlainReader, Site, open_reader
 from pipeline.errors import UserError
-from pipeline.reading import FAMILIES, SITES, BridgeReader, PlainReader, Site, open_reader
 from pipeline.subject import ModelConfig
 
 WANTED = [Site(layer, name) for layer in (0, 2) for name in SITES]

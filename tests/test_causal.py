@@ -10,11 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import controls
-from pipeline.config import validate
-from pipeline.corpus.gates import emotion_list
-from pipeline.dictionary.sae import Dictionary
-from pipeline.effects import (
+from pipeline.causality.effects import (
     Ablated,
     Injected,
     at_divergence,
@@ -24,15 +20,19 @@ from pipeline.effects import (
     pooled_p,
     wrong_vectors,
 )
+from pipeline.causality.kinds import injected_kinds
+from pipeline.causality.verdicts import Rules, summarise
+from pipeline.config import validate
+from pipeline.corpus.gates import emotion_list
+from pipeline.dictionary.sae import Dictionary
 from pipeline.errors import ConfigError, UserError
-from pipeline.frames import choose_words, read_frames, read_lexicon, story_end
-from pipeline.kinds import injected_kinds
+from pipeline.evidence import controls
 from pipeline.stage import Setting
 from pipeline.stages.causal import RESULT, CausalConfig, CausalStage
 from pipeline.stages.corpus import Document
+from pipeline.steering.frames import choose_words, read_frames, read_lexicon, story_end
 from pipeline.study import Study
 from pipeline.subject import ModelConfig, load_tokenizer
-from pipeline.verdicts import Rules, summarise
 
 CONCEPTS = ("afraid", "calm", "proud", "sad")
 PLANTED, NULL, D, LAYER = 0, 2, 32, 1

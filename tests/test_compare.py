@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from test_planted import CONCEPTS, FAST, LAYER, Plant, run
 
-from pipeline import affect, concept_table, detection, pairs, readouts, subspaces, vocabulary
 from pipeline.corpus.texts import EMBEDDED, read_jsonl
 from pipeline.errors import UserError
-from pipeline.readouts import Linear, Vocabulary
+from pipeline.evidence import affect, concept_table, detection, pairs, readouts, subspaces, vocabulary
+from pipeline.evidence.readouts import Linear, Vocabulary
 from pipeline.stages.compare import CompareStage, confounded
 from pipeline.stages.directions import DirectionsStage
 from pipeline.stages.match import MatchStage

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from test_planted import FAST, LAYER, Plant, run
 
-from pipeline import export, layers, readouts
 from pipeline.errors import UserError
+from pipeline.evidence import export, layers, readouts
 from pipeline.stages.directions import DirectionsConfig, DirectionsStage
 from pipeline.stats import auroc
 

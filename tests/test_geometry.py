@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from test_planted import CONCEPTS, FAST, Plant, run
 
-from pipeline import similarity
 from pipeline.errors import ConfigError
+from pipeline.evidence import similarity
 from pipeline.stages.directions import DirectionsStage
 from pipeline.stages.geometry import CLUSTERS, GeometryStage, principal_components
 from pipeline.study import Study

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.generation import Banned, repetition, sample
-from pipeline.interventions import (
+from pipeline.steering.generation import Banned, repetition, sample
+from pipeline.steering.interventions import (
     Edit,
     Span,
     add,
@@ -23,8 +23,8 @@ from pipeline.interventions import (
     scale_features,
     set_features,
 )
+from pipeline.steering.upper import Upper, resumed
 from pipeline.subject import ModelConfig, Subject
-from pipeline.upper import Upper, resumed
 
 FAMILIES = ("llama", "gpt2", "qwen2")
 ARCHITECTURES = {

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 from test_planted import CONCEPTS, FAST, FIRST, SPLIT, Plant, run
 
-from pipeline import codes, detection, matching, pursuit
+from pipeline.evidence import codes, detection, matching, pursuit
 from pipeline.stages.match import MatchConfig, MatchStage
 from pipeline.stats import auroc
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline import matching, probes
+from pipeline.evidence import matching, probes
 from pipeline.stage import Setting
 from pipeline.stages.compare import CompareStage
 from pipeline.stages.corpus import Corpus, Document

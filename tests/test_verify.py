@@ -50,7 +50,9 @@ def undisturbed(study) -> dict[str, bytes]:
 
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["pipeline.runner", "pipeline.caching", "transformers.models.llama.modeling_llama"])
+SERVER.set_forkserver_preload(
+    ["pipeline.runner", "pipeline.capture.caching", "transformers.models.llama.modeling_llama"]
+)
 
 
 def main_in_child(ready, source: str, said: Path, file_limit: int) -> None:

@@ -30,7 +30,7 @@ def samples(subject: Subject, count: int, tokens: int, seed: int) -> Iterator[st
     """
     import numpy as np
 
-    from pipeline.generation import repetition, sample
+    from pipeline.steering.generation import repetition, sample
 
     for first in range(0, count, ROWS):
         chances = np.random.default_rng([seed, first]).random((min(ROWS, count - first), tokens))

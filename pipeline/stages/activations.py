@@ -17,11 +17,11 @@ from pipeline.stage import Metrics, Part, Progress, Stage
 from pipeline.stages.corpus import CorpusStage, Document
 
 if TYPE_CHECKING:
-    from pipeline.caching import Wanted
-    from pipeline.reading import Reader
+    from pipeline.capture.caching import Wanted
+    from pipeline.capture.reading import Reader
+    from pipeline.capture.tokens import Text
     from pipeline.store import ActivationStore
     from pipeline.store.writing import ShardWriter
-    from pipeline.tokens import Text
 
 SiteName = Literal["resid_pre", "resid_post", "attn_out", "mlp_out"]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")]
@@ -113,7 +113,7 @@ class ActivationsStage(Stage[ActivationsConfig, "ActivationStore"]):
         """What every pass keeps."""
         import torch
 
-        from pipeline.caching import Wanted
+        from pipeline.capture.caching import Wanted
 
         config, layer = self.config, self.setting.model.layer
         tokens = {layer, *config.token_layers} if config.token_rows else set()
@@ -129,7 +129,7 @@ class ActivationsStage(Stage[ActivationsConfig, "ActivationStore"]):
         )
 
     def _at(self, layers: set[int]) -> tuple[Any, ...]:
-        from pipeline.reading import Site
+        from pipeline.capture.reading import Site
 
         return tuple(Site(layer, site) for layer in sorted(layers) for site in sorted(self.config.sites))
 
@@ -141,7 +141,7 @@ class ActivationsStage(Stage[ActivationsConfig, "ActivationStore"]):
     @cached_property
     def reader(self) -> Reader:
         """The model, loaded as far up as it is read."""
-        from pipeline.reading import open_reader
+        from pipeline.capture.reading import open_reader
 
         setting = self.setting
         return open_reader(setting.model, self.wanted.sites, device=setting.device, models=setting.models)
@@ -152,7 +152,7 @@ class ActivationsStage(Stage[ActivationsConfig, "ActivationStore"]):
         return shard_bytes(self, parts)
 
     def run_part(self, part: Part, out: Path, progress: Progress) -> None:
-        from pipeline.caching import Caching
+        from pipeline.capture.caching import Caching
         from pipeline.store import SHARD
         from pipeline.store.writing import ShardWriter
 
@@ -241,7 +241,7 @@ class ActivationsStage(Stage[ActivationsConfig, "ActivationStore"]):
         return ThreadPoolExecutor(1, thread_name_prefix="tokenising")
 
     def _tokenise(self, part: Part) -> list[Text]:
-        from pipeline.tokens import tokenise
+        from pipeline.capture.tokens import tokenise
 
         found = []
         for document in self.documents(part):

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline import manifest
+from pipeline.causality.kinds import injected_kinds, studied_kinds
 from pipeline.config import Config
 from pipeline.corpus.texts import EMBEDDED
-from pipeline.kinds import injected_kinds, studied_kinds
 from pipeline.stage import Metrics, Part, Progress, Stage
 from pipeline.stages.activations import ActivationsStage
 from pipeline.stages.corpus import CorpusStage, read_ratings
@@ -30,9 +30,9 @@ from pipeline.stages.sae import SaeStage
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipeline.effects import Ablated, Injected
-    from pipeline.material import Material
-    from pipeline.trials import Trials
+    from pipeline.causality.effects import Ablated, Injected
+    from pipeline.causality.material import Material
+    from pipeline.causality.trials import Trials
 
 RESULT = "part.safetensors"
 TEXTS = "texts.jsonl"
@@ -215,7 +215,7 @@ class CausalStage(Stage[CausalConfig, Causal]):
 
     @cached_property
     def material(self) -> Material:
-        from pipeline.material import Material
+        from pipeline.causality.material import Material
 
         return Material(
             layer=self.setting.model.layer,
@@ -232,7 +232,7 @@ class CausalStage(Stage[CausalConfig, Causal]):
 
     @cached_property
     def trials(self) -> Trials:
-        from pipeline.trials import Trials
+        from pipeline.causality.trials import Trials
 
         return Trials(self.config, self.setting, self.material, self.layers)
 
@@ -254,7 +254,7 @@ class CausalStage(Stage[CausalConfig, Causal]):
     def finish(self, parts: Mapping[str, Path], out: Path) -> Metrics:
         from safetensors.numpy import load_file, save_file
 
-        from pipeline.verdicts import Rules, summarise
+        from pipeline.causality.verdicts import Rules, summarise
 
         joined = _joined([(name.split("-")[0], load_file(path / RESULT)) for name, path in parts.items()])
         flat = {f"{kind}.{key}": value for kind, found in joined.items() for key, value in found.items()}
@@ -277,7 +277,7 @@ class CausalStage(Stage[CausalConfig, Causal]):
         return metrics
 
     def _injected(self, arrays: Mapping[str, np.ndarray]) -> Injected:
-        from pipeline.effects import Injected
+        from pipeline.causality.effects import Injected
 
         return Injected(
             kinds=self.material.kinds,
@@ -290,7 +290,7 @@ class CausalStage(Stage[CausalConfig, Causal]):
         )
 
     def _ablated(self, arrays: Mapping[str, np.ndarray], index: int) -> Ablated | None:
-        from pipeline.effects import Ablated
+        from pipeline.causality.effects import Ablated
 
         name = f"{index:04d}"
         if f"{name}.base" not in arrays:
@@ -305,7 +305,7 @@ class CausalStage(Stage[CausalConfig, Causal]):
         """Tables of sampled text with words free and banned; their metrics are put beside the others."""
         import numpy as np
 
-        from pipeline.writing import PLAIN, summarise
+        from pipeline.causality.writing import PLAIN, summarise
 
         rows: list[dict[str, Any]] = []
         for kind in ("sample", "knockout"):
@@ -318,7 +318,7 @@ class CausalStage(Stage[CausalConfig, Causal]):
 
     def _scored_words(self) -> dict[str, dict[str, Any]]:
         """What each concept was scored by, for the reader of ``causal.json``."""
-        from pipeline.frames import choose_words, read_lexicon
+        from pipeline.steering.frames import choose_words, read_lexicon
         from pipeline.subject import load_tokenizer
 
         tokenizer = load_tokenizer(self.setting.model, self.setting.models)

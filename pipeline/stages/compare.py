@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Float
 
-    from pipeline.readouts import Vocabulary
+    from pipeline.evidence.readouts import Vocabulary
 
 LEXICON = EMBEDDED / "lexicon.json"
 RECIPE = "difference of means"
@@ -139,7 +139,7 @@ class CompareStage(Stage[CompareConfig, Comparison]):
         progress(1)
 
     def finish(self, parts: Mapping[str, Path], out: Path) -> Metrics:
-        from pipeline import concept_table
+        from pipeline.evidence import concept_table
 
         card: dict[str, Any] = {"pairs": []}
         for folder in parts.values():
@@ -152,7 +152,7 @@ class CompareStage(Stage[CompareConfig, Comparison]):
 
     def _directions(self) -> dict[str, Any]:
         """Cosines, subspaces and sparse reconstructions: the directions against the dictionary."""
-        from pipeline import controls
+        from pipeline.evidence import controls
 
         decoder = controls.unit_rows(self.need(SaeStage).decoder.astype(float))
         unit = self.need(DirectionsStage).unit(self.setting.model.layer).astype(float)
@@ -167,7 +167,7 @@ class CompareStage(Stage[CompareConfig, Comparison]):
     def _cosines(self, decoder: np.ndarray, unit: np.ndarray, stories: np.ndarray) -> list[dict[str, Any]]:
         import numpy as np
 
-        from pipeline import controls
+        from pipeline.evidence import controls
 
         writes = decoder @ unit.T
         reads = controls.unit_rows(self.need(SaeStage).encoder.T.astype(float)) @ unit.T
@@ -197,7 +197,7 @@ class CompareStage(Stage[CompareConfig, Comparison]):
     def _subspace(self, decoder: np.ndarray, unit: np.ndarray) -> dict[str, Any]:
         import numpy as np
 
-        from pipeline import subspaces
+        from pipeline.evidence import subspaces
 
         chosen = np.unique(self.need(MatchStage).best)
         found = subspaces.overlap(
@@ -211,7 +211,7 @@ class CompareStage(Stage[CompareConfig, Comparison]):
 
     def _pursuit(self, decoder: np.ndarray, unit: np.ndarray, stories: np.ndarray) -> list[dict[str, Any]]:
         """Each direction from few decoder rows, beside random rows and rows that vary as the activations do."""
-        from pipeline import controls, pursuit
+        from pipeline.evidence import controls, pursuit
 
         generator, (features, width) = self.generator("dictionaries"), decoder.shape
         dictionaries = {
@@ -241,13 +241,13 @@ class CompareStage(Stage[CompareConfig, Comparison]):
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
-        from pipeline.readouts import Vocabulary
+        from pipeline.evidence.readouts import Vocabulary
 
         return Vocabulary.fit(self._texts("train"), self.need(CorpusStage).labels(self._rows["train"]))
 
     def _readouts(self) -> dict[str, Any]:
         """All readouts on the test topics, and what explains them away."""
-        from pipeline import affect, detection
+        from pipeline.evidence import affect, detection
 
         corpus = self.need(CorpusStage)
         test = self._rows["test"]
@@ -296,7 +296,7 @@ class CompareStage(Stage[CompareConfig, Comparison]):
 
         Decoding is affine, so the mean of the reconstructions is the reconstruction of the mean activations.
         """
-        from pipeline import readouts
+        from pipeline.evidence import readouts
 
         train, test = self._rows["train"], self._rows["test"]
         labels, match = self.need(CorpusStage).labels(train), self.need(MatchStage)
@@ -314,7 +314,7 @@ class CompareStage(Stage[CompareConfig, Comparison]):
         """
         import numpy as np
 
-        from pipeline import vocabulary
+        from pipeline.evidence import vocabulary
 
         corpus, store, match = self.need(CorpusStage), self.need(ActivationsStage), self.need(MatchStage)
         tokenizer = subject.load_tokenizer(self.setting.model, self.setting.models)
@@ -337,7 +337,7 @@ class CompareStage(Stage[CompareConfig, Comparison]):
         self, scores: Mapping[str, np.ndarray], labels: np.ndarray, near: Mapping[str, np.ndarray], share: np.ndarray
     ) -> list[dict[str, Any]]:
         """Per concept, what else tells it, and the names of what explains at least half of its detection."""
-        from pipeline import detection, vocabulary
+        from pipeline.evidence import detection, vocabulary
 
         corpus, match = self.need(CorpusStage), self.need(MatchStage)
         train_labels = corpus.labels(self._rows["train"])
@@ -365,8 +365,8 @@ class CompareStage(Stage[CompareConfig, Comparison]):
         """Same-words pairs at every layer, by every method, read at the mean of all tokens and at the last."""
         import numpy as np
 
-        from pipeline import pairs
-        from pipeline.pairs import describe, margins
+        from pipeline.evidence import pairs
+        from pipeline.evidence.pairs import describe, margins
 
         corpus, directions = self.need(CorpusStage), self.need(DirectionsStage)
         found = pairs.read_pairs(texts_path("pairs", self.config.pairs), corpus.emotions)
@@ -400,7 +400,7 @@ class CompareStage(Stage[CompareConfig, Comparison]):
         """The concepts' SAE features on the texts of the pairs: mean and maximum over all tokens."""
         import numpy as np
 
-        from pipeline.codes import POOLINGS
+        from pipeline.evidence.codes import POOLINGS
 
         layer, match = self.setting.model.layer, self.need(MatchStage)
         codes = [self.need(SaeStage).encode(rows[layer])[:, match.best] for rows in residuals]
@@ -412,7 +412,7 @@ class CompareStage(Stage[CompareConfig, Comparison]):
 
     def _read_texts(self, texts: Sequence[str]) -> list[dict[int, np.ndarray]]:
         """Per text the residuals of all its tokens at every layer of the study."""
-        from pipeline.tokens import plan_batches
+        from pipeline.capture.tokens import plan_batches
 
         layers = self.need(DirectionsStage).layers
         model = subject.Subject.load(

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Float
 
-    from pipeline.layers import LayerTest
-    from pipeline.readouts import Linear
+    from pipeline.evidence.layers import LayerTest
+    from pipeline.evidence.readouts import Linear
 
 Method = Literal["difference of means", "LDA (shrunk)", "logistic"]
 ARRAYS: dict[str, str] = {"difference of means": "vectors", "LDA (shrunk)": "lda", "logistic": "logistic"}
@@ -108,7 +108,7 @@ class Directions:
 
     def unit(self, layer: int) -> Float[np.ndarray, "concepts d_model"]:
         """The same at norm 1."""
-        from pipeline.controls import unit_rows
+        from pipeline.evidence.controls import unit_rows
 
         return unit_rows(self.vectors(layer))
 
@@ -129,7 +129,7 @@ class Directions:
 
     def linear(self, layer: int, method: str = "difference of means") -> Linear:
         """A method's readout at a layer, its weights at norm 1."""
-        from pipeline.readouts import Linear
+        from pipeline.evidence.readouts import Linear
 
         return Linear(self._arrays[f"layers.{layer}.{ARRAYS[method]}"], self.centre(layer)).unit
 
@@ -168,7 +168,7 @@ class DirectionsStage(Stage[DirectionsConfig, Directions]):
         import numpy as np
         from safetensors.numpy import save_file
 
-        from pipeline import layers, readouts
+        from pipeline.evidence import layers, readouts
 
         corpus, layer = self.need(CorpusStage), part.payload["layer"]
         pooled = self.need(ActivationsStage).pooled(layer)
@@ -199,7 +199,7 @@ class DirectionsStage(Stage[DirectionsConfig, Directions]):
         progress(1)
 
     def _imported(self, layer: int, width: int) -> np.ndarray:
-        from pipeline import export
+        from pipeline.evidence import export
 
         assert self.config.imported is not None
         return export.read(self.config.imported.expanduser(), self.need(CorpusStage).emotions, layer, width)
@@ -229,8 +229,9 @@ class DirectionsStage(Stage[DirectionsConfig, Directions]):
 
     def _detection(self, arrays: Mapping[str, np.ndarray], split: Literal["validation", "test"]) -> dict[str, Any]:
         """AUROC of every method at every layer on one split, and the best layer against chance; empty without rows."""
-        from pipeline import layers, stats
-        from pipeline.readouts import Linear
+        from pipeline import stats
+        from pipeline.evidence import layers
+        from pipeline.evidence.readouts import Linear
 
         corpus, store = self.need(CorpusStage), self.need(ActivationsStage)
         rows = corpus.indices(split)
@@ -304,7 +305,7 @@ class DirectionsStage(Stage[DirectionsConfig, Directions]):
         ]
 
     def _export(self, arrays: Mapping[str, np.ndarray], out: Path) -> None:
-        from pipeline import export
+        from pipeline.evidence import export
 
         concepts = self.need(CorpusStage).emotions
         vectors = {layer: arrays[f"layers.{layer}.vectors"] for layer in self.need(ActivationsStage).layers}

@@ -126,7 +126,8 @@ class GeometryStage(Stage[GeometryConfig, Geometry]):
         """Every component against every rating, as it is and with story length taken from both."""
         import numpy as np
 
-        from pipeline import similarity, stats
+        from pipeline import stats
+        from pipeline.evidence import similarity
 
         concepts = self.need(CorpusStage).emotions
         rated = np.array([concept in ratings for concept in concepts])
@@ -154,7 +155,7 @@ class GeometryStage(Stage[GeometryConfig, Geometry]):
 
     def _clusters(self, vectors: Any, stream: str) -> dict[str, Any]:
         """k-means clusters against the published ones; empty where fewer than two of those are studied."""
-        from pipeline import similarity
+        from pipeline.evidence import similarity
 
         concepts = self.need(CorpusStage).emotions
         published = similarity.membership(json.loads(CLUSTERS.read_text(encoding="utf-8")), concepts)
@@ -176,7 +177,7 @@ class GeometryStage(Stage[GeometryConfig, Geometry]):
         """Agreement of the similarities between directions at every two layers."""
         from itertools import combinations
 
-        from pipeline import similarity
+        from pipeline.evidence import similarity
 
         directions = self.need(DirectionsStage)
         cosines = {layer: directions.cosines(layer) for layer in directions.layers}
@@ -190,8 +191,8 @@ class GeometryStage(Stage[GeometryConfig, Geometry]):
 
     def _vocabulary(self, vectors: Any, ratings: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
         """The geometry of TF-IDF of the training stories, and how far it is that of the directions."""
-        from pipeline import similarity
-        from pipeline.readouts import Vocabulary
+        from pipeline.evidence import similarity
+        from pipeline.evidence.readouts import Vocabulary
 
         corpus = self.need(CorpusStage)
         train = corpus.indices("train")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Float, Int
 
-    from pipeline.codes import Columns
+    from pipeline.evidence.codes import Columns
 
 
 class MatchConfig(Config):
@@ -102,7 +102,7 @@ class Match:
             dictionary: ``sae``, or ``random-<n>`` for a random one.
             rows: document indices.
         """
-        from pipeline.codes import Columns
+        from pipeline.evidence.codes import Columns
 
         return Columns(self.folder / "match.h5", f"codes/{dictionary}", rows)
 
@@ -179,7 +179,7 @@ class MatchStage(Stage[MatchConfig, Match]):
         return "max" if self.config.pooling == "mean" else "mean"
 
     def run_part(self, part: Part, out: Path, progress: Progress) -> None:
-        from pipeline.codes import FILE, POOLINGS, write_part
+        from pipeline.evidence.codes import FILE, POOLINGS, write_part
 
         store = self.need(ActivationsStage)
         rows, first = store.tokens(self.setting.model.layer), store.index["first_token"]
@@ -201,7 +201,7 @@ class MatchStage(Stage[MatchConfig, Match]):
     def finish(self, parts: Mapping[str, Path], out: Path) -> Metrics:
         import h5py
 
-        from pipeline import codes
+        from pipeline.evidence import codes
 
         folders = list(parts.values())
         with h5py.File(out / "match.h5", "w") as file:
@@ -228,8 +228,9 @@ class MatchStage(Stage[MatchConfig, Match]):
     def _figures(self, path: Path) -> dict[str, Any]:
         """Every feature against every concept on both sets of topics, the choice, and how it does on test topics."""
 
-        from pipeline import matching, stats
-        from pipeline.codes import Columns
+        from pipeline import stats
+        from pipeline.evidence import matching
+        from pipeline.evidence.codes import Columns
 
         def areas(name: str) -> np.ndarray:
             selected: Any = Columns(path, f"codes/{name}", rows["selection"])
@@ -295,8 +296,9 @@ class MatchStage(Stage[MatchConfig, Match]):
         """k-sparse probes fitted on training topics, their size chosen on validation topics."""
         import numpy as np
 
-        from pipeline import detection, matching, probes, stats
-        from pipeline.codes import Columns
+        from pipeline import stats
+        from pipeline.evidence import detection, matching, probes
+        from pipeline.evidence.codes import Columns
 
         corpus = self.need(CorpusStage)
         rows = {split: corpus.indices(split) for split in ("train", "validation", "test")}
@@ -315,7 +317,7 @@ class MatchStage(Stage[MatchConfig, Match]):
         return {"split_over": split_over, "probe_areas": areas, "topic_alone": topic}
 
     def _table(self, found: Mapping[str, Any], reading: Mapping[str, Any]) -> list[dict[str, Any]]:
-        from pipeline.matching import own
+        from pipeline.evidence.matching import own
 
         choice, areas, arrays, finding = (found[key] for key in ("choice", "areas", "arrays", "finding"))
         smd, precision = own(arrays["smd/test"], choice.feature), own(arrays["ap/test"], choice.feature)
@@ -379,7 +381,8 @@ class MatchStage(Stage[MatchConfig, Match]):
         """AUROC within each test topic, studied SAE minus the mean of the random ones, over concepts and topics."""
         import numpy as np
 
-        from pipeline import detection, stats
+        from pipeline import stats
+        from pipeline.evidence import detection
 
         corpus = self.need(CorpusStage)
         labels, topics = corpus.labels(rows), corpus.topics(rows)
@@ -391,8 +394,9 @@ class MatchStage(Stage[MatchConfig, Match]):
         """Token by token: AUROC on test topics, logit-lens words and top contexts of each chosen feature."""
         import numpy as np
 
-        from pipeline import detection, stats
-        from pipeline.codes import token_matrix, token_values
+        from pipeline import stats
+        from pipeline.evidence import detection
+        from pipeline.evidence.codes import token_matrix, token_values
 
         corpus = self.need(CorpusStage)
         train, test = set(corpus.indices("train")), set(corpus.indices("test"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.effects import (
+from pipeline.causality.effects import (
     Ablated,
     Injected,
     Judged,
@@ -18,7 +18,7 @@ from pipeline.effects import (
     nearest_in_valence,
     wrong_vectors,
 )
-from pipeline.kinds import CONTROLS
+from pipeline.causality.kinds import CONTROLS
 from pipeline.stats import bootstrap_mean, cluster_bootstrap, wilson
 
 NEAR_IN_VALENCE = 3

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import controls
-from pipeline.frames import choose_words, read_frames, read_lexicon, story_end
-from pipeline.generation import Banned, sample
-from pipeline.interventions import drawn_codes
-from pipeline.material import Material
-from pipeline.readouts import Vocabulary, difference_of_means
-from pipeline.steering import (
+from pipeline.causality.material import Material
+from pipeline.causality.writing import Reader
+from pipeline.evidence import controls
+from pipeline.evidence.readouts import Vocabulary, difference_of_means
+from pipeline.steering.frames import choose_words, read_frames, read_lexicon, story_end
+from pipeline.steering.generation import Banned, sample
+from pipeline.steering.grid import (
     Context,
     EditsOf,
     Positions,
@@ -25,9 +25,9 @@ from pipeline.steering import (
     feature_removal,
     injection,
 )
+from pipeline.steering.interventions import drawn_codes
+from pipeline.steering.upper import Upper
 from pipeline.subject import Subject
-from pipeline.upper import Upper
-from pipeline.writing import Reader
 
 if TYPE_CHECKING:
     import torch

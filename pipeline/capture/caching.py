@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from einops import rearrange
 
+from pipeline.capture.reading import Reader, Site
+from pipeline.capture.tokens import Text, Window, plan_batches, windows
 from pipeline.errors import UserError
-from pipeline.reading import Reader, Site
 from pipeline.store.format import group, to_bits
 from pipeline.store.writing import ShardWriter
-from pipeline.tokens import Text, Window, plan_batches, windows
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Float64, Int

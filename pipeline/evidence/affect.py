@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-from pipeline import detection, readouts
-from pipeline.readouts import Linear
+from pipeline.evidence import detection, readouts
+from pipeline.evidence.readouts import Linear
 
 AXES = ("valence", "arousal")
 

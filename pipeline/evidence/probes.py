@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from pipeline import detection, pursuit
+from pipeline.evidence import detection, pursuit
 
 TOLERANCE = 0.01
 """How far below its best a concept's validation AUROC may lie for fewer features to do."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pipeline.interventions import Edit, editing
+from pipeline.steering.interventions import Edit, editing
 from pipeline.subject import Subject
 
 if TYPE_CHECKING:

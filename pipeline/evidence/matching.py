@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from pipeline import detection, stats
+from pipeline import stats
+from pipeline.evidence import detection
 
 CANDIDATES = 64
 """Features per concept that a k-sparse probe may choose from: those that tell it best on the training topics."""

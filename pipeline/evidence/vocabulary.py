@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
-from pipeline.readouts import Vocabulary
+from pipeline.evidence.readouts import Vocabulary
 
 WORD = re.compile(r"\w+")
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from pipeline.controls import unit_rows
+from pipeline.evidence.controls import unit_rows
 
 MEANS, DISCRIMINANT, LOGISTIC, VOCABULARY = "difference of means", "LDA (shrunk)", "logistic", "TF-IDF"
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.frames import ConceptWords
-from pipeline.interventions import Edit, Span, add, project_out, set_features
-from pipeline.upper import Upper
+from pipeline.steering.frames import ConceptWords
+from pipeline.steering.interventions import Edit, Span, add, project_out, set_features
+from pipeline.steering.upper import Upper
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-    from pipeline.interventions import Encode
+    from pipeline.steering.interventions import Encode
 
 EditsOf = Callable[[slice, int], Sequence[Edit]]
 """The edits of a run of rows in a text of so many positions; within them rows count from the run's first."""

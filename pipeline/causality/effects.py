@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from pipeline.kinds import CONTROLS, STUDIED
+from pipeline.causality.kinds import CONTROLS, STUDIED
 from pipeline.stats import benjamini_hochberg, cluster_bootstrap, permutation_p
 
 

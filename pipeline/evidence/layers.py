@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
 from pipeline import stats
-from pipeline.controls import unit_rows
+from pipeline.evidence.controls import unit_rows
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline import controls
-from pipeline.kinds import injected_kinds, studied_kinds
+from pipeline.causality.kinds import injected_kinds, studied_kinds
+from pipeline.evidence import controls
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int

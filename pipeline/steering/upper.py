@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pipeline.interventions import Edit, editing
+from pipeline.steering.interventions import Edit, editing
 from pipeline.subject import Subject
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from pipeline.effects import Judged, is_control, judge
-from pipeline.generation import repetition
-from pipeline.kinds import STUDIED
-from pipeline.readouts import Linear, Vocabulary
+from pipeline.causality.effects import Judged, is_control, judge
+from pipeline.causality.kinds import STUDIED
+from pipeline.evidence.readouts import Linear, Vocabulary
+from pipeline.steering.generation import repetition
 from pipeline.subject import Subject
 
 if TYPE_CHECKING:
