@@ -191,7 +191,7 @@ def sae_lens_store(folder: Path, store: ActivationStore) -> Any:
     tiny = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model, num_hidden_layers=LAYER + 1))
     return ActivationsStore(
         model=sae_lens_model(tiny, model),
-        dataset="rows",
+        dataset=None,
         streaming=False,
         hook_name=name,
         hook_head_index=None,

@@ -17,7 +17,7 @@ from pipeline.dictionary.recipe import Recipe
 from pipeline.dictionary.sae import Dictionary, open_folder
 from pipeline.dictionary.source import LoadConfig
 from pipeline.errors import UserError
-from pipeline.stages.sae import check_source
+from pipeline.stages.sae import SaeConfig, check_source
 from pipeline.subject import ModelConfig, Shape
 
 WIDTH, K = 80, 5
@@ -297,3 +297,22 @@ def test_a_release_that_is_not_there_offline_is_one_sentence(hub) -> None:
     load = LoadConfig(release="gpt2-small-res-jb", id="blocks.8.hook_resid_pre")
     with pytest.raises(UserError, match=r"sae-lens cannot open it .* check the files, or the network"):
         loading.load(load, mean_norm=1.0)
+
+
+def test_the_embedded_sae_is_small_fits_its_layer_and_opens_in_sae_lens(tmp_path) -> None:
+    from sae_lens import SAE
+
+    weights = source.EMBEDDED / "sae_weights.safetensors"
+    assert weights.stat().st_size <= 16 * 2**20
+    load = SaeConfig(load="embedded").source
+    assert load is not None
+    check_source(load, ModelConfig(layer=15), Shape(30, 576))
+    with pytest.raises(ValueError, match=r"^`sae.load: embedded`: made for layer 15, but `model.layer` is 10"):
+        check_source(load, ModelConfig(layer=10), Shape(30, 576))
+    with pytest.raises(ValueError, match=r"^`sae.load: embedded`: made for activations of width 576"):
+        check_source(load, MODEL, SHAPE)
+    mine = Dictionary(loading.load(load, mean_norm=166.0))
+    x = mine.load().b_dec + torch.randn(20, 576, generator=torch.Generator().manual_seed(0))
+    alone = SAE.load_from_disk(source.EMBEDDED, dtype="float32")
+    np.testing.assert_array_equal(mine.encode(x.numpy()), alone.encode(x).detach().numpy())
+    assert "Apache-2.0" in (source.EMBEDDED / "README.md").read_text(encoding="utf-8")

@@ -26,6 +26,8 @@ FILES: dict[Format, tuple[str, ...]] = {
     "gemma_scope": ("params.npz",),
 }
 """The files by which each format is recognised."""
+EMBEDDED = Path(__file__).parent.parent / "embedded_sae"
+"""The SAE that comes with this package; its card tells what it was made from."""
 EMBEDDED_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SITES = ("hook_out", "hook_resid_post")
 LAYER_NAMES = r"(?:^|[^a-z])(?:layers?[._]|blocks\.)(\d+)"
@@ -50,6 +52,8 @@ class LoadConfig(Config):
     @property
     def key(self) -> str:
         """How messages name it."""
+        if self.path == EMBEDDED:
+            return "`sae.load: embedded`"
         return f"`sae.load.path: {self.path}`" if self.path else f"`sae.load.release: {self.release}`, id {self.id}"
 
 

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -57,14 +57,19 @@ class AlsoConfig(Config):
 class SaeConfig(Recipe):
     """Train an SAE by this recipe, or load one; then the recipe is not used."""
 
-    load: LoadConfig | None = None
-    """`{path: folder}`, `{release: ..., id: ...}`, or nothing: train."""
+    load: Literal["embedded"] | LoadConfig | None = None
+    """`{path: folder}`, `{release: ..., id: ...}`, `embedded` (of the embedded model's layer 15), or nothing: train."""
     also: AlsoConfig = AlsoConfig()
     """Further SAEs to train, for comparison; results are in `others/`."""
     health_rows: int = Field(default=20_000, ge=100)
     """At most so many held-out token rows for the figures."""
     health_texts: int = Field(default=8, ge=0)
     """Held-out texts on which the model is run with the SAE spliced in. 0: no cross-entropy."""
+
+    @property
+    def source(self) -> LoadConfig | None:
+        """Where a loaded SAE is; None when it is trained."""
+        return LoadConfig(path=source.EMBEDDED) if self.load == "embedded" else self.load
 
 
 class SaeStage(Stage[SaeConfig, "Sae"]):
@@ -82,8 +87,8 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
     def check(cls, study: Any) -> None:
         config: SaeConfig = study.sae
         known = subjects.shape(study.model)
-        if config.load is not None:
-            check_source(config.load, study.model, known)
+        if config.source is not None:
+            check_source(config.source, study.model, known)
             return
         for layer in config.also.layers:
             if layer not in {study.model.layer, *study.activations.token_layers}:
@@ -96,7 +101,7 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
 
     @classmethod
     def identities(cls, study: Any) -> dict[str, Path]:
-        load = study.sae.load
+        load = study.sae.source
         return {"sae": load.path.expanduser()} if load is not None and load.path is not None else {}
 
     def parts(self) -> Sequence[Part]:
@@ -115,10 +120,10 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
         from pipeline.dictionary.training import CHECKPOINT
 
         notes: list[str] = []
-        if self.config.load is None:
+        if self.config.source is None:
             self._train(part, out, progress)
         else:
-            notes = self._load(self.config.load, out / WEIGHTS)
+            notes = self._load(self.config.source, out / WEIGHTS)
             progress(part.size)
         found = self._examine(Dictionary(open_folder(out / WEIGHTS)), part.payload["layer"])
         manifest.write_json(out / HEALTH, found | {"notes": notes, "verdict": health.verdict(found)})

@@ -1,0 +1,1 @@
+"""Who says what an answer amounts to: rules, tests that the answered code is run against, or judges."""
