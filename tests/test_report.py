@@ -89,6 +89,18 @@ def geometry(concepts: tuple[str, ...]) -> dict[str, Any]:
         ],
         "cosines": [[1.0 if a == b else 0.2 for b in range(count)] for a in range(count)],
         "order": list(reversed(concepts)),
+        "layers": [{"a": 0, "b": 2, "value": 0.7, "null_95": 0.1, "p": 0.01, "p_floor": 0.01}],
+        "clusters": {
+            "n": count,
+            "count": 2,
+            "groups": {c: i % 2 for i, c in enumerate(concepts)},
+            "published": {concepts[0]: "Fear and Overwhelm"},
+            "rand": {"value": 0.5, "null_95": 0.2, "p": 0.01, "p_floor": 0.01},
+        },
+        "vocabulary": {
+            "similarity": {"value": 0.6, "p": 0.01},
+            "clusters": {"value": 0.1, "p": 0.3},
+        },
         "length_correlation": [{"component": 1, "r": 0.1, "low": -0.6, "high": 0.7}],
     }
 
@@ -171,6 +183,27 @@ def study(concepts: tuple[str, ...] = CONCEPTS, story: str = "She waited.") -> E
             "ablate": {"count": 20, "p_floor": 1 / 21},
             "note": "All at norm 1.",
         },
+        pairs=[
+            {"method": method, "layer": layer, "read": read, "accuracy": 0.55, "low": 0.4, "high": 0.7, "p": 0.4}
+            | {"pairs": 40, "ties": 0, "devices": {"negation": 0.6, "order": 0.5}}
+            for method, layer, read in (
+                ("difference of means", 2, "mean"),
+                ("best SAE feature", 2, "max"),
+                ("TF-IDF", None, "text"),
+            )
+        ],
+        confounds=[
+            {"concept": c, "auroc_topic_alone": 0.5, "best_word": "dark", "auroc_best_word": 0.6, "confounded": []}
+            | {"difference of means": 0.9, "difference of means, without telling words": 0.85}
+            | {"best SAE feature": 0.7, "best SAE feature, without telling words": 0.65, "share_beyond_affect": 0.8}
+            for c in concepts
+        ],
+        pursuit=[
+            {"dictionary": name, "rows": rows, "explained": share * rows / 20}
+            for name, share in (("SAE decoder", 0.6), ("random", 0.3), ("covariance-matched", 0.5))
+            for rows in (1, 20)
+        ],
+        subspace={"cosines": [0.9, 0.4], "share": 0.5, "null_95": 0.2, "null_mean": 0.1},
         provenance=Provenance(
             config={"seed": 0, "sae": {"k": 8}},
             stages=[{"stage": "corpus", "version": 1, "fingerprint": "ab" * 32}],
@@ -208,6 +241,10 @@ def without_numbers() -> Evidence:
         "effects",
         "matrix",
         "dose",
+        "pairs",
+        "confounds",
+        "pursuit",
+        "subspace",
     )
     unknown = {name: blanked(getattr(whole, name)) for name in (*names, "metrics")}
     return dataclasses.replace(whole, **unknown)
@@ -215,8 +252,19 @@ def without_numbers() -> Evidence:
 
 def without_results() -> Evidence:
     """A study of which only the texts are known."""
-    lists = ("directions", "sweep", "match", "comparison", "detection", "effects", "dose")
-    mappings = ("quality", "health", "geometry", "matrix", "verdicts", "controls", "metrics")
+    lists = (
+        "directions",
+        "sweep",
+        "match",
+        "comparison",
+        "detection",
+        "effects",
+        "dose",
+        "pairs",
+        "confounds",
+        "pursuit",
+    )
+    mappings = ("quality", "health", "geometry", "matrix", "verdicts", "controls", "metrics", "subspace")
     return dataclasses.replace(study(), **{name: [] for name in lists}, **{name: {} for name in mappings})
 
 
@@ -298,7 +346,7 @@ def test_unknown_numbers_are_dashes_never_zeros_or_nan() -> None:
     dots = {
         name: chart
         for name, chart in specifications(found).items()
-        if not {"effect", "perplexity", "layers"} & set(name.split("-"))
+        if not {"effect", "perplexity", "layers", "makeup"} & set(name.split("-"))
     }
     drawn = [x for chart in dots.values() for trace in chart["data"] for x in trace["x"] if not isinstance(x, str)]
     assert set(drawn) <= {None}
@@ -363,6 +411,25 @@ def test_an_effect_that_was_not_measured_is_not_called_absent() -> None:
     assert row[4].text == numbers.MISSING
 
 
+def test_same_words_pairs_are_corrected_for_the_number_of_readings() -> None:
+    said = texts_of(study())["Meaning beyond words"]
+    assert "none beats chance" in said
+    clear = [{**row, "accuracy": 0.8, "low": 0.7, "high": 0.9, "p": 0.001} for row in study().pairs]
+    said = texts_of(dataclasses.replace(study(), pairs=clear))["Meaning beyond words"]
+    assert "2 of 2 beat chance" in said
+    lucky = [{**row, "p": 0.04} for row in study().pairs]
+    assert "none beats chance" in texts_of(dataclasses.replace(study(), pairs=lucky))["Meaning beyond words"]
+
+
+def test_a_random_dictionary_that_does_as_well_takes_the_meaning_from_few_rows() -> None:
+    title = "Are directions made of few features"
+    assert "better than any random dictionary" in texts_of(study())[title]
+    better = [
+        {**row, "explained": 0.9} if row["dictionary"] == "covariance-matched" else row for row in study().pursuit
+    ]
+    assert "says little about features" in texts_of(dataclasses.replace(study(), pursuit=better))[title]
+
+
 def test_vocabulary_is_admitted_unless_directions_clear_it() -> None:
     evidence = study()
     assert "does not show more than vocabulary" in texts_of(evidence)["How much is vocabulary"]
@@ -375,7 +442,7 @@ def test_vocabulary_is_admitted_unless_directions_clear_it() -> None:
 
 
 def test_a_correlation_whose_interval_holds_zero_is_not_shown() -> None:
-    (finding,) = [each for each in sentences.findings(study()) if each.section == "geometry"]
+    (finding,) = [each for each in sentences.findings(study()) if each.title == "Valence and arousal"]
     assert finding.standing == "partly shown"
     assert "an interval that holds 0: not shown" in finding.text
 
@@ -498,7 +565,14 @@ def results(root: Path, moment: str) -> dict[str, Any]:
     vars(opened["sae"]).update(folder=root / "sae" / "sae", health=whole.health)
     vars(opened["directions"]).update(table=whole.directions, sweep=whole.sweep)
     vars(opened["match"]).update(table=whole.match)
-    vars(opened["compare"]).update(table=whole.comparison, detection=whole.detection)
+    vars(opened["compare"]).update(
+        table=whole.comparison,
+        detection=whole.detection,
+        pairs=whole.pairs,
+        confounds=whole.confounds,
+        pursuit=whole.pursuit,
+        subspace=whole.subspace,
+    )
     vars(opened["geometry"]).update(data=whole.geometry)
     vars(opened["causal"]).update(
         effects=whole.effects, matrix=whole.matrix, dose=whole.dose, verdicts=whole.verdicts, controls=whole.controls

@@ -92,6 +92,10 @@ class Evidence:
         metrics: per stage its flat metrics.
         geometry: components, ratings, correlations, cosines.
         effects, matrix, dose, verdicts, controls: of the causal stage.
+        pairs: same-words pairs, per method, layer and reading.
+        confounds: per concept what else tells it.
+        pursuit, subspace: what directions are made of.
+        experiments: per behavioural experiment its claim and findings.
     """
 
     model: str
@@ -116,6 +120,11 @@ class Evidence:
     controls: Mapping[str, Any]
     provenance: Provenance
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    pairs: Sequence[Row] = ()
+    confounds: Sequence[Row] = ()
+    pursuit: Sequence[Row] = ()
+    subspace: Mapping[str, Any] = field(default_factory=dict)
+    experiments: Sequence[Row] = ()
 
     @cached_property
     def splits(self) -> Mapping[str, int]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.page import cards, charts, palette, sentences, tables
+from pipeline.page import cards, charts, makeup, meaning, palette, sentences, shape, tables
 from pipeline.page.evidence import Evidence
 from pipeline.page.marks import Chart
 from pipeline.page.numbers import count, names, number, percent, plural
@@ -21,6 +21,7 @@ SECTIONS = (
     ("directions", "Directions"),
     ("features", "SAE features"),
     ("methods", "Features against directions"),
+    ("meaning", "Words or meaning"),
     ("geometry", "The shape of the concept space"),
     ("causal", "What they cause"),
     ("limits", "Methods and limits"),
@@ -93,6 +94,10 @@ def _figures(evidence: Evidence) -> dict[str, Any]:
         "methods": charts.method_dots(evidence),
         "duel": charts.duel(evidence),
         "cosines": charts.cosine_dots(evidence),
+        "pursuit": makeup.pursuit_lines(evidence),
+        "angles": makeup.angle_dots(evidence),
+        "pairs": meaning.pair_dots(evidence),
+        "layer_agreement": shape.layer_heat(evidence),
         "map": charts.concept_map(evidence),
         "correlations": charts.correlation_dots(evidence),
         "similarity": charts.cosine_heat(evidence),
@@ -117,6 +122,9 @@ def _tables(evidence: Evidence, listed: Sequence[cards.Card], words: int) -> dic
         tables.features(evidence, words),
         tables.methods(evidence),
         tables.agreement(evidence),
+        meaning.pairs(evidence),
+        meaning.confounds(evidence),
+        shape.clusters(evidence),
         tables.correlations(evidence),
         tables.effects(evidence),
         tables.verdicts(evidence),

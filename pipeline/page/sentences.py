@@ -3,32 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
+from pipeline.page import makeup, meaning, shape
 from pipeline.page.evidence import BASELINE, OPERATIONS, SIGNIFICANT, VECTORS, Evidence, Row, Tally
+from pipeline.page.finding import Finding, Standing
 from pipeline.page.numbers import NOT_SHOWN, estimate, finite, general, names, number, p_value, percent, plural
-
-Standing = Literal["shown", "partly shown", "not shown"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One result in words.
-
-    Attributes:
-        section: the part of the page that holds the figures.
-        title: a few words.
-        text: one to three sentences, for the head of the page and for the section.
-        standing: what the reader may take from it.
-        more: what only the section adds.
-    """
-
-    section: str
-    title: str
-    text: str
-    standing: Standing
-    more: str = ""
 
 
 def findings(evidence: Evidence) -> list[Finding]:
@@ -40,7 +19,10 @@ def findings(evidence: Evidence) -> list[Finding]:
         features(evidence),
         comparison(evidence),
         agreement(evidence),
+        makeup.finding(evidence),
+        *meaning.findings(evidence),
         geometry(evidence),
+        shape.finding(evidence),
         *(causal(evidence, operation) for operation in OPERATIONS),
     ]
 

@@ -101,7 +101,7 @@ class CompareStage(Stage[CompareConfig, Comparison]):
     """Compare decoder rows with directions, and all readouts with each other."""
 
     name = "compare"
-    version = 2
+    version = 3
     config_class = CompareConfig
     needs = ("corpus", "activations", "sae", "directions", "match")
     seeded = True
@@ -465,7 +465,7 @@ def _metrics(card: Mapping[str, Any], layer: int) -> Metrics:
     table, subspace = card["table"], card["subspace"]
     metrics = {
         "cosine_mean": sum(row["cosine"] for row in table) / len(table),
-        "cosines_above_null": float(sum(abs(row["cosine"]) > row["cosine_null_95"] for row in table)),
+        "cosines_above_null": float(sum(row["cosine"] > row["cosine_null_95"] for row in table)),
         "cosine_encoder_mean": sum(row["cosine_encoder"] for row in table) / len(table),
         "subspace_share": subspace["share"],
         "subspace_share_random": subspace["null_mean"],

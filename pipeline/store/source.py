@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -36,6 +37,7 @@ class RowSource:
         # numpy copies a row that is one opaque item half again as fast as a row of numbers.
         self._row = np.dtype((np.void, self.maps[0].dtype.itemsize * self.width))
         self._items = [np.ascontiguousarray(rows).view(self._row).reshape(-1) for rows in self.maps]
+        self._whole, self._first, self._step = spanning(self._items)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -55,13 +57,8 @@ class RowSource:
         if len(self._items) == 1:
             found = np.take(self._items[0], rows)
         else:
-            found = np.empty(len(rows), self._row)
-            order = np.argsort(rows, kind="stable")
-            ordered = rows[order]
-            edges = np.searchsorted(ordered, self.starts)
-            for shard in np.flatnonzero(np.diff(edges)):
-                mine = slice(edges[shard], edges[shard + 1])
-                found[order[mine]] = np.take(self._items[shard], ordered[mine] - self.starts[shard])
+            shard = np.searchsorted(self.starts, rows, side="right") - 1
+            found = self._whole[self._first[shard] + (rows - self.starts[shard]) * self._step]
         return found.view(self.maps[0].dtype).reshape(len(rows), self.width)
 
     def in_memory(self) -> RowSource:
@@ -77,6 +74,46 @@ class RowSource:
         for start, rows in zip(self.starts, self.maps, strict=False):
             whole[start : start + len(rows)] = to_tensor(np.array(rows), self.dtype).to(device)
         return whole
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """A stretch of memory, as numpy asks for it."""
+
+    __array_interface__: dict[str, Any]
+
+
+def spanning(shards: Sequence[np.ndarray]) -> tuple[np.ndarray, Int[np.ndarray, "shards"], int]:
+    """One view over the memory of all shards, so that rows of many are gathered by one call and copied once.
+
+    The view has an item at every multiple of ``unit`` bytes, the largest by which all rows of all shards can be
+    reached, so its items overlap. Only those that are rows may be read: between the shards lies what is not theirs.
+
+    Args:
+        shards: contiguous, one opaque item a row; they have to outlive the view.
+
+    Returns:
+        The view, the item at which each shard begins, and how many items further on its next row begins.
+    """
+    size = shards[0].dtype.itemsize
+    # An empty shard has no memory of its own; its place does not matter.
+    first = next((_address(rows) for rows in shards if len(rows)), _address(shards[0]))
+    places = np.array([_address(rows) if len(rows) else first for rows in shards], dtype=np.int64)
+    base = int(places.min())
+    end = max(int(place) + len(rows) * size for place, rows in zip(places, shards, strict=True))
+    unit = int(np.gcd.reduce([*(places - base), size]))
+    memory = {
+        "version": 3,
+        "data": (base, True),
+        "shape": (max(0, (end - base - size) // unit + 1),),
+        "strides": (unit,),
+        "typestr": f"|V{size}",
+    }
+    return np.asarray(_Memory(memory)), (places - base) // unit, size // unit
+
+
+def _address(rows: np.ndarray) -> int:
+    return rows.__array_interface__["data"][0]
 
 
 def fits(size: int, device: str) -> bool:
