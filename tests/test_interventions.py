@@ -346,7 +346,7 @@ def test_runs_from_the_middle_equal_whole_runs(subject, family: str) -> None:
     edits = [Edit(LAYER, delta), Edit(LAYER + 1, delta)]
     whole = logits(model, tokens, edits)
     residual = upper.lower(tokens[:1]).expand(3, -1, -1)
-    assert upper._resumes, "blocks below are run again"
+    assert upper.resumes, "blocks below are run again"
     torch.testing.assert_close(upper.logits(tokens, residual, edits, last=None), whole, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(upper.logits(tokens, residual, edits)[:, 0], whole[:, -1], atol=1e-6, rtol=1e-5)
 

@@ -204,6 +204,27 @@ def study(concepts: tuple[str, ...] = CONCEPTS, story: str = "She waited.") -> E
             for rows in (1, 20)
         ],
         subspace={"cosines": [0.9, 0.4], "share": 0.5, "null_95": 0.2, "null_mean": 0.1},
+        experiments=[
+            {"name": "blackmail", "title": "Leverage", "claim": "It grows.", "refuted_by": "It does not.", "source": ""}
+            | {
+                "findings": [
+                    {
+                        "verdict": "untestable",
+                        "sentences": ["The check fails.", story],
+                        "metrics": {},
+                        "tables": [
+                            {"title": "Rates", "columns": ["Vector", "Rate"], "note": "Wilson."}
+                            | {"rows": [[concepts[0], [0.5, 0.2, 0.8]], [story, None]]}
+                        ],
+                        "charts": [
+                            {"title": "Dose", "kind": kind, "x": "strength", "y": "log-odds"}
+                            | {"series": [{"name": concepts[0], "x": x, "y": [0.1, 0.2], "low": [0.0, 0.1]}]}
+                            for kind, x in (("line", [-0.1, 0.1]), ("bar", ["a", "b"]), ("scatter", [1, 2]))
+                        ],
+                    }
+                ]
+            }
+        ],
         provenance=Provenance(
             config={"seed": 0, "sae": {"k": 8}},
             stages=[{"stage": "corpus", "version": 1, "fingerprint": "ab" * 32}],
@@ -245,6 +266,7 @@ def without_numbers() -> Evidence:
         "confounds",
         "pursuit",
         "subspace",
+        "experiments",
     )
     unknown = {name: blanked(getattr(whole, name)) for name in (*names, "metrics")}
     return dataclasses.replace(whole, **unknown)
@@ -346,7 +368,7 @@ def test_unknown_numbers_are_dashes_never_zeros_or_nan() -> None:
     dots = {
         name: chart
         for name, chart in specifications(found).items()
-        if not {"effect", "perplexity", "layers", "makeup"} & set(name.split("-"))
+        if not {"effect", "perplexity", "layers", "makeup", "experiment"} & set(name.split("-"))
     }
     drawn = [x for chart in dots.values() for trace in chart["data"] for x in trace["x"] if not isinstance(x, str)]
     assert set(drawn) <= {None}
@@ -409,6 +431,14 @@ def test_an_effect_that_was_not_measured_is_not_called_absent() -> None:
     assert "Not measured for: sad." in texts_of(evidence)["What injecting does"]
     row = next(row for row in tables.overview(evidence, {}).rows if row[0].text == "sad")
     assert row[4].text == numbers.MISSING
+
+
+def test_an_experiment_that_could_not_be_tested_is_not_called_refuted(page: str) -> None:
+    seen = visible(page)
+    assert "could not be tested here" in seen
+    assert "0.50 [0.20, 0.80]" in seen
+    without = render(dataclasses.replace(study(), experiments=()))
+    assert "Behavioural experiments" not in visible(without)
 
 
 def test_same_words_pairs_are_corrected_for_the_number_of_readings() -> None:

@@ -247,8 +247,10 @@ class WandbServer:
         return {"project": {"artifactCollectionMembership": member}}
 
     def _on_use_artifact(self, variables: dict[str, Any]) -> dict[str, Any]:
-        artifact = self._by_id(variables["artifactID"])
-        artifact.used_by.append(variables["runName"])
+        sent = variables.get("input") or variables  # so sends a run that logged it, and so one that asked by name
+        artifact = self._by_id(sent["artifactID"])
+        if sent["runName"] not in artifact.used_by:
+            artifact.used_by.append(sent["runName"])
         head = {"id": artifact.id, "digest": artifact.digest, "description": None, "state": "COMMITTED"}
         return {"useArtifact": {"artifact": head | {"createdAt": EPOCH, "metadata": "{}"}}}
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.page import cards, charts, makeup, meaning, palette, sentences, shape, tables
+from pipeline.page import behaviour, cards, charts, makeup, meaning, palette, sentences, shape, tables
 from pipeline.page.evidence import Evidence
 from pipeline.page.marks import Chart
 from pipeline.page.numbers import count, names, number, percent, plural
@@ -24,6 +24,7 @@ SECTIONS = (
     ("meaning", "Words or meaning"),
     ("geometry", "The shape of the concept space"),
     ("causal", "What they cause"),
+    ("experiments", "Behavioural experiments"),
     ("limits", "Methods and limits"),
     ("provenance", "Provenance"),
 )
@@ -62,19 +63,21 @@ def render(
     environment.filters |= {"number": number, "count": count, "percent": percent, "names": names}
     environment.globals |= {"plural": plural, "len": len, "gates": tables.GATES}
     figures = _figures(evidence)
+    experiments = behaviour.sections(evidence)
     listed = cards.cards(evidence, concepts=concepts_shown, contexts=contexts_per_feature, words=words_per_concept)
     return environment.get_template("page.html.j2").render(
         evidence=evidence,
         title=title,
         theme=theme,
-        sections=SECTIONS,
+        sections=[each for each in SECTIONS if experiments or each[0] != "experiments"],
+        experiments=experiments,
         style=palette.stylesheet(colours) + (HERE / "page.css").read_text(encoding="utf-8"),
         script=(HERE / "page.js").read_text(encoding="utf-8"),
         plotly=_plotly(),
         figures=figures,
-        specifications=_json({chart.name: chart.spec for chart in _flat(figures.values())}),
+        specifications=_json({chart.name: chart.spec for chart in [*_flat(figures.values()), *_drawn(experiments)]}),
         tiles=cards.tiles(evidence),
-        findings=sentences.findings(evidence),
+        findings=[*sentences.findings(evidence), *behaviour.findings(evidence)],
         controls=sentences.controls(evidence),
         not_shown=sentences.not_shown(evidence),
         tables=_tables(evidence, listed, words_per_concept),
@@ -105,6 +108,12 @@ def _figures(evidence: Evidence) -> dict[str, Any]:
     }
 
 
+def _drawn(experiments: Sequence[behaviour.Section]) -> Iterator[Chart]:
+    for section in experiments:
+        for answer in section.answers:
+            yield from answer.charts
+
+
 def _flat(figures: Any) -> Iterator[Chart]:
     for item in figures:
         if isinstance(item, Chart):
@@ -129,6 +138,7 @@ def _tables(evidence: Evidence, listed: Sequence[cards.Card], words: int) -> dic
         tables.effects(evidence),
         tables.verdicts(evidence),
         tables.stages(evidence),
+        behaviour.overview(evidence),
     )
     return {table.name: table for table in found}
 

@@ -56,23 +56,23 @@ class Upper:
         import torch
 
         bridge = self.subject.bridge
-        keep = {} if last is None or not self._keeps_last else {"logits_to_keep": last}
+        keep = {} if last is None or not self.keeps_chosen else {"logits_to_keep": last}
         with torch.no_grad(), ExitStack() as stack:
-            if self._resumes:
+            if self.resumes:
                 stack.enter_context(resumed(bridge, self.layer, residual))
             stack.enter_context(editing(bridge, edits))
             found = bridge(tokens, **keep)
         return found.float() if last is None else found[:, -last:].float()
 
     @cached_property
-    def _keeps_last(self) -> bool:
+    def keeps_chosen(self) -> bool:
         """Whether the model can leave out the output matrix where nobody looks."""
         import inspect
 
         return "logits_to_keep" in inspect.signature(self.subject.bridge.original_model.forward).parameters
 
     @cached_property
-    def _resumes(self) -> bool:
+    def resumes(self) -> bool:
         """Whether skipping blocks changes nothing: tried once, since some architectures share state across them."""
         import torch
 

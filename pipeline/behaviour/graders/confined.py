@@ -14,6 +14,7 @@ import ctypes
 import json
 import os
 import platform
+import re
 import resource
 import signal
 import struct
@@ -124,10 +125,15 @@ def shut(job: Mapping[str, Any]) -> list[str]:
     libc = ctypes.CDLL(None, use_errno=True)
     if platform.machine() not in MACHINES:
         raise Refused(f"the processor is a {platform.machine()}, and the filter knows {' and '.join(MACHINES)}")
-    _ask(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "the parent's end cannot be tied to the process's")
+    zero = ctypes.c_ulong(0)
+
+    def control(option: int, value: int, more: Any, complaint: str) -> None:
+        _ask(libc.prctl(option, ctypes.c_ulong(value), more, zero, zero), complaint)
+
+    control(PR_SET_PDEATHSIG, signal.SIGKILL, zero, "the process cannot be made to end with its parent")
     if os.getppid() != job["parent"]:
         raise Refused("the parent has ended")
-    _ask(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "new privileges cannot be ruled out")
+    control(PR_SET_NO_NEW_PRIVS, 1, zero, "new privileges cannot be ruled out")
     header, nothing = struct.pack("Ii", 0x20080522, 0), bytes(24)
     _ask(libc.capset(header, nothing), "capabilities cannot be dropped")
     files = _landlock(libc) if job["library"] else 0
@@ -135,7 +141,7 @@ def shut(job: Mapping[str, Any]) -> list[str]:
     program = filter_program(platform.machine(), may_open=bool(files))
     instructions = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in program))
     packed = struct.pack("HxxxxxxP", len(program), ctypes.addressof(instructions))
-    _ask(libc.prctl(PR_SET_SECCOMP, 2, packed, 0, 0), "the kernel takes no seccomp filter")
+    control(PR_SET_SECCOMP, 2, packed, "the kernel takes no seccomp filter")
     return ["resource limits", "no capabilities", *([f"Landlock {files}"] if files else []), "seccomp filter"]
 
 
@@ -155,7 +161,10 @@ def _landlock(libc: Any) -> int:
     rules = struct.pack(f"{len(values)}Q", *values)
     ruleset = _ask(libc.syscall(CREATE_RULESET, rules, ctypes.c_size_t(len(rules)), 0), "Landlock takes no rules")
     for folder in _library():
-        handle = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+        try:
+            handle = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            continue
         rule = struct.pack("=Qi", READ_FILE | READ_FOLDER, handle)
         _ask(libc.syscall(ADD_RULE, ruleset, 1, rule, 0), "Landlock takes no rule")
         os.close(handle)
@@ -164,15 +173,10 @@ def _landlock(libc: Any) -> int:
     return version
 
 
-def _library() -> Iterator[str]:
-    """Folders of Python's own modules and of the shared objects that these need."""
-    places = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), os.path.join(sys.base_prefix, "lib")]
-    places += ["/lib", "/lib64", "/usr/lib", "/usr/lib64"]
-    seen = set()
-    for place in map(os.path.realpath, places):  # noqa: PTH - pathlib is slow to load
-        if place not in seen and os.path.isdir(place):  # noqa: PTH112
-            seen.add(place)
-            yield place
+def _library() -> list[str]:
+    """Folders of Python's own modules and of the shared objects that these need; some systems lack some."""
+    own = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), f"{sys.base_prefix}/lib"]
+    return [*own, "/lib", "/lib64", "/usr/lib", "/usr/lib64"]
 
 
 def _limit(job: Mapping[str, Any]) -> None:
@@ -192,29 +196,31 @@ def _limit(job: Mapping[str, Any]) -> None:
 
 def preload(source: str) -> None:
     """Load the modules that the code names, while files can still be read, and give chance a fixed start."""
+    named = set(re.findall(r"\w+", source))
     for name in PRELOADED:
-        if name in source:
-            for module in (name, *([BEHIND[name]] if name in BEHIND else [])):
-                __import__(module)
+        if name in named:
+            __import__(name)
+            __import__(BEHIND.get(name, name))
     if "random" in sys.modules:
         sys.modules["random"].seed(0)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def answers(source: str, entry: str, calls: Sequence[Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    """Run the code, then call its function; a line for each call, or a single ``fault`` of the code itself."""
+def answers(source: str, entry: str, calls: Sequence[Sequence[Any]], encode: Any = json.dumps) -> Iterator[str]:
+    """Run the code, then call its function; a line of JSON a call, or a single ``fault`` of the code itself."""
     space: dict[str, Any] = {"__name__": "answer", "__builtins__": __builtins__}
     try:
         exec(compile(source, "<answer>", "exec"), space)
         function = space[entry]
     except BaseException as error:
         missing = isinstance(error, KeyError) and entry not in space
-        yield {"fault": f"it defines no `{entry}`" if missing else _told(error)}
+        yield encode({"fault": f"it defines no `{entry}`" if missing else _told(error)})
         return
     for arguments in calls:
         try:
-            yield {"value": json.loads(json.dumps(function(*arguments), default=_plain))}
+            line = encode({"value": function(*arguments)}, default=_plain)
         except BaseException as error:
-            yield {"error": _told(error)}
+            line = encode({"error": _told(error)})
+        yield line
 
 
 def _plain(value: Any) -> Any:
@@ -239,8 +245,8 @@ def main() -> None:
         os.dup2(nothing, standard)
     os.close(nothing)
 
-    def tell(line: dict[str, Any], encode: Any = json.dumps, write: Any = os.write) -> None:
-        data = encode(line).encode() + b"\n"
+    def tell(line: str, write: Any = os.write) -> None:
+        data = line.encode() + b"\n"
         while data:
             data = data[write(results, data) :]
 
@@ -248,9 +254,9 @@ def main() -> None:
         preload(job["source"])
         layers = shut(job)
     except Exception as error:
-        tell({"refused": str(error) if isinstance(error, Refused) else _told(error)})
+        tell(json.dumps({"refused": str(error) if isinstance(error, Refused) else _told(error)}))
         return
-    tell({"layers": layers})
+    tell(json.dumps({"layers": layers}))
     for line in answers(job["source"], job["entry"], job["calls"]):
         tell(line)
     os._exit(0)

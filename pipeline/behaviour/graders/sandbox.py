@@ -9,6 +9,7 @@ system is not Linux, no code is run at all.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -25,14 +26,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.behaviour.graders import confined
 from pipeline.errors import UserError
 
+FOLDER = Path(__file__).parent
 OUTPUT = 1 << 20
 """Bytes of results that are read before the process is ended."""
 PATIENCE = 3.0
 """Seconds by the clock for each second of processor time, so that a busy machine does not change a grade..."""
-START = 5.0
+START = 20.0
 """...and seconds by the clock for the process to start."""
 TICK = 0.02
 
@@ -90,7 +91,7 @@ class Protections:
         if not self.faults:
             return ""
         what = "; ".join(f"{name}: {how}" for name, how in self.faults.items())
-        return f"graded code is not run on this machine because it could not be contained ({what}); use Linux 3.17+"
+        return f"graded code is not run here because it could not be contained ({what}); run the experiment on Linux"
 
 
 def run_calls(source: str, entry: str, calls: Sequence[Sequence[Any]], limits: Limits) -> Run:
@@ -136,8 +137,10 @@ def protections(*, library: bool = True) -> Protections:
             "memory": [limits.memory],
             "time": [],
         }
-        source = Path(__file__).with_name("escapes.py").read_text(encoding="utf-8")
+        source = (FOLDER / "escapes.py").read_text(encoding="utf-8")
         run = _run(source, "attempt", [[name, *rest] for name, rest in attempts.items()], limits, library=library)
+    if not run.layers:
+        return Protections((), {"sandbox": run.ended})
     faults = {}
     for name, result in zip(attempts, run.results, strict=True):
         if result.error is not None or result.value:
@@ -145,9 +148,7 @@ def protections(*, library: bool = True) -> Protections:
     return Protections(run.layers, faults)
 
 
-def _run(
-    source: str, entry: str, calls: Sequence[Sequence[Any]], limits: Limits, *, library: bool = True
-) -> Run:
+def _run(source: str, entry: str, calls: Sequence[Sequence[Any]], limits: Limits, *, library: bool = True) -> Run:
     job = {
         "source": source,
         "entry": entry,
@@ -159,7 +160,7 @@ def _run(
     }
     # The order of sets depends on the hash seed, and a grade must not.
     process = subprocess.Popen(
-        [sys.executable, "-s", "-S", "-P", "-B", confined.__file__],
+        [sys.executable, "-s", "-S", "-P", "-B", str(FOLDER / "confined.py")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -168,11 +169,78 @@ def _run(
         start_new_session=True,
     )
     try:
-        lines, ended = _converse(process, json.dumps(job).encode(), limits, len(calls) + 1)
+        data, ended = _converse(process, json.dumps(job).encode(), limits)
     finally:
         process.kill()
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()
-    return _understood(lines, ended or _how_it_ended(process.returncode), len(calls))
+    return _understood(data, ended, len(calls))
+
+
+def _converse(process: subprocess.Popen[bytes], job: bytes, limits: Limits) -> tuple[bytes, str]:
+    """Hand the job over and read until the process is through or has used up what it may; why it was ended."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(job)
+        process.stdin.close()
+    data, begun, deadline = bytearray(), None, time.monotonic() + START
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while True:
+            if selector.select(TICK):
+                chunk = os.read(process.stdout.fileno(), 1 << 16)
+                if not chunk:
+                    return bytes(data), _how_it_ended(process)
+                data += chunk
+            if len(data) > OUTPUT:
+                return bytes(data[:OUTPUT]), "its results grew too large"
+            if begun is None and b"\n" in data:
+                begun, deadline = _processor_seconds(process.pid), time.monotonic() + PATIENCE * limits.seconds
+            if begun is not None and _processor_seconds(process.pid) - begun > limits.seconds:
+                return bytes(data), f"it used more than {limits.seconds:g} s of processor time"
+            if time.monotonic() > deadline:
+                return bytes(data), "it did not start" if begun is None else "it took too long by the clock"
+
+
+def _processor_seconds(pid: int) -> float:
+    """What the process has used so far: its processor clock, named by clock_getcpuclockid(3)'s rule."""
+    try:
+        return time.clock_gettime((~pid << 3) | 2)
+    except OSError:  # It has just ended.
+        return 0.0
+
+
+def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
+    try:
+        status = process.wait(timeout=1.0)
+    except subprocess.TimeoutExpired:
+        return "it closed its results"
+    return f"it was ended by {signal.Signals(-status).name}" if status < 0 else ""
+
+
+def _understood(data: bytes, ended: str, count: int) -> Run:
+    """What the lines of a process say; none of them is trusted to be what it should be."""
+    lines = [_object(line) for line in data.split(b"\n")[:-1]]
+    first, told = (lines[0], lines[1:]) if lines else ({}, [])
+    layers = tuple(map(str, first.get("layers", ())))
+    if not layers:
+        return Run((Result(error="the code was not run"),) * count, str(first.get("refused", ended)), ())
+    if told and "fault" in told[0]:
+        return Run((Result(error=str(told[0]["fault"])),) * count, ended, layers)
+    results = [
+        Result(value=line["value"]) if "value" in line else Result(error=str(line.get("error", "it wrote nonsense")))
+        for line in told[:count]
+    ]
+    ended = ended or ("it left before it was through" if len(results) < count else "")
+    return Run((*results, *[Result(error=ended)] * (count - len(results))), ended, layers)
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
