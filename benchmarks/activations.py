@@ -35,7 +35,7 @@ from pipeline.store.joining import write_index
 from pipeline.store.writing import ShardWriter
 from pipeline.subject import ModelConfig, source
 
-LAYER, LOW_LAYER = 15, 2
+LAYER, LOW_LAYER = 15, 0
 MODELS = Path("cache/models")
 WIDTH = 576
 BATCH = 4096

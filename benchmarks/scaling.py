@@ -22,7 +22,7 @@ from pipeline.study import Study
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("activations", "match")
-QUICK = ("corpus.emotions=[afraid,calm,happy,proud,sad,tired]", "sae.steps=20", "sae.width=1024", "sae.health_texts=0")
+QUICK = ("corpus.emotions=[afraid,calm,happy,proud,sad,tired]", "match.random_saes=1", "match.permutations=99")
 SMALL_PARTS = ("activations.texts_per_part=24", "match.texts_per_part=24")
 """Enough parts for every number of workers that is tried."""
 
@@ -80,7 +80,8 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     counts = sorted({1, *(2**power for power in range(1, 7) if 2**power <= cores), cores})
     with tempfile.TemporaryDirectory() as folder:
-        overrides = [f"cache={folder}", "tracking.mode=disabled", "compute.threads=1", *SMALL_PARTS]
+        common = ("tracking.mode=disabled", "compute.threads=1", "sae.health_texts=0", *SMALL_PARTS)
+        overrides = [f"cache={folder}", *common]
         study = Study.load(ROOT / "configs" / "quickstart.yaml", [*overrides, *(QUICK if chosen.quick else ())])
         found = measure(study, counts, repeats=1 if chosen.quick else 3)
     rows = []

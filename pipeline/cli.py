@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ app = typer.Typer(
     help=(
         "Measure how a language model represents emotion concepts, and what those representations cause.\n\n"
         "One YAML file describes a study; its stages are\n\n"
-        "corpus > activations > sae, directions > match > compare, geometry > causal > report.\n\n"
+        "corpus > activations > sae, directions > match > compare, geometry > causal, experiments > report.\n\n"
         "Start with [bold]affectlens run configs/quickstart.yaml[/bold]; it needs no account, no network and no "
         "accelerator. Everything that is computed is kept in the cache folder and used again."
     ),
@@ -90,6 +91,8 @@ def run(
             outcomes = runner.run(study, mode=mode, only=names, workers=workers, reporter=console)  # pyright: ignore[reportArgumentType]
             console.close(study, outcomes)
         wandb_sweep.report(study, outcomes)
+    if len(studies) > 1 and not dry_run:
+        _show_sweep(studies)
 
 
 @app.command()
@@ -140,12 +143,10 @@ def submit(
         retry=mode == "retry",
     )
     nodes = submission.plan(order) if dry_run else submission.submit(order, print)
-    if dry_run:
+    if dry_run and nodes:
         print(submission.preview(order, nodes))
-    elif not nodes:
-        print("nothing to submit: everything is done or under way")
-    if nodes and not dry_run and cluster == "slurm":
-        print(f"{sum(node.jobs for node in nodes)} jobs submitted; `affectlens status {config}` follows them")
+    arguments = shlex.join([str(config), *(overrides or ()), *(["--sweep"] if sweep else [])])
+    print(submission.closing(order, nodes, arguments, handed=not dry_run))
 
 
 @app.command()
@@ -159,12 +160,51 @@ def cancel(config: Config, overrides: Overrides = None, sweep: Sweep = False) ->
 
 def _print_plan(study: Any, names: Sequence[str]) -> None:
     from pipeline import estimate, runner
+    from pipeline.behaviour import cost as experiments
 
     cost = estimate.of(study)
     for each in runner.needed_for(names):
-        needs = f"  {cost}" if each.name == "activations" else ""
+        needs = {"activations": f"  {cost}", "experiments": f"  {experiments.summary(study)}"}.get(each.name, "")
         print(f"{each.name:<12} {runner.inspect(study, each).state:<8}{needs}".rstrip())
     print(f"{estimate.size(cost.free)} are free in {study.config.cache}.")
+
+
+@app.command()
+def experiments(
+    config: Annotated[
+        Path | None, typer.Argument(help="A study file; without one, the folder `experiments` is listed.")
+    ] = None,
+    overrides: Overrides = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead: a CSV with the columns item, category, elo and one of readings for each concept; prints "
+            "their correlations raw, without extreme categories, and within categories."
+        ),
+    ] = None,
+    leave_out: Annotated[
+        list[str] | None, typer.Option(help="With --table: a category that counts as extreme; may be given again.")
+    ] = None,
+) -> None:
+    """List the behavioural experiments with what they cost, before anything runs.
+
+    Those that the study runs, or all of its folder where it runs none. Add one by adding a folder with experiment.yaml,
+    scenarios.jsonl and README.md.
+
+    Examples: [bold]affectlens experiments[/bold], [bold]affectlens experiments configs/experiments.yaml[/bold],
+    [bold]affectlens experiments --table preferences.csv[/bold]
+    """
+    if table is not None:
+        from pipeline.behaviour.analyses.preference import print_table
+
+        print_table(table, tuple(leave_out or ()))
+        return
+    from pipeline.behaviour import cost
+    from pipeline.study import Study, StudyConfig
+
+    study = Study(StudyConfig(name="experiments"), "experiments") if config is None else _load(config, overrides)
+    for line in cost.lines(cost.listed(study)):
+        print(line)
 
 
 @app.command()
@@ -235,6 +275,55 @@ def status(
 
 
 @app.command()
+def compare(
+    studies: Annotated[
+        list[str],
+        typer.Argument(
+            help="Study files, result folders, caches with one study, or groups of W&B runs; key=value changes the "
+            "study files, and sae.k=16,32 compares the studies of a sweep.",
+            metavar="A",
+        ),
+    ],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value for every study file; may be given again.")
+    ] = None,
+    to_json: Annotated[
+        str | None, typer.Option("--json", metavar="PATH|-", help="Write all of it as JSON; - for standard output.")
+    ] = None,
+    to_csv: Annotated[
+        str | None,
+        typer.Option("--csv", metavar="PATH|-", help="Write one row a study and metric, as a W&B report takes it."),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Show all metrics and concepts.")] = False,
+    wandb: Annotated[
+        Path | None, typer.Option("--wandb", help="Where offline runs of a group lie; cache/wandb by default.")
+    ] = None,
+) -> None:
+    """Hold studies side by side: what was set differently, and which results differ by more than their uncertainty.
+
+    The first is what the others are held against. What is not computed yet is named and left out; nothing is computed.
+
+    Examples: [bold]affectlens compare a.yaml b.yaml[/bold], [bold]affectlens compare my.yaml sae.k=16,32,64 --csv
+    sweep.csv[/bold], [bold]affectlens compare cache/report/0123456789abcdef other_cache --json -[/bold],
+    [bold]affectlens compare my-study lab/emotions/my-other-study[/bold] (groups of W&B runs)
+    """
+    from pipeline.comparison import arguments, differences, export
+
+    if to_json == to_csv == "-":
+        raise ConfigError("compare: --json and --csv cannot both go to standard output; give one of them a path")
+    comparison = differences.compare(arguments.read(studies, changes or (), wandb))
+    for path, text in ((to_json, export.as_json), (to_csv, export.as_csv)):
+        if path == "-":
+            print(text(comparison), end="")
+        elif path is not None:
+            Path(path).write_text(text(comparison), encoding="utf-8")
+    if "-" not in (to_json, to_csv):
+        from pipeline.comparison import tables
+
+        tables.show(comparison, everything=everything)
+
+
+@app.command()
 def report(config: Config, overrides: Overrides = None) -> None:
     """Write the page of a finished study again and print where it lies; nothing else is computed."""
     from pipeline import runner
@@ -246,6 +335,13 @@ def report(config: Config, overrides: Overrides = None) -> None:
             raise MissingResult(f"stage `{each.name}` is not finished; run `affectlens run {config}` first")
     runner.run(study, only=["report"])
     print(study.folder(stage_named("report")) / "report.html")
+
+
+def _show_sweep(studies: Sequence[Any]) -> None:
+    """Studies of a sweep side by side, once they have run."""
+    from pipeline.comparison import differences, folders, tables
+
+    tables.show(differences.compare([folders.of_study(study) for study in studies]))
 
 
 def _load(config: Path, overrides: Sequence[str] | None) -> Any:

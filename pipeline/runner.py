@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import estimate, manifest, subject, tracking, verify
+from pipeline import estimate, lineage, manifest, subject, tracking, verify
 from pipeline.errors import DamagedResult, MissingResult, PartFailed, UserError
 from pipeline.stage import Metrics, Part, Stage
 from pipeline.study import STAGES, Study, stage_named
@@ -410,12 +410,8 @@ def _files(space: Workspace, records: Mapping[str, Any], keeps_parts: bool) -> d
 
 
 def _track(study: Study, stage: AnyStage, record: Mapping[str, Any], metrics: Metrics) -> None:
-    settings = {
-        **record["config"],
-        "versions": record["versions"],
-        "git": record["git"],
-        "seed": study.config.seed,
-    }
+    about = ("versions", "git", "version", "needs", "data", "model", "model_identity")
+    settings = {**record["config"], "seed": study.config.seed} | {key: record[key] for key in about if key in record}
     with tracking.start(
         study.config.tracking,
         study=study.config.name,
@@ -427,6 +423,7 @@ def _track(study: Study, stage: AnyStage, record: Mapping[str, Any], metrics: Me
         run.summary({f"{stage.name}/{name}": value for name, value in metrics.items()})
         if run.active:
             stage.track(stage.open(study.folder(stage)), run)
+            run.artifact(lineage.artifact(study, stage, record), uses=lineage.inputs(study, record))
 
 
 def _work(study: Study, stage: str, names: Collection[str], device: str, send: Send) -> None:

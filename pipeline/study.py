@@ -24,6 +24,7 @@ from pipeline.stages.causal import CausalConfig, CausalStage
 from pipeline.stages.compare import CompareConfig, CompareStage
 from pipeline.stages.corpus import CorpusConfig, CorpusStage
 from pipeline.stages.directions import DirectionsConfig, DirectionsStage
+from pipeline.stages.experiments import ExperimentsConfig, ExperimentsStage
 from pipeline.stages.geometry import GeometryConfig, GeometryStage
 from pipeline.stages.match import MatchConfig, MatchStage
 from pipeline.stages.report import ReportConfig, ReportStage
@@ -40,6 +41,7 @@ STAGES: tuple[type[Stage[Any, Any]], ...] = (
     CompareStage,
     GeometryStage,
     CausalStage,
+    ExperimentsStage,
     ReportStage,
 )
 """In the order of the data; a stage needs only stages before it."""
@@ -81,6 +83,7 @@ class StudyConfig(Config):
     compare: CompareConfig = CompareConfig()
     geometry: GeometryConfig = GeometryConfig()
     causal: CausalConfig = CausalConfig()
+    experiments: ExperimentsConfig = ExperimentsConfig()
     report: ReportConfig = ReportConfig()
     tracking: TrackingConfig = TrackingConfig()
     compute: ComputeConfig = ComputeConfig()

@@ -16,21 +16,20 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Concatenate, Literal, ParamSpec
 
 from pydantic import Field
 
 from pipeline.config import Config
-from pipeline.wandb_session import Session, within
+from pipeline.wandb_session import Session
 
 Mode = Literal["online", "offline", "disabled"]
 Status = Literal["finished", "failed"]
 Rows = Sequence[Sequence[Any]]
 P = ParamSpec("P")
 
-INPUTS_LIMIT_S = 8.0
-"""How long the server may take to say which artifacts a run has read."""
 TABLE_ROWS = 200_000
 """W&B keeps no more rows than this of one table."""
 NAME_LENGTH = 128
@@ -49,8 +48,32 @@ class TrackingConfig(Config):
     """User or team that owns the project; the account's own when left out."""
     tags: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ()
     """Labels on every run of the study."""
+    upload_mb: float = Field(default=100.0, ge=0)
+    """Results up to this size (megabytes) are uploaded as artifacts; larger ones, and activations always, are recorded
+    by reference: where they lie, how large they are, and their sha256."""
     timeout: float = Field(default=20.0, gt=0)
     """Seconds to wait for the server when a stage opens its run, and again for uploads when it closes it."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Files as Weights & Biases keeps them: a named thing with versions.
+
+    Attributes:
+        name: letters, digits, ``.``, ``_`` and ``-``; others become ``-``.
+        type: what it is, for example ``activations``.
+        files: by the path that they have inside the artifact.
+        reference: record where the files lie and how large they are, without reading or sending them.
+        digests: known hashes of files by their path inside; they stand for the contents of references.
+        metadata: searchable facts.
+    """
+
+    name: str
+    type: str
+    files: Mapping[str, Path]
+    reference: bool = False
+    digests: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Run:
@@ -92,26 +115,17 @@ class Run:
     def heatmap(self, name: str, matrix: Any, rows: Sequence[str], columns: Sequence[str]) -> None:
         """Send an interactive heat map of ``matrix`` (shape ``rows columns``), the first row on top."""
 
-    def artifact(
-        self,
-        name: str,
-        type: str,
-        *,
-        files: Path | Sequence[Path],
-        reference: bool = False,
-        metadata: Mapping[str, Any] | None = None,
-        uses: Sequence[str] = (),
-    ) -> None:
-        """Send a version of an artifact, with the aliases ``latest`` and the first 12 digits of the fingerprint.
+    def artifact(self, artifact: Artifact, *, uses: Sequence[Artifact] = ()) -> None:
+        """Send a version of an artifact, with the alias ``latest``, and what it was made from.
+
+        Each of ``uses`` is declared as an input of the run, with the same name and entries as when it was sent by the
+        run that made it, so that the server finds that version again: an arrow of the lineage graph. This needs no
+        answer, so offline runs bring their arrows along when they are synced. An artifact that was sent before with
+        the same entries makes no new version.
 
         Args:
-            name: the artifact; letters, digits, ``.``, ``_`` and ``-``, others become ``-``.
-            type: what it is, for example ``activations``.
-            files: files or folders. They are read when they are uploaded and must stay as they are until then.
-            reference: record where the files lie and how large they are, without reading or sending them.
-            metadata: searchable facts.
-            uses: artifacts it was made from, ``name`` or ``name:alias``. They are listed in the metadata; online they
-                become arrows of the lineage graph as well, offline W&B has no way to record those.
+            artifact: what the run made. Files are read when they are uploaded and must stay as they are until then.
+            uses: what it was made from.
         """
 
     def finish(self, status: Status = "finished") -> None:
@@ -211,30 +225,17 @@ class WandbRun(Run):
         self._send(lambda run: run.log({name: wandb.Plotly(figure)}))
 
     @_tracked
-    def artifact(
-        self,
-        name: str,
-        type: str,
-        *,
-        files: Path | Sequence[Path],
-        reference: bool = False,
-        metadata: Mapping[str, Any] | None = None,
-        uses: Sequence[str] = (),
-    ) -> None:
-        import wandb
-
-        facts = {**_plain(metadata or {}), "fingerprint": self._fingerprint, "uses": list(uses)}
-        paths = [(None, Path(files))] if isinstance(files, str | Path) else [(Path(f).name, Path(f)) for f in files]
+    def artifact(self, artifact: Artifact, *, uses: Sequence[Artifact] = ()) -> None:
+        facts = {"fingerprint": self._fingerprint, "uses": [_slug(use.name) for use in uses]}
+        made = replace(artifact, metadata={**artifact.metadata, **facts})
 
         def send(run: Any) -> None:
-            artifact = wandb.Artifact(_slug(name), type, metadata=facts)
-            for inner, path in paths:
-                _add(artifact, path.resolve(), inner, reference)
-            run.log_artifact(artifact, aliases=["latest", self._fingerprint[:12]])
+            for use in uses:
+                # The public use_artifact wants a server, asks it for names, and refuses offline runs.
+                run._log_artifact(_draft(use), aliases=[], is_user_created=True, use_after_commit=True)
+            run.log_artifact(_draft(made), aliases=["latest"])
 
         self._send(send)
-        if uses and self.session.mode == "online":
-            self._declare([use if ":" in use else f"{use}:latest" for use in uses])
 
     @_tracked
     def finish(self, status: Status = "finished") -> None:
@@ -269,22 +270,6 @@ class WandbRun(Run):
             _log.warning("W&B keeps the first %d of the %d rows of table %s.", TABLE_ROWS, len(rows), name)
         cells: Any = _typed(rows[:TABLE_ROWS])
         return lambda: wandb.Table(columns=list(columns), data=cells)
-
-    def _declare(self, uses: Sequence[str]) -> None:
-        """Draws the arrows of the lineage graph; one that the server does not know is worth a warning only."""
-        unknown = []
-
-        def declare() -> None:
-            for use in uses:
-                name, _, alias = use.partition(":")
-                try:
-                    self._run.use_artifact(f"{_slug(name)}:{alias}")
-                except Exception as error:
-                    unknown.append(f"{use} ({_reason(error)})")
-
-        within(INPUTS_LIMIT_S, declare)
-        if unknown:
-            _log.warning("W&B run %s: no lineage arrow from %s.", self._label, "; ".join(unknown))
 
 
 def start(
@@ -384,13 +369,19 @@ def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:NAME_LENGTH]
 
 
-def _add(artifact: Any, path: Path, inner: str | None, reference: bool) -> None:
-    """Puts a file or a folder into an artifact. Results do not change once written, so nothing is copied."""
-    if reference:
-        artifact.add_reference(f"file://{path}", name=inner, checksum=False)
-    else:
-        add = artifact.add_dir if path.is_dir() else artifact.add_file
-        add(str(path), name=inner, policy="immutable", skip_cache=True)
+def _draft(artifact: Artifact) -> Any:
+    """The artifact as W&B knows it. Results do not change once written, so nothing is copied."""
+    import wandb
+
+    draft = wandb.Artifact(_slug(artifact.name), _slug(artifact.type), metadata=_plain(artifact.metadata))
+    for name, path in artifact.files.items():
+        if artifact.reference:
+            # W&B would read a file to know its digest, or take one of its path; what was recorded tells more.
+            for entry in draft.add_reference(f"file://{path.resolve()}", name=name, checksum=False):
+                entry.digest = artifact.digests.get(name, entry.digest)
+        else:
+            draft.add_file(str(path.resolve()), name=name, policy="immutable", skip_cache=True)
+    return draft
 
 
 def _plain(value: Any) -> Any:

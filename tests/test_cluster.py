@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -371,8 +372,26 @@ def test_a_dry_run_prints_the_graph_and_the_scripts_and_writes_nothing(study):
     assert "#SBATCH --array=0-2%3" in done.output
     assert "#SBATCH --partition=gpu" in done.output
     assert "#SBATCH --dependency='afterok:<activations>'" in done.output
+    assert done.output.endswith(" jobs; nothing was submitted\n")
     # Hashes of large inputs are remembered by every command.
     assert {path.name for path in study.config.cache.rglob("*")} <= {"digests.json"}
+
+
+def test_a_dry_run_of_a_finished_study_says_so(study):
+    runner.run(study, only=["corpus"])
+    done = CliRunner().invoke(app, ["submit", study.source, "--stage", "corpus", "--dry-run"])
+    assert done.output == "nothing to submit: everything is done or under way\n"
+
+
+def test_a_sweep_ends_with_the_commands_that_follow_and_compare_it(study):
+    """With the values that say which studies they are, quoted where a shell needs it."""
+    arguments = [study.source, "sae.k=4,6", "report.title='a b'", "--sweep"]
+    done = CliRunner().invoke(app, ["submit", *arguments, "--stage", "corpus", "--cluster", "debug"])
+    assert done.exit_code == 0, done.output
+    last = done.output.splitlines()[-1]
+    assert last.startswith("1 job done; `affectlens compare ")
+    command = last.split("`")[1]
+    assert shlex.split(command) == ["affectlens", "compare", *arguments]
 
 
 @pytest.mark.parametrize(

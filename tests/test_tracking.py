@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import logging
 import math
@@ -30,7 +28,7 @@ from wandb_server import API_KEY, WandbServer
 from pipeline import tracking, wandb_session
 from pipeline.config import validate
 from pipeline.errors import ConfigError
-from pipeline.tracking import NullRun, Run, TrackingConfig
+from pipeline.tracking import Artifact, NullRun, Run, TrackingConfig
 
 FINGERPRINT = "0123456789abcdef" * 4
 SETTINGS = {"k": 32, "lr": 1e-3, "emotions": ["joy", "dread"], "nested": {"layer": 15}}
@@ -114,6 +112,11 @@ def only(directory: Path) -> OfflineRun:
     return run
 
 
+def files_of(folder: Path) -> dict[str, Path]:
+    """All files below a folder, by their path inside it."""
+    return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+
+
 def send_everything(run: Run, folder: Path) -> None:
     """One of each kind of thing that a stage may send."""
     folder.mkdir(exist_ok=True)
@@ -126,7 +129,7 @@ def send_everything(run: Run, folder: Path) -> None:
     run.table("match/top", ["feature", "concept", "auroc"], [[np.int64(7), "joy", np.float32(0.5)], [8, "dread", 1]])
     run.line("match/dose", ["x", "y", "who"], [[0, 1.0, "joy"], [1, 2.0, "dread"]], x="x", y="y", series="who")
     run.heatmap("match/map", np.array([[1.0, math.nan], [3.0, 4.0]]), rows=["0", "1"], columns=["joy", "dread"])
-    run.artifact("features", "match", files=folder, metadata={"count": np.int64(2)})
+    run.artifact(Artifact("features", "match", files_of(folder), metadata={"count": np.int64(2)}))
 
 
 def check_everything(config: dict[str, Any], values: Any, summary: dict[str, Any], files: dict[str, bytes]) -> None:
@@ -177,7 +180,7 @@ def test_an_offline_run_holds_all_that_was_sent(directory: Path, tmp_path: Path)
     assert (read.values("step")[:3], read.x_axes) == ([0, 10, 20], {"*": "step"})
     check_everything(read.config, read.values, read.summary, read.files)
     artifact = read.artifacts["features"]
-    assert (artifact.type, set(artifact.aliases)) == ("match", {"latest", FINGERPRINT[:12]})
+    assert (artifact.type, artifact.aliases, artifact.input) == ("match", ["latest"], False)
     assert artifact.metadata == {"count": 2, "fingerprint": FINGERPRINT, "uses": []}
     assert artifact.entries == {  # where they lie: nothing was copied
         name: str(tmp_path / "result" / name) for name in ("a b.bin", "inner/c.json")
@@ -219,44 +222,63 @@ def test_a_synced_offline_run_arrives_like_an_online_one(
     assert server.artifact("features").committed
 
 
-def test_artifacts_form_a_lineage(directory: Path, tmp_path: Path, server: WandbServer) -> None:
-    source = tmp_path / "a.bin"
-    source.write_bytes(b"a")
-    with start(directory, "activations", mode="online") as run:
-        run.artifact("activations", "hdf5", files=source)
-    with start(directory, "sae", mode="online") as run:
-        run.artifact("sae", "sae", files=[source], uses=["activations", f"activations:{FINGERPRINT[:12]}"])
-    consumer = tracking.run_id("tiny", "sae", FINGERPRINT)
-    assert server.artifact("activations").used_by == [consumer, consumer]
-    assert server.artifact("sae").made_by == consumer
-    assert server.artifact("sae").metadata["uses"] == ["activations", f"activations:{FINGERPRINT[:12]}"]
+def make_chain(directory: Path, shards: Path, **config: Any) -> None:
+    """Activations, and an SAE made from them."""
+    shards.mkdir(exist_ok=True)
+    (shards / "0 %.h5").write_bytes(b"12345")
+    activations = Artifact("activations-1", "activations", files_of(shards), reference=True, digests={"0 %.h5": "5ha"})
+    (shards.parent / "sae.bin").write_bytes(b"weights")
+    sae = Artifact("sae-2", "sae", {"inner/sae.bin": shards.parent / "sae.bin"})
+    with start(directory, "activations", **config) as run:
+        run.artifact(activations)
+    with start(directory, "sae", **config) as run:
+        run.artifact(sae, uses=[activations])
 
 
-def test_an_unknown_input_costs_an_arrow_and_not_the_run(
+def check_chain(server: WandbServer, shards: Path) -> None:
+    """One version of each, nothing of the activations uploaded, and an arrow between them."""
+    maker, consumer = (tracking.run_id("tiny", stage, FINGERPRINT) for stage in ("activations", "sae"))
+    activations, sae = server.artifact("activations-1"), server.artifact("sae-2")
+    assert {each.name: each.version for each in server.artifacts} == {"activations-1": 0, "sae-2": 0}
+    assert (activations.committed, activations.made_by, activations.used_by) == (True, maker, [consumer])
+    assert (sae.committed, sae.made_by, sae.used_by) == (True, consumer, [])
+    assert sae.metadata["uses"] == ["activations-1"]
+    assert (activations.files, sae.files) == ({}, {"inner/sae.bin": b"weights"})
+    entry = activations.manifest["contents"]["0 %.h5"]
+    assert (entry["ref"], entry["size"], entry["digest"]) == (f"file://{shards / '0 %.h5'}", 5, "5ha")
+
+
+def test_artifacts_form_a_lineage(directory: Path, tmp_path: Path, server: WandbServer, warnings: list[str]) -> None:
+    for _ in range(2):  # the second time as after --mode force: nothing is there twice
+        make_chain(directory, tmp_path / "shards", mode="online")
+    check_chain(server, tmp_path / "shards")
+    assert (server.unknown, warnings) == ([], [])
+
+
+def test_the_lineage_of_offline_runs_arrives_when_they_are_synced(directory: Path, tmp_path: Path) -> None:
+    make_chain(directory, tmp_path / "shards")
+    runs = read_runs(directory)
+    assert [(name, each.input) for run in runs for name, each in run.artifacts.items()] == [
+        ("activations-1", False),
+        ("activations-1", True),
+        ("sae-2", False),
+    ]
+    with WandbServer() as server:
+        for run in runs:
+            sync(run.folder, server)
+        check_chain(server, tmp_path / "shards")
+
+
+def test_an_input_whose_own_run_was_never_sent_is_still_an_arrow(
     directory: Path, tmp_path: Path, server: WandbServer, warnings: list[str]
 ) -> None:
     (tmp_path / "a.bin").write_bytes(b"a")
+    used, made = (Artifact(name, "sae", {"a.bin": tmp_path / "a.bin"}) for name in ("used", "made"))
     with start(directory, mode="online") as run:
-        run.artifact("sae", "sae", files=tmp_path / "a.bin", uses=["activations"])
+        run.artifact(made, uses=[used])
         assert run.active
-    assert server.artifact("sae").committed
-    (warning,) = warnings
-    assert "no lineage arrow from activations:latest" in warning
-
-
-def test_a_reference_records_where_files_lie_without_sending_them(
-    directory: Path, tmp_path: Path, server: WandbServer
-) -> None:
-    folder = tmp_path / "shards"
-    folder.mkdir()
-    (folder / "0 %.h5").write_bytes(b"12345")
-    with start(directory, mode="online") as run:
-        run.artifact("activations", "hdf5", files=folder, reference=True)
-    artifact = server.artifact("activations")
-    assert (artifact.committed, artifact.files) == (True, {})
-    entry = artifact.manifest["contents"]["0 %.h5"]
-    assert entry["digest"] != base64.b64encode(hashlib.md5(b"12345").digest()).decode()  # it was not read
-    assert (entry["ref"], entry["size"]) == (f"file://{folder / '0 %.h5'}", 5)
+    assert (server.artifact("made").committed, warnings) == (True, [])
+    assert server.artifact("used").used_by == [tracking.run_id("tiny", "match", FINGERPRINT)]
 
 
 def test_a_resumed_stage_goes_on_in_the_same_run(directory: Path, server: WandbServer) -> None:
@@ -342,13 +364,18 @@ def test_a_table_longer_than_wandb_keeps_is_cut_with_a_word(
     assert "the first 2 of the 3 rows of table t" in warnings[0]
 
 
-def test_files_of_one_name_are_not_lost_in_silence(directory: Path, tmp_path: Path, warnings: list[str]) -> None:
+def test_files_of_one_name_in_different_folders_are_all_kept(
+    directory: Path, tmp_path: Path, warnings: list[str]
+) -> None:
     for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "part.bin").write_text(name)
+        (tmp_path / "parts" / name).mkdir(parents=True)
+        (tmp_path / "parts" / name / "part.bin").write_text(name)
     with start(directory) as run:
-        run.artifact("parts", "hdf5", files=[tmp_path / name / "part.bin" for name in ("one", "two")])
-    assert "Cannot add the same path twice" in warnings[0]
+        run.artifact(Artifact("parts", "hdf5", files_of(tmp_path / "parts")))
+        run.artifact(Artifact("places", "hdf5", files_of(tmp_path / "parts"), reference=True))
+    assert warnings == []
+    for artifact in only(directory).artifacts.values():
+        assert set(artifact.entries) == {"one/part.bin", "two/part.bin"}
 
 
 def test_an_error_in_the_stage_passes_through_and_marks_the_run(directory: Path) -> None:
@@ -370,7 +397,7 @@ with tracking.start(tracking.TrackingConfig(mode={configured!r}), study="s", sta
                     directory=Path({str(directory)!r})) as run:
     assert type(run) is tracking.NullRun and not run.active
     run.log({{"a": 1}}); run.summary({{"a": 1}}); run.table("t", ["a"], [[1]]); run.heatmap("h", [[1]], ["r"], ["c"])
-    run.line("l", ["x", "y"], [[1, 2]], x="x", y="y"); run.artifact("a", "b", files=Path("nowhere"))
+    run.line("l", ["x", "y"], [[1, 2]], x="x", y="y"); run.artifact(tracking.Artifact("a", "b", {{}}))
 assert not {{"wandb", "plotly"}} & set(sys.modules)
 """
     environment = {**os.environ, **({"WANDB_MODE": asked} if asked else {}), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -509,7 +536,6 @@ def test_a_server_lost_on_the_way_costs_seconds_and_no_data(
 ) -> None:
     monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "1")
     monkeypatch.setattr(wandb_session, "CLOSE_LIMIT_S", 0.5)
-    monkeypatch.setattr(tracking, "INPUTS_LIMIT_S", 1.0)
     run = start(directory, mode="online", timeout=3)
     assert len(server.runs) == 1
     began = time.monotonic()
@@ -519,7 +545,8 @@ def test_a_server_lost_on_the_way_costs_seconds_and_no_data(
         lose(server)
     send_everything(run, tmp_path / "result")
     if when == "after a table":
-        run.artifact("last", "match", files=tmp_path / "result" / "a b.bin", uses=["features"])
+        file = {"a b.bin": tmp_path / "result" / "a b.bin"}
+        run.artifact(Artifact("last", "match", file), uses=[Artifact("earlier", "match", file)])
     lose(server)
     run.finish()
     assert time.monotonic() - began < 9
@@ -576,7 +603,7 @@ def test_wandb_missing_gives_a_null_run(directory: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    "where", ["Table", "Artifact.add_dir", "Plotly", "plot.line", "Run.log", "Run.log_artifact", "Run.finish"]
+    "where", ["Table", "Artifact.add_file", "Plotly", "plot.line", "Run.log", "Run.log_artifact", "Run.finish"]
 )
 def test_wandb_failing_later_ends_the_tracking_with_one_warning(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: list[str], where: str

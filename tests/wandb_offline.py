@@ -1,35 +1,27 @@
-"""Reads an offline Weights & Biases run back from its folder, for tests: no network, no helper process.
-
-The ``run-<id>.wandb`` file is a seven-byte header and then a log in blocks of 32 KiB. A block holds chunks of
-(checksum u32, length u16, kind u8, data); a record is one FULL chunk, or a FIRST, any MIDDLE and a LAST one. Each
-record is a protocol buffer.
-"""
+"""Offline Weights & Biases runs as tests look at them: everything that a run holds."""
 
 from __future__ import annotations
 
 import json
-import struct
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-HEADER_BYTES = 7
-BLOCK_BYTES = 32 * 1024
-CHUNK_HEAD = struct.Struct("<IHB")
-FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+from pipeline.comparison import offline
+from pipeline.comparison.offline import assign
 
 
 @dataclass
 class OfflineArtifact:
-    """An artifact as it waits for its upload. ``entries`` maps a path inside it to a reference or a local file."""
+    """An artifact as it waits for its upload. ``entries`` maps a path inside it to a reference or a local file;
+    ``input`` says whether the run read it or made it."""
 
     name: str
     type: str
     aliases: list[str]
     metadata: dict[str, Any]
     entries: dict[str, str]
+    input: bool
 
 
 @dataclass
@@ -74,13 +66,9 @@ def read_run(folder: Path) -> OfflineRun:
     Raises:
         ValueError: the log is not one, or a checksum in it is wrong.
     """
-    from wandb.proto import wandb_internal_pb2
-
     run = OfflineRun(folder)
     (log,) = folder.glob("run-*.wandb")
-    for data in _records(log.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in offline.read(log):
         kind = record.WhichOneof("record_type")
         reader = _READERS.get(kind or "")
         if reader is not None:
@@ -88,56 +76,24 @@ def read_run(folder: Path) -> OfflineRun:
     return run
 
 
-def _records(log: bytes) -> Iterator[bytes]:
-    """The records of a log; a record that was cut short at the end is left out, as after a crash."""
-    if log[:4] != b":W&B":
-        raise ValueError("not a W&B log")
-    position, parts = HEADER_BYTES, b""
-    while position + CHUNK_HEAD.size <= len(log):
-        left = BLOCK_BYTES - position % BLOCK_BYTES
-        if left < CHUNK_HEAD.size:
-            position += left
-            continue
-        checksum, length, kind = CHUNK_HEAD.unpack_from(log, position)
-        data = log[position + CHUNK_HEAD.size : position + CHUNK_HEAD.size + length]
-        if len(data) < length:
-            return
-        if zlib.crc32(data, zlib.crc32(bytes([kind]))) != checksum:
-            raise ValueError(f"wrong checksum at byte {position}")
-        position += CHUNK_HEAD.size + length
-        parts = data if kind in (FULL, FIRST) else parts + data
-        if kind in (FULL, LAST):
-            yield parts
-
-
-def _assign(target: dict[str, Any], items: Any) -> None:
-    """Writes config, summary or history items into a mapping; a nested key makes nested mappings."""
-    for item in items:
-        *parents, leaf = [item.key] if item.key else list(item.nested_key)
-        inner = target
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[leaf] = json.loads(item.value_json)
-
-
 def _read_head(run: OfflineRun, record: Any) -> None:
     run.id, run.name, run.project, run.entity = record.run_id, record.display_name, record.project, record.entity
     run.group, run.job_type, run.tags = record.run_group, record.job_type, list(record.tags)
     run.started = record.start_time.seconds + record.start_time.nanos / 1e9
-    _assign(run.config, record.config.update)
+    assign(run.config, record.config.update)
 
 
 def _read_config(run: OfflineRun, record: Any) -> None:
-    _assign(run.config, record.update)
+    assign(run.config, record.update)
 
 
 def _read_summary(run: OfflineRun, record: Any) -> None:
-    _assign(run.summary, record.update)
+    assign(run.summary, record.update)
 
 
 def _read_history(run: OfflineRun, record: Any) -> None:
     row: dict[str, Any] = {}
-    _assign(row, record.item)
+    assign(row, record.item)
     run.history.append(row)
 
 
@@ -149,7 +105,9 @@ def _read_files(run: OfflineRun, record: Any) -> None:
 def _read_artifact(run: OfflineRun, record: Any) -> None:
     entries = {entry.path: entry.ref or entry.local_path for entry in record.manifest.contents}
     metadata = json.loads(record.metadata or "{}")
-    run.artifacts[record.name] = OfflineArtifact(record.name, record.type, list(record.aliases), metadata, entries)
+    run.artifacts[record.name] = OfflineArtifact(
+        record.name, record.type, list(record.aliases), metadata, entries, record.use_after_commit
+    )
 
 
 def _read_metric(run: OfflineRun, record: Any) -> None:

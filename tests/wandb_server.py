@@ -157,6 +157,43 @@ class WandbServer:
         viewer = {"id": "viewer", "entity": ENTITY, "username": ENTITY, "email": None, "flags": "{}"}
         return {"viewer": viewer | {"teams": {"edges": []}}}
 
+    def _on_get_default_entity(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {"viewer": {"entity": ENTITY, "id": "viewer"}}
+
+    def _on_runs(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """The runs of a project that a filter wants (all its fields must be equal), oldest first."""
+        wanted = json.loads(variables["filters"] or "{}")
+        names = {"group": "groupName"}
+        found = [
+            (name, run)
+            for name, run in self.runs.items()
+            if run.fields.get("project") == variables["project"]
+            and all(run.fields.get(names.get(key, key)) == value for key, value in wanted.items())
+        ]
+        edges = [{"node": self._told(name, run), "cursor": name} for name, run in found]
+        page = {"endCursor": None, "hasNextPage": False}
+        return {"project": {"internalId": "1", "runCount": len(edges), "runs": {"edges": edges, "pageInfo": page}}}
+
+    def _told(self, name: str, run: SentRun) -> dict[str, Any]:
+        """A run as the server describes it to somebody who asks for it."""
+        config, summary = json.dumps(run.config), json.dumps(run.summary)
+        head = {"id": name, "name": name, "displayName": run.fields.get("displayName"), "state": "finished"}
+        head |= {"group": run.fields.get("groupName"), "jobType": run.fields.get("jobType"), "tags": []}
+        head |= {"config": config, "summaryMetrics": summary, "historyLineCount": len(run.history), "projectId": "1"}
+        head |= {"systemMetrics": "{}", "historyKeys": None, "createdAt": EPOCH, "heartbeatAt": EPOCH}
+        return head | {"user": {"name": ENTITY, "username": ENTITY}, "sweepName": None, "notes": "", "readOnly": False}
+
+    def _on_run_files(self, variables: dict[str, Any]) -> dict[str, Any]:
+        run = self.runs[variables["name"]]
+        edges = []
+        for name in variables.get("fileNames") or run.files:
+            address = f"{self.url}/files/{variables['name']}/{name}"
+            size = len(run.files[name])
+            node = {"id": name, "name": name, "url": address, "directUrl": address, "sizeBytes": size, "mimetype": ""}
+            edges.append({"node": node | {"md5": "", "updatedAt": EPOCH}, "cursor": name})
+        files = {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}
+        return {"project": {"internalId": "1", "run": {"fileCount": len(edges), "files": files}}}
+
     def _on_server_features_query(self, variables: dict[str, Any]) -> dict[str, Any]:
         return {"serverInfo": {"features": []}}
 
@@ -288,6 +325,14 @@ def _handler(server: WandbServer) -> type[http.server.BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(encoded)
 
+        def do_GET(self) -> None:
+            _, kind, run, name = unquote(urlsplit(self.path).path).split("/", 3)
+            content = server.runs[run].files[name] if kind == "files" else b""
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
         def do_PUT(self) -> None:
             body = self.body()
             with server.lock:
@@ -306,7 +351,7 @@ def _handler(server: WandbServer) -> type[http.server.BaseHTTPRequestHandler]:
             if path.endswith("/file_stream"):
                 server.stream(unquote(path.split("/")[-2]), body)
                 return 200, {"exitcode": None, "limits": {}}
-            named = re.match(r"\s*(?:query|mutation)\s+(\w+)", body.get("query", ""))
+            named = re.match(r"(?:\s*#.*\n)*\s*(?:query|mutation)\s+(\w+)", body.get("query", ""))
             if path != "/graphql" or named is None:
                 server.unknown.append(path)
                 return 404, {}

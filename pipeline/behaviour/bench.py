@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.behaviour.branching import Branching
 from pipeline.behaviour.cells import CONTROLS, number_of
-from pipeline.behaviour.experiment import Experiment
+from pipeline.behaviour.experiment import Experiment, RolloutConfig
 from pipeline.behaviour.measured import Cell
 from pipeline.causality.material import Material
 from pipeline.evidence import controls
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from jaxtyping import Float
 
+    from pipeline.behaviour.graders.grading import Grader
     from pipeline.dictionary.sae import Dictionary
     from pipeline.stage import Setting
     from pipeline.stages.corpus import Corpus
@@ -40,7 +41,7 @@ class Bench:
         setting: device and model.
         experiments: by name.
         corpus, activations, sae, directions, match: results of the earlier stages.
-        readout_layer: where readings under steering are taken; None where nothing is read under steering.
+        readout_layer: where readings under steering are taken.
         find_other: gives the second model.
         generator: gives the random generator of a name.
     """
@@ -53,7 +54,7 @@ class Bench:
     sae: Dictionary
     directions: Directions
     match: Match
-    readout_layer: int | None
+    readout_layer: int
     find_other: Callable[[], ModelConfig]
     generator: Callable[[str], np.random.Generator]
 
@@ -69,9 +70,8 @@ class Bench:
 
     def reading_layer(self, experiment: Experiment) -> int:
         """Where an experiment is read: the study's layer, or the one above it if it is read under steering."""
-        if experiment.config.read_under_steering and self.readout_layer is not None:
-            return self.readout_layer
-        return self.layer
+        under = experiment.config.read_under_steering and experiment.config.steering is not None
+        return self.readout_layer if under else self.layer
 
     @cached_property
     def subject(self) -> Subject:
@@ -124,6 +124,23 @@ class Bench:
         """What each of the cells adds, at full length, shape ``cells d_model``."""
         rows = [self.unit_vector(cell, by) * cell.strength * self.unit for cell in cells]
         return self.tensor(np.stack(rows))
+
+    def grader(self, experiment: Experiment) -> Grader:
+        """What grades an experiment's answers; loaded once."""
+        if experiment.name not in self._graders:
+            from pipeline.behaviour.graders.grading import make_grader
+
+            self._graders[experiment.name] = make_grader(
+                experiment.config.outcome(RolloutConfig).grader,
+                models=self.setting.models,
+                device=self.setting.device,
+                generator=self.generator(f"grade {experiment.name}"),
+            )
+        return self._graders[experiment.name]
+
+    @cached_property
+    def _graders(self) -> dict[str, Grader]:
+        return {}
 
     def tensor(self, values: Any) -> torch.Tensor:
         """float32 on the study's device."""

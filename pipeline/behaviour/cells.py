@@ -49,7 +49,7 @@ def rolled(config: ExperimentConfig) -> tuple[int, ...]:
 
 
 def compared(config: ExperimentConfig) -> tuple[int, ...]:
-    """Indices of the cells under which a tournament is held: none, and the extreme strengths where items are steered."""
+    """Indices of the cells of a tournament: no steering, and the extreme strengths where items are steered."""
     tournament = config.outcome(TournamentConfig)
     if tournament is None:
         return ()

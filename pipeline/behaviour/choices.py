@@ -16,11 +16,12 @@ from pipeline.behaviour.prompts import Prompt, continuation
 from pipeline.behaviour.readings import prompts_of, value_of
 
 if TYPE_CHECKING:
-    import torch
     from jaxtyping import Float
 
 
-def measure(bench: Bench, experiment: Experiment, scenarios: Sequence[int], cells: Sequence[int]) -> dict[str, np.ndarray]:
+def measure(
+    bench: Bench, experiment: Experiment, scenarios: Sequence[int], cells: Sequence[int]
+) -> dict[str, np.ndarray]:
     """A block of scenarios under a block of cells.
 
     Args:
@@ -28,8 +29,8 @@ def measure(bench: Bench, experiment: Experiment, scenarios: Sequence[int], cell
         cells: likewise, in the order of the experiment's cells.
 
     Returns:
-        ``choice`` of shape ``cells scenarios``, NaN where a scenario has no options, and for experiments that read under
-        steering ``residual.NAME`` of shape ``cells scenarios d_model``.
+        ``choice`` of shape ``cells scenarios``, NaN where a scenario has no options, and for experiments that read
+        under steering ``residual.NAME`` of shape ``cells scenarios d_model``.
     """
     config = experiment.config
     prompts = prompts_of(bench, experiment, *scenarios, bench.subject)
@@ -46,7 +47,9 @@ def _scenario(
 ) -> dict[str, np.ndarray]:
     config = experiment.config
     choice: ChoiceConfig | None = config.outcome(ChoiceConfig)
-    wordings = [] if choice is None else [*scenario.options.get(choice.target, ()), *scenario.options.get(choice.other, ())]
+    wordings = (
+        [] if choice is None else [*scenario.options.get(choice.target, ()), *scenario.options.get(choice.other, ())]
+    )
     before = scenario.answer if scenario.messages else scenario.text
     branches = tuple(tuple(continuation(bench.subject.tokenizer, before, wording)) for wording in wordings)
     tree = Tree(prompt.ids, branches)
@@ -73,7 +76,11 @@ def _scenario(
     result = {key: np.stack(values) for key, values in found.items() if key.startswith("residual")}
     if choice is not None:
         lengths = [len(branch) for branch in branches]
-        odds = log_odds(np.concatenate(scores, axis=1), lengths, len(scenario.options.get(choice.target, ())), choice) if branches else None
+        odds = (
+            log_odds(np.concatenate(scores, axis=1), lengths, len(scenario.options.get(choice.target, ())), choice)
+            if branches
+            else None
+        )
         result["choice"] = np.full(len(cells), np.nan) if odds is None else odds
     return result
 

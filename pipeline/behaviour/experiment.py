@@ -65,6 +65,8 @@ class TournamentConfig(Config):
     """Log-odds within which a comparison counts as a tie."""
     steered: int = Field(default=0, ge=0)
     """How many of the items are steered on their own tokens (every second one, in order)."""
+    opponents: int = Field(default=8, ge=0)
+    """With how many items that are not steered each steered one is compared under a vector, in both orders; 0: all."""
     items: Path | None = None
     """A CSV with the columns `text` and `category` in place of the scenarios of the folder."""
 

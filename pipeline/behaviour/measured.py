@@ -77,7 +77,8 @@ class Measured:
         residuals: by name of the reading, where they were asked for.
         choice: log-odds of the target, in nats; NaN where a scenario has no options.
         tournament: log-odds that the item of the row, standing first, is preferred to that of the column; NaN on the
-            diagonal. Its first axis goes with ``tournament_cells``.
+            diagonal. Its first axis goes with ``tournament_cells``. Under steering only pairs of a steered and an
+            unsteered item are compared, and not all of them (``opponents``); NaN elsewhere.
         tournament_cells: indices of cells.
         steered: which items carry the steering in a tournament.
         items: text of the items of a tournament with their categories, from the scenarios or from a file.

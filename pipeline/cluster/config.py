@@ -93,6 +93,7 @@ class ClusterConfig(Config):
     compare: Resources = Resources()
     geometry: Resources = Resources()
     causal: Resources = Resources()
+    experiments: Resources = Resources()
     report: Resources = Resources()
     setup: tuple[str, ...] = ()
     """Shell lines that every job begins with, for example `module load cuda`."""

@@ -235,7 +235,7 @@ def describe(node: Node) -> str:
     parts = sum(len(task.parts) for task in node.tasks if task.parts is not None)
     known = all(task.parts is not None for task in node.tasks)
     what = f"{parts} part{'s' if parts != 1 else ''} in " if known and parts else ""
-    jobs = f"{len(node.tasks)} job{'s' if len(node.tasks) != 1 else ''}"
+    jobs = _jobs_in_words(len(node.tasks))
     if not node.tasks:
         what, jobs = "", "only the merge"
     elif node.merges:
@@ -253,6 +253,33 @@ def preview(order: Order, nodes: Sequence[Node]) -> str:
         for node in nodes:
             lines += ["", *_scripts(order, node)]
     return "\n".join(lines)
+
+
+def closing(order: Order, nodes: Sequence[Node], arguments: str, *, handed: bool) -> str:
+    """What was done, and the command that comes next.
+
+    Args:
+        order: what was asked for.
+        nodes: what :func:`submit` or :func:`plan` returned.
+        arguments: of the command line that say which studies.
+        handed: whether the jobs were handed over.
+    """
+    jobs = _jobs_in_words(sum(node.jobs for node in nodes))
+    if not nodes:
+        said = "nothing to submit: everything is done or under way"
+    elif not handed:
+        said = f"{jobs}; nothing was submitted"
+    elif order.where == "slurm":
+        said = f"{jobs} submitted; `affectlens status {arguments}` follows them"
+    else:
+        said = f"{jobs} done"
+    if handed and len(order.studies) > 1:
+        said += f"; `affectlens compare {arguments}` sets the finished studies side by side"
+    return said
+
+
+def _jobs_in_words(count: int) -> str:
+    return f"{count} job{'s' if count != 1 else ''}"
 
 
 def _scripts(order: Order, node: Node) -> Iterator[str]:

@@ -342,13 +342,27 @@ class CausalStage(Stage[CausalConfig, Causal]):
             )  # fmt: skip
             concepts = list(result.verdicts)
             run.heatmap(f"causal/matrix_{vector}", matrix, concepts, concepts)
-        columns = ("vector", "sufficient", "specific", "necessary")
+            rows = [[concept, *row] for concept, row in zip(concepts, matrix, strict=True)]
+            run.table(f"causal/matrix_{vector}_values", ["injected", *concepts], rows)
         rows = [
-            [concept, *(facts[column] for column in columns), facts["perplexity_ratio"]]
+            {"concept": concept, "vector": vector} | _verdict_row(verdict[vector]) | {"words": verdict["words"]}
             for concept, verdict in result.verdicts.items()
-            for facts in (verdict[vector] for vector in result.matrix)
+            for vector in result.matrix
         ]
-        run.table("causal/verdicts", ["concept", *columns, "perplexity_ratio"], rows)
+        run.table("causal/verdicts", list(rows[0]), [list(row.values()) for row in rows])
+
+
+def _verdict_row(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What was shown of one vector of one concept; necessity stays empty where it could not be tested."""
+    inject = facts["inject"]
+    tested = facts["ablate"] is not None and facts["evoked"]
+    return {
+        **{column: inject[column] for column in ("effect", "low", "high", "above_controls", "p_adjusted")},
+        "sufficient": facts["sufficient"],
+        "specific": facts["specific"],
+        "necessary": facts["necessary"] if tested else None,
+        "perplexity_ratio": facts["perplexity_ratio"],
+    }
 
 
 def _slices(count: int, width: int) -> list[tuple[int, int]]:

@@ -440,6 +440,16 @@ class CompareStage(Stage[CompareConfig, Comparison]):
         columns = ["layer", "method", "read", "pairs", "accuracy", "low", "high", "ties", "p"]
         if result.pairs:
             run.table("compare/pairs", columns, [[row[column] for column in columns] for row in result.pairs])
+        methods = [row["method"] for row in result.detection]
+        concepts = [row["concept"] for row in result.table]
+        rows = [[each, *(row["per_concept"].get(each) for row in result.detection)] for each in concepts]
+        run.table("compare/readouts", ["concept", *map(metric_name, methods)], rows)
+        columns = ["concept", "auroc_topic_alone", "best_word", "auroc_best_word", "share_beyond_affect"]
+        rows = [[row[column] for column in columns] + [", ".join(row["confounded"])] for row in result.confounds]
+        run.table("compare/confounds", [*columns, "confounded"], rows)
+        columns = ["rows", "explained", "dictionary"]
+        rows = [[row[column] for column in columns] for row in result.pursuit]
+        run.line("compare/explained", columns, rows, x="rows", y="explained", series="dictionary")
 
 
 def ratings_path(value: str) -> Path:
@@ -461,6 +471,11 @@ def confounded(row: Mapping[str, Any], margin: float = 0.1) -> list[str]:
     return found
 
 
+def metric_name(method: str) -> str:
+    """The metric of a detection method: ``auroc_lda_shrunk``."""
+    return "auroc_" + "_".join(method.lower().replace(",", "").replace("(", "").replace(")", "").split())
+
+
 def _metrics(card: Mapping[str, Any], layer: int) -> Metrics:
     table, subspace = card["table"], card["subspace"]
     metrics = {
@@ -472,7 +487,7 @@ def _metrics(card: Mapping[str, Any], layer: int) -> Metrics:
         "concepts_confounded": float(sum(bool(row["confounded"]) for row in card["confounds"])),
     }
     for row in card["detection"]:
-        key = "auroc_" + "_".join(row["method"].lower().replace(",", "").replace("(", "").replace(")", "").split())
+        key = metric_name(row["method"])
         metrics |= {key: row["mean"], f"{key}_low": row["low"], f"{key}_high": row["high"]}
     for row in card["pursuit"]:
         metrics[f"explained_{'_'.join(row['dictionary'].lower().split())}_{row['rows']}"] = row["explained"]

@@ -340,6 +340,9 @@ class DirectionsStage(Stage[DirectionsConfig, Directions]):
         columns = ["concept", "auroc_test", "low", "high", "neutral_energy", "stability", "halves"]
         rows = [[row[column] for column in columns] + [" ".join(row["words"])] for row in result.table]
         run.table("directions/concepts", [*columns, "words"], rows)
+        columns = ["layer", "auroc_validation", "auroc_test", "low", "high"]
+        rows = [[row[column] for column in columns] for row in result.sweep]
+        run.line("directions/layers", columns, rows, x="layer", y="auroc_test")
 
 
 def _family(model: subject.ModelConfig) -> str:

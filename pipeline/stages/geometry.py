@@ -278,6 +278,17 @@ class GeometryStage(Stage[GeometryConfig, Geometry]):
         columns = ["component", "rating", "r", "low", "high", "n", "p"]
         rows = [[row[column] for column in columns] for row in result.data["correlations"]]
         run.table("geometry/correlations", columns, rows)
+        places, ratings = result.data["coordinates"], result.data["ratings"]
+        axes = [f"component_{index + 1}" for index in range(len(result.data["variance"]))]
+        kinds = list(next(iter(ratings.values()), {}))
+        rows = [
+            [concept, *place, *(ratings.get(concept, {}).get(kind) for kind in kinds)]
+            for concept, place in places.items()
+        ]
+        run.table("geometry/components", ["concept", *axes, *kinds], rows)
+        run.table("geometry/variance", ["component", "share"], list(enumerate(result.data["variance"], start=1)))
+        order = result.data["order"]
+        run.heatmap("geometry/cosines", result.data["cosines"], order, order)
 
 
 def principal_components(vectors: Any, count: int) -> tuple[Any, Any]:

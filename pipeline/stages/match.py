@@ -462,8 +462,17 @@ class MatchStage(Stage[MatchConfig, Match]):
             "smd_test",
             "ap_test",
             "auroc_tokens",
+            "auroc_test_max",
             "assigned_feature",
+            "assigned_auroc_test",
             "split_over",
         ]
-        rows = [[row[column] for column in columns] + [" ".join(row["words"])] for row in result.table]
-        run.table("match/features", [*columns, "words"], rows)
+        rows = [[row.get(column) for column in columns] + [" ".join(row["words"])] for row in result.table]
+        run.table("match/concepts", [*columns, "words"], rows)
+        columns = ["value", "document", "emotion", "before", "token", "after"]
+        rows = [
+            [row["concept"], row["feature"], *(each[column] for column in columns)]
+            for row in result.table
+            for each in row["contexts"]
+        ]
+        run.table("match/contexts", ["concept", "feature", *columns], rows)

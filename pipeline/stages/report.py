@@ -63,7 +63,7 @@ class ReportStage(Stage[ReportConfig, Report]):
 
     name = "report"
     config_class = ReportConfig
-    needs = ("corpus", "activations", "sae", "directions", "match", "compare", "geometry", "causal")
+    needs = ("corpus", "activations", "sae", "directions", "match", "compare", "geometry", "causal", "experiments")
     unit = "pages"
 
     def parts(self) -> Sequence[Part]:

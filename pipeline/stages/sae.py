@@ -285,6 +285,8 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
         if path.is_file():
             curve = json.loads(path.read_text(encoding="utf-8"))["curve"]
             run.table("sae/training", list(curve[0]), [list(row.values()) for row in curve])
+            for row in curve:
+                run.log({f"sae/training/{name}": value for name, value in row.items()}, step=row["tokens"])
 
 
 class Grid(NamedTuple):

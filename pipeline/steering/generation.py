@@ -12,7 +12,7 @@ from pipeline.subject import Subject
 
 if TYPE_CHECKING:
     import numpy as np
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor
 
 
@@ -87,7 +87,7 @@ def sample(
                 logits = subject.bridge(tokens)
             scores = logits[:, -1].float()
             _forbid(scores, subject, new, banned)
-            chosen = _choose(scores, torch.tensor(chances[:, step], device=scores.device), temperature)
+            chosen = choose(scores, torch.tensor(chances[:, step], device=scores.device), temperature)
             tokens = torch.cat([tokens, chosen[:, None]], dim=1)
             for row, token in zip(new, chosen.tolist(), strict=True):
                 row.append(token)
@@ -101,7 +101,10 @@ def _forbid(scores: Tensor, subject: Subject, new: Sequence[Sequence[int]], bann
             row[list(banned.following(so_far))] = -math.inf
 
 
-def _choose(scores: Tensor, chances: Tensor, temperature: float) -> Tensor:
+def choose(
+    scores: Float[Tensor, "rows vocabulary"], chances: Float[Tensor, "rows"], temperature: float
+) -> Int[Tensor, "rows"]:
+    """The token at each chance's place of the cumulative distribution; the likeliest at temperature 0."""
     import torch
 
     if temperature == 0:

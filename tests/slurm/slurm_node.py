@@ -34,6 +34,8 @@ SlurmctldPort={controller}
 SlurmdPort={daemon}
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
+# Two cores whatever the machine has: a job of two fills the node, and tests take the same course everywhere.
+SlurmdParameters=config_overrides
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
 SlurmctldLogFile={folder}/slurmctld.log
@@ -56,7 +58,7 @@ MinJobAge=600
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=localhost
 AccountingStoragePort={accounting}
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
 PartitionName=urgent Nodes={host} MaxTime=INFINITE State=UP PriorityTier=9 PreemptMode=OFF
 """
@@ -89,6 +91,7 @@ class SlurmNode:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.name = socket.gethostname().split(".")[0]
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
         self._daemons: list[subprocess.Popen[bytes]] = []
 
@@ -115,13 +118,13 @@ class SlurmNode:
     def _start(self) -> None:
         for name in ("state", "spool", "database"):
             (self.folder / name).mkdir(parents=True)
-        values = {"host": socket.gethostname().split(".")[0], "cpus": os.cpu_count(), "folder": self.folder}
+        values: dict[str, object] = {"host": self.name, "folder": self.folder}
         values |= dict(zip(("controller", "daemon", "accounting", "database"), _free_ports(4), strict=True))
         (self.folder / "slurm.conf").write_text(SLURM_CONF.format(**values), encoding="utf-8")
         database = self.folder / "slurmdbd.conf"
         database.write_text(DATABASE_CONF.format(**values, password=PASSWORD), encoding="utf-8")
         database.chmod(0o600)  # slurmdbd refuses a password that others can read
-        self._start_database(int(values["database"] or 0))
+        self._start_database(values["database"])
         self._daemon("slurmdbd", "-D")
         _wait("the accounting daemon", lambda: self.run("sacctmgr", "-n", "list", "cluster", check=False) is not None)
         _wait("the cluster's account", self._register)
@@ -129,7 +132,7 @@ class SlurmNode:
         self._daemon("slurmd", "-D")
         _wait("the node", lambda: "idle" in self.run("sinfo", "-h", "-o", "%t", check=False))
 
-    def _start_database(self, port: int) -> None:
+    def _start_database(self, port: object) -> None:
         data, socket_path = self.folder / "database", self.folder / "database.sock"
         with (self.folder / "database.log").open("wb") as log:
             where = ["--no-defaults", f"--datadir={data}", "--user=root"]

@@ -24,10 +24,11 @@ from pipeline.dictionary.training import CHECKPOINT
 from pipeline.study import STAGES, Study, stage_named
 from pipeline.workspace import Workspace
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parent.parent.parent
-LIMIT_S = 420
-SMALL_SAE = {"width": 64, "k": 8, "steps": 30, "batch": 128, "health_rows": 500, "health_texts": 2}
+LIMIT_S = 600
+"""Minutes of waiting are rare, and come from other work on the machine."""
+SMALL_SAE = {"width": 64, "k": 8, "steps": 30, "batch": 128, "health_rows": 500, "health_texts": 0}
 LONG_SAE = {**SMALL_SAE, "steps": 2000, "checkpoint_steps": 1_000_000}
 """A training that writes no checkpoint unless a signal asks for one."""
 FAILING_PART = """
@@ -39,28 +40,47 @@ def broken(self, part, out, progress):
     return whole(self, part, out, progress)
 ActivationsStage.run_part = broken
 """
+ENDLESS_PART = """
+import os, time
+from pipeline.stages.activations import ActivationsStage
+whole = ActivationsStage.run_part
+def endless(self, part, out, progress):
+    if part.name == "00002" and "SLURM_RESTART_COUNT" not in os.environ:
+        time.sleep(3600)
+    return whole(self, part, out, progress)
+ActivationsStage.run_part = endless
+"""
+"""Two parts are done, and the third until somebody ends the job; not when it is queued again."""
 SLOW_TRAINING = """
-import time
+import os, time
 from pipeline.stages.sae import SaeStage
 whole = SaeStage.run_part
 def slow(self, part, out, progress):
     from pipeline.dictionary.training import Trainer
     step = Trainer.step
-    Trainer.step = lambda self: (time.sleep({pause}), step(self))[1]
+    if "SLURM_RESTART_COUNT" not in os.environ:
+        Trainer.step = lambda self: (time.sleep({pause}), step(self))[1]
     return whole(self, part, out, progress)
 SaeStage.run_part = slow
 """
+"""Slow enough to be interrupted; at full speed when it is queued again."""
 QUICKSTART = (
     "corpus.emotions=[afraid,calm,happy,sad]",
-    "sae.width=1024",
-    "sae.steps=40",
-    "sae.health_texts=2",
+    "sae.health_texts=1",
+    "sae.health_rows=500",
     "match.permutations=99",
     "match.random_saes=1",
+    "causal.strengths=[0.1]",
+    "causal.frames=2",
+    "causal.words=2",
+    "causal.stories=1",
+    "causal.neutral_texts=1",
     "tracking.mode=disabled",
-    "cluster.causal.jobs=2",
+    "compute.threads=1",
+    "cluster.activations.parts_per_job=2",
+    "cluster.causal.parts_per_job=3",
 )
-"""The quickstart with the embedded model and every stage, made small enough to be run twice."""
+"""The quickstart with the embedded model, its SAE and every stage, made small enough to be run twice."""
 
 
 def affectlens(*arguments: str, check: bool = True) -> str:
@@ -89,7 +109,8 @@ def jobs_of(study: Study, name: str) -> dict[str, JobState]:
 
 def settled(study: Study, *names: str) -> bool:
     """Whether no job of these stages is going to do anything any more."""
-    return not any(state.alive for name in names for state in jobs_of(study, name).values())
+    found = [state for name in names for state in jobs_of(study, name).values()]
+    return bool(found) and not any(state.alive for state in found)
 
 
 def contents(study: Study, *names: str) -> dict[str, bytes]:
@@ -103,24 +124,38 @@ def contents(study: Study, *names: str) -> dict[str, bytes]:
     }
 
 
-def in_process(study: Study, tmp_path: Path, *names: str, overrides: tuple[str, ...] = ()) -> dict[str, bytes]:
-    """What a plain run of the same study leaves, in a cache of its own."""
-    plain = Study.load(Path(study.source), [*study.overrides, *overrides, f"cache={tmp_path / 'plain'}"])
+def in_process(study: Study, cache: Path, *names: str) -> dict[str, bytes]:
+    """What a plain run of the same study leaves in another cache."""
+    plain = Study.load(Path(study.source), [*study.overrides, f"cache={cache}"])
     runner.run(plain, only=names)
     return contents(plain, *names)
 
 
-@pytest.fixture
-def study(slurm: SlurmNode, study_values: dict[str, Any], write_study) -> Study:
-    """Four emotions on a tiny Llama; its jobs take one core each and two parts at a time."""
-    cluster = {"activations": {"parts_per_job": 2}, "default": {"cpus": 1}}
-    return Study.load(write_study({**study_values, "sae": SMALL_SAE, "cluster": cluster}))
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of all plain runs: what studies have in common is computed once."""
+    return tmp_path_factory.mktemp("plain")
 
 
 @pytest.fixture
-def long_study(slurm: SlurmNode, study_values: dict[str, Any], write_study) -> Study:
+def values(study_values: dict[str, Any], plain: Path) -> dict[str, Any]:
+    """Four emotions on a tiny Llama, from files that are the same for every test."""
+    neutral = plain / "neutral.jsonl"
+    neutral.write_bytes(Path(study_values["corpus"]["neutral"]).read_bytes())
+    return {**study_values, "corpus": {**study_values["corpus"], "neutral": str(neutral)}}
+
+
+@pytest.fixture
+def study(slurm: SlurmNode, values: dict[str, Any], write_study) -> Study:
+    """Its jobs take one core each and four of seven parts."""
+    cluster = {"activations": {"parts_per_job": 4}, "default": {"cpus": 1}}
+    return Study.load(write_study({**values, "sae": SMALL_SAE, "cluster": cluster}))
+
+
+@pytest.fixture
+def long_study(slurm: SlurmNode, values: dict[str, Any], write_study) -> Study:
     """The same with a training that can be interrupted; texts are cached already, in this process."""
-    study = Study.load(write_study({**study_values, "sae": LONG_SAE, "cluster": {"default": {"cpus": 2}}}))
+    study = Study.load(write_study({**values, "sae": LONG_SAE, "cluster": {"default": {"cpus": 2}}}))
     runner.run(study, only=["activations"])
     return study
 
@@ -131,36 +166,37 @@ def in_jobs(tmp_path: Path, code: str) -> str:
     return f"cluster.setup=['export PYTHONPATH={tmp_path}:{ROOT}']"
 
 
-def test_the_quickstart_gives_the_bytes_of_a_plain_run(slurm, tmp_path):
+def test_the_quickstart_gives_the_bytes_of_a_plain_run(slurm, plain, tmp_path):
     """Every stage, the embedded model, one command, and the session that submitted is gone."""
     file = ROOT / "configs" / "quickstart.yaml"
     overrides = [*QUICKSTART, f"cache={tmp_path / 'cache'}"]
     said = affectlens("submit", str(file), *overrides)
     assert "jobs submitted" in said
     study = Study.load(file, overrides)
+    expected = in_process(study, plain)
     until("the study", lambda: settled(study, *(stage.name for stage in STAGES)), 900)
-    assert {stage.name: Workspace(study, stage).complete for stage in STAGES} == dict.fromkeys(
-        (stage.name for stage in STAGES), True
-    ), affectlens("status", str(file), *overrides)
-    assert contents(study) == in_process(study, tmp_path)
+    told = affectlens("status", str(file), *overrides)
+    assert [stage.name for stage in STAGES if not Workspace(study, stage).complete] == [], told
+    assert contents(study) == expected
     assert "nothing to submit" in affectlens("submit", str(file), *overrides)
 
 
-def test_a_failed_part_stops_its_dependants_at_once_and_alone_is_done_again(study, tmp_path):
-    arguments = [study.source, in_jobs(tmp_path, FAILING_PART), "cluster.activations.max_parallel=1"]
+def test_a_failed_part_stops_its_dependants_at_once_and_alone_is_done_again(study, plain, tmp_path):
+    limits = ["cluster.activations.parts_per_job=3", "cluster.activations.max_parallel=1"]
+    arguments = [study.source, in_jobs(tmp_path, FAILING_PART), *limits]
     affectlens("submit", *arguments, "--stage", "sae")
     first = ledger.read(study, stage_named("activations"))
     assert first is not None
-    assert list(first.tasks.values()) == [["00000", "00001"], ["00002", "00003"], ["00004", "00005"], ["00006"]]
+    assert [names and len(names) for names in first.tasks.values()] == [3, 3, 1]
     # The merge and the SAE give up while other parts are still waiting for their turn.
     until("the failure", lambda: not jobs_of(study, "sae")[ledger.read(study, stage_named("sae")).merge].alive)
     assert any(state.alive for state in jobs_of(study, "activations").values())
     assert jobs_of(study, "activations")[first.merge].state == "CANCELLED"
     until("the other parts", lambda: settled(study, "activations"))
     said = affectlens("status", *arguments)
-    assert "activations: parts: 6 done, 1 failed; jobs: 1 CANCELLED, 3 COMPLETED, 1 FAILED" in said
+    assert "activations: parts: 6 done, 1 failed; jobs: 1 CANCELLED, 2 COMPLETED, 1 FAILED" in said
     assert "part 00001: ZeroDivisionError: planted" in said
-    assert "1 of 2 parts failed, first 00001" in said, "the last line of the log"
+    assert "1 of 3 parts failed, first 00001" in said, "the last line of the log"
     assert "a job it waits for did not succeed" in said
     refused = affectlens("submit", *arguments, "--stage", "sae", check=False)
     assert "submit with --mode retry" in refused
@@ -172,7 +208,7 @@ def test_a_failed_part_stops_its_dependants_at_once_and_alone_is_done_again(stud
     assert list(again.tasks.values()) == [["00001"]]
     until("the retry", lambda: settled(study, "activations", "sae"))
     assert {name: _stamp(study, name) for name in stamps} == stamps
-    assert contents(study, "activations", "sae") == in_process(study, tmp_path, "activations", "sae")
+    assert contents(study, "activations", "sae") == in_process(study, plain, "activations", "sae")
 
 
 def _stamp(study: Study, part: str) -> int:
@@ -197,8 +233,8 @@ def running(study: Study, name: str) -> bool:
     return beat.is_file() and json.loads(beat.read_text(encoding="utf-8"))["done"] > 0
 
 
-def test_a_preempted_training_goes_on_to_the_same_weights(slurm, long_study, tmp_path):
-    slow = in_jobs(tmp_path, SLOW_TRAINING.format(pause=0.01))
+def test_a_preempted_training_goes_on_to_the_same_weights(slurm, long_study, plain, tmp_path):
+    slow = in_jobs(tmp_path, SLOW_TRAINING.format(pause=0.03))
     affectlens("submit", long_study.source, slow, "--stage", "sae")
     until("the training", lambda: running(long_study, "sae"))
     urgent = slurm.run("sbatch", "--parsable", "-p", "urgent", "-c2", "-o", "/dev/null", "--wrap", "sleep 1").strip()
@@ -209,12 +245,12 @@ def test_a_preempted_training_goes_on_to_the_same_weights(slurm, long_study, tmp
     (job,) = jobs_of(long_study, "sae")
     assert jobs_of(long_study, "sae")[job].state == "COMPLETED"
     assert "preempted" in (ledger.folder(long_study, stage_named("sae")) / f"{job}_0_log.err").read_text()
-    assert contents(long_study, "sae") == in_process(long_study, tmp_path, "sae")
+    assert contents(long_study, "sae") == in_process(long_study, plain, "sae")
 
 
-def test_a_training_longer_than_its_time_limit_is_done_in_several_goes(slurm, long_study, tmp_path):
-    """Slurm looks every half minute whether a warning is due, and this one is from ten seconds on."""
-    limits = (in_jobs(tmp_path, SLOW_TRAINING.format(pause=0.02)), "cluster.sae.time=1m", "cluster.warning_seconds=20")
+def test_a_training_longer_than_its_time_limit_is_done_in_several_goes(slurm, long_study, plain, tmp_path):
+    """Slurm looks every half minute whether a warning is due, and this one is from twenty seconds on."""
+    limits = (in_jobs(tmp_path, SLOW_TRAINING.format(pause=0.05)), "cluster.sae.time=1m", "cluster.warning_seconds=10")
     affectlens("submit", long_study.source, *limits, "--stage", "sae")
     stopped_at = until("the warning", lambda: checkpointed(long_study))
     assert stopped_at < LONG_SAE["steps"]
@@ -223,35 +259,48 @@ def test_a_training_longer_than_its_time_limit_is_done_in_several_goes(slurm, lo
     assert jobs_of(long_study, "sae")[job].state == "COMPLETED"
     log = (ledger.folder(long_study, stage_named("sae")) / f"{job}_0_log.err").read_text()
     assert "this job is timed-out" in log
-    assert contents(long_study, "sae") == in_process(long_study, tmp_path, "sae")
+    assert contents(long_study, "sae") == in_process(long_study, plain, "sae")
 
 
-def test_a_job_killed_without_a_word_is_taken_up_by_a_retry(slurm, study, tmp_path):
-    arguments = [study.source, "cluster.activations.parts_per_job=99", "--stage", "activations"]
+def test_a_job_killed_without_a_word_is_taken_up_by_a_retry(slurm, study, plain, tmp_path):
+    arguments = [study.source, in_jobs(tmp_path, ENDLESS_PART), "--stage", "activations"]
     affectlens("submit", *arguments)
     space = Workspace(study, stage_named("activations"))
-    (job,) = jobs_of(study, "activations")
-    until("a finished part", space.finished)
-    for line in slurm.run("scontrol", "listpids", job).splitlines()[1:]:
+    until("two parts and the other job", lambda: len(space.finished()) == 5)
+    until("the third part", lambda: (space.parts / "00002.building").is_dir())
+    killed, other = ledger.read(study, stage_named("activations")).tasks
+    for line in slurm.run("scontrol", "listpids", killed).splitlines()[1:]:
         process, _, step, *_ = line.split()
         if step == "0":
             os.kill(int(process), signal.SIGKILL)
     until("the end", lambda: settled(study, "activations"))
-    if not space.complete:  # the last part was faster than the signal
-        done = space.finished()
-        said = affectlens("status", study.source)
-        assert "Killed" in said, said
-        stamps = {name: _stamp(study, name) for name in done}
-        affectlens("submit", *arguments, "--mode", "retry")
-        entry = ledger.read(study, stage_named("activations"))
-        assert entry is not None
-        assert {name for names in entry.tasks.values() for name in names or ()}.isdisjoint(done)
-        until("the retry", lambda: settled(study, "activations"))
-        assert {name: _stamp(study, name) for name in stamps} == stamps
-    assert contents(study, "activations") == in_process(study, tmp_path, "activations")
+    assert jobs_of(study, "activations")[killed].state == "FAILED"
+    assert jobs_of(study, "activations")[other].state == "COMPLETED"
+    said = affectlens("status", study.source)
+    assert "Killed" in said, said
+    stamps = {name: _stamp(study, name) for name in space.finished()}
+    in_jobs(tmp_path, "")
+    affectlens("submit", *arguments, "--mode", "retry")
+    assert list(ledger.read(study, stage_named("activations")).tasks.values()) == [["00002", "00003"]]
+    until("the retry", lambda: settled(study, "activations"))
+    assert {name: _stamp(study, name) for name in stamps} == stamps
+    assert contents(study, "activations") == in_process(study, plain, "activations")
 
 
-def test_a_cancelled_study_leaves_no_job_and_can_be_taken_up(slurm, study, tmp_path):
+def test_jobs_of_a_node_that_goes_down_are_queued_again_and_go_on(slurm, study, plain, tmp_path):
+    affectlens("submit", study.source, in_jobs(tmp_path, ENDLESS_PART), "--stage", "activations")
+    space = Workspace(study, stage_named("activations"))
+    until("two parts and the other job", lambda: len(space.finished()) == 5)
+    until("the third part", lambda: (space.parts / "00002.building").is_dir())
+    stamps = {name: _stamp(study, name) for name in space.finished()}
+    slurm.run("scontrol", "update", f"NodeName={slurm.name}", "State=DOWN", "Reason=test")
+    slurm.run("scontrol", "update", f"NodeName={slurm.name}", "State=RESUME")
+    until("the end", lambda: settled(study, "activations"))
+    assert {name: _stamp(study, name) for name in stamps} == stamps
+    assert contents(study, "activations") == in_process(study, plain, "activations")
+
+
+def test_a_cancelled_study_leaves_no_job_and_can_be_taken_up(slurm, study, plain):
     affectlens("submit", study.source, "--stage", "sae")
     said = affectlens("cancel", study.source)
     assert "jobs cancelled" in said
@@ -260,22 +309,24 @@ def test_a_cancelled_study_leaves_no_job_and_can_be_taken_up(slurm, study, tmp_p
     assert "cancelled" in affectlens("status", study.source)
     affectlens("submit", study.source, "--stage", "activations", "--mode", "retry")
     until("the end", lambda: settled(study, "activations"))
-    assert contents(study, "activations") == in_process(study, tmp_path, "activations")
+    assert contents(study, "activations") == in_process(study, plain, "activations")
 
 
-def test_a_sweep_of_three_shares_what_it_can(slurm, study, tmp_path):
+def test_a_sweep_of_three_shares_what_it_can(slurm, study, plain):
     overrides = ["sae.k=4,6,8"]
     said = affectlens("submit", study.source, *overrides, "--sweep", "--stage", "sae")
     assert said.count(" corpus: ") == said.count(" activations: ") == 1
     assert said.count(" sae: ") == 3
+    assert f"affectlens status {study.source} sae.k=4,6,8 --sweep" in said
+    assert f"affectlens compare {study.source} sae.k=4,6,8 --sweep" in said
     studies = sweep.load(Path(study.source), overrides)
     assert "jobs cancelled; other studies need activations" in affectlens("cancel", studies[0].source, "sae.k=4")
     until("the others", lambda: settled(studies[2], "sae") and settled(studies[1], "sae"))
     assert not Workspace(studies[0], stage_named("sae")).complete
     affectlens("submit", study.source, *overrides, "--sweep", "--stage", "sae", "--mode", "retry")
     until("the cancelled one", lambda: settled(studies[0], "sae"))
-    plain = in_process(studies[1], tmp_path, "activations", "sae")
-    assert contents(studies[1], "activations", "sae") == plain
+    expected = in_process(studies[1], plain, "activations", "sae")
+    assert contents(studies[1], "activations", "sae") == expected
     weights = {contents(each, "sae")["sae/sae/sae_weights.safetensors"] for each in studies}
     assert len(weights) == 3
 

@@ -41,9 +41,7 @@ def coherent(measured: Measured) -> Bool[np.ndarray, " cells"]:
 
 def cells_of(measured: Measured, vector: str) -> Int[np.ndarray, " strengths"]:
     """The cells of a concept's vector, by rising strength."""
-    found = [
-        index for index, cell in enumerate(measured.cells) if cell.family == "concept" and cell.vector == vector
-    ]
+    found = [index for index, cell in enumerate(measured.cells) if cell.family == "concept" and cell.vector == vector]
     return np.array(sorted(found, key=lambda index: measured.cells[index].strength), dtype=np.int64)
 
 
@@ -65,7 +63,11 @@ def manipulation(measured: Measured, vector: str, measurable: Bool[np.ndarray, "
     inside = [index for index in cells if usable[index]]
     if not inside:
         return Check(
-            False, None, None, np.nan, f"{vector} breaks coherence (perplexity ratio above {PERPLEXITY_LIMIT}) throughout"
+            False,
+            None,
+            None,
+            np.nan,
+            f"{vector} breaks coherence (perplexity ratio above {PERPLEXITY_LIMIT}) throughout",
         )
     plus = next((index for index in reversed(inside) if measured.cells[index].strength > 0), None)
     minus = next((index for index in inside if measured.cells[index].strength < 0), None)

@@ -69,7 +69,7 @@ class Effects:
     twin_groups: Shaped[np.ndarray, " twins"] | None = None
 
 
-def test(
+def judge(
     measured: Measured, effects: Effects, claimed: Sequence[tuple[str, int]], generator: np.random.Generator
 ) -> list[Claim]:
     """Judge every claimed vector; Holm runs over those that could be tested.
@@ -83,21 +83,25 @@ def test(
     return [_judged(each, float(p), effects.matters) for each, p in zip(found, adjusted, strict=True)]
 
 
-def _measure(
-    measured: Measured, effects: Effects, vector: str, sign: int, generator: np.random.Generator
-) -> Claim:
-    measurable = np.isfinite(effects.change).any(axis=1) if effects.change.size else np.zeros(len(measured.cells), bool)
+def _measure(measured: Measured, effects: Effects, vector: str, sign: int, generator: np.random.Generator) -> Claim:
+    measurable: np.ndarray = (
+        np.isfinite(effects.change).any(axis=1) if effects.change.size else np.zeros(len(measured.cells), bool)
+    )
     check = checks.manipulation(measured, vector, measurable)
     used = [index for index in (check.plus, check.minus) if index is not None]
     strengths = tuple(measured.cells[index].strength for index in used)
     nothing = Against(0, False, math.nan, math.nan, math.nan)
     if not used or not measurable.any():
         reason = check.reason or "the outcome was not measured"
-        return Claim(vector, sign, intervals.undefined(), strengths, nothing, math.nan, None, math.nan, "untestable", reason)
+        return Claim(
+            vector, sign, intervals.undefined(), strengths, nothing, math.nan, None, math.nan, "untestable", reason
+        )
     own = sign * push(effects.change, check.plus, check.minus)
     effect = intervals.over_groups(own, effects.groups, generator)
     against = controls.compare(
-        effect.value, _controls(measured, effects, check, sign), symmetric=check.plus is not None and check.minus is not None
+        effect.value,
+        _controls(measured, effects, check, sign),
+        symmetric=check.plus is not None and check.minus is not None,
     )
     twin = None
     if effects.twin is not None and effects.twin_groups is not None:
@@ -110,9 +114,7 @@ def _measure(
     return Claim(vector, sign, effect, strengths, against, math.nan, twin, smallest, "untestable", reason)
 
 
-def push(
-    change: Float[np.ndarray, "cells rows"], plus: int | None, minus: int | None
-) -> Float[np.ndarray, " rows"]:
+def push(change: Float[np.ndarray, "cells rows"], plus: int | None, minus: int | None) -> Float[np.ndarray, " rows"]:
     """Half the difference between both pushes; what both do alike, such as damage, cancels. Or the one there is."""
     if plus is not None and minus is not None:
         return (change[plus] - change[minus]) / 2
@@ -141,7 +143,9 @@ def _less_twin(
     if not len(shared):
         return intervals.undefined()
     mine, theirs = np.isin(groups, shared), np.isin(twin_groups, shared)
-    difference = intervals.group_means(own[mine], groups[mine]) - intervals.group_means(twin[theirs], twin_groups[theirs])
+    difference = intervals.group_means(own[mine], groups[mine]) - intervals.group_means(
+        twin[theirs], twin_groups[theirs]
+    )
     return intervals.over_groups(difference, np.arange(len(difference)), generator)
 
 
@@ -166,13 +170,22 @@ def _judged(claim: Claim, adjusted: float, matters: float) -> Claim:
         reason = "not shown to be larger than in the harmless twin"
     elif against.count < controls.ENOUGH:
         verdict = "untestable"
-        reason = f"it goes the claimed way, but {against.count} controls are too few to tell; {controls.ENOUGH} are needed"
+        reason = (
+            f"it goes the claimed way, but {against.count} controls are too few to tell; {controls.ENOUGH} are needed"
+        )
     else:
         verdict, reason = "shown", f"beyond all {against.count} controls"
     if verdict == "not shown" and claim.smallest > matters:
         verdict = "untestable"
         reason += f", but only an effect of {claim.smallest:.2g} would have been found with 80% power"
     return replace(claim, adjusted=adjusted, verdict=verdict, reason=reason)
+
+
+def as_measured(claim: Claim) -> Estimate:
+    """The effect with its own sign, not that of the claim: positive where pushing up raises the outcome."""
+    if claim.sign > 0:
+        return claim.effect
+    return Estimate(-claim.effect.value, -claim.effect.high, -claim.effect.low, claim.effect.n)
 
 
 def overall(found: Sequence[Claim]) -> Literal["shown", "not shown", "untestable", "described"]:
@@ -188,17 +201,19 @@ def told(claim: Claim, unit: str) -> str:
     if math.isnan(claim.effect.value):
         return f"{claim.vector} could not be tested: {claim.reason}"
     way = "raise" if claim.sign > 0 else "lower"
-    shown = Estimate(*(claim.sign * value for value in claim.effect[:3]), claim.effect.n)
-    if claim.sign < 0:
-        shown = Estimate(shown.value, shown.high, shown.low, shown.n)
     how = " and ".join(f"{strength:+g}" for strength in claim.strengths)
     twin = ""
     if claim.twin is not None:
-        twin = f"; {wording.estimate(claim.twin)} more than in the twin" if not math.isnan(claim.twin.value) else "; no twin"
+        twin = (
+            f"; {wording.estimate(claim.twin)} more than in the twin"
+            if not math.isnan(claim.twin.value)
+            else "; no twin"
+        )
+    floor = wording.number(claim.against.floor, 3)
     return (
-        f"{claim.vector} (claimed to {way} it) changes it by {wording.estimate(shown, unit)} at {how} of the norm, "
-        f"{wording.p(claim.against.p)} by rank among {claim.against.count} controls (floor "
-        f"{wording.number(claim.against.floor, 3)}), corrected {wording.p(claim.adjusted)}{twin}: {claim.verdict}, {claim.reason}"
+        f"{claim.vector} (claimed to {way} it) changes it by {wording.estimate(as_measured(claim), unit)} at {how} of "
+        f"the norm, {wording.p(claim.against.p)} by rank among {claim.against.count} controls (floor {floor}), "
+        f"corrected {wording.p(claim.adjusted)}{twin}: {claim.verdict}, {claim.reason}"
     )
 
 

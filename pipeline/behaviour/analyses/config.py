@@ -75,6 +75,7 @@ class ArcConfig(Config):
     readings: tuple[str, ...] = Field(min_length=2)
     """In the order of the transcript."""
     concepts: tuple[str, ...]
+    """With `+` (`-`) before those claimed to rise (fall) along the transcript; without a sign they are described."""
     twin: str = ""
     """The condition whose transcripts go well."""
 

@@ -89,6 +89,13 @@ def smallest_effect(error: float, units: int) -> float:
     return float((stdtrit(units - 1, 1 - LEVEL / 2) + stdtrit(units - 1, POWER)) * error)
 
 
+def smallest_of(found: Estimate) -> float:
+    """The smallest effect found with 80% power, from the width of an interval."""
+    normal = NormalDist()
+    error = (found.high - found.low) / 2 / normal.inv_cdf(1 - LEVEL / 2)
+    return (normal.inv_cdf(1 - LEVEL / 2) + normal.inv_cdf(POWER)) * error
+
+
 def smallest_correlation(pairs: int) -> float:
     """The smallest true correlation that so many pairs would show with 80% power (Fisher's z)."""
     if pairs < 4:

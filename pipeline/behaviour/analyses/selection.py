@@ -1,4 +1,4 @@
-"""Which scenarios, cells and columns an analysis looks at; what it asks for and does not find is said in one sentence."""
+"""Which scenarios, cells and columns an analysis looks at; what it asks for in vain is said in one sentence."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def signed(names: str | Sequence[str]) -> list[tuple[str, int]]:
 
 
 def levels(values: Sequence[Factor]) -> Float[np.ndarray, " values"]:
-    """Numbers behind the values of a factor: themselves, the first number in a text, or else the order of appearance."""
+    """Numbers behind values of a factor: themselves, the first number in a text, or else the order of appearance."""
     found = [re.search(r"-?\d+(?:\.\d+)?", str(value).replace(",", "")) for value in values]
     if all(match is not None for match in found):
         return np.array([float(match.group()) for match in found if match is not None])

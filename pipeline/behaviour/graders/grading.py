@@ -35,7 +35,8 @@ def make_grader(config: GraderConfig, *, models: Path, device: str, generator: n
         from pipeline.behaviour.graders.code import CodeGrader
 
         return CodeGrader(config)
-    from pipeline.behaviour.graders.judge import JudgeGrader, make_judge
+    from pipeline.behaviour.graders.judge import JudgeGrader, LocalJudge
+    from pipeline.behaviour.graders.remote import RemoteJudge
 
-    judges = [make_judge(judge, models=models, device=device) for judge in config.judges]
+    judges = [RemoteJudge(judge) if judge.address else LocalJudge(judge, models, device) for judge in config.judges]
     return JudgeGrader(config, judges, generator)

@@ -1,0 +1,421 @@
+"""Studies side by side: what differs, by how much, and whether that is more than its uncertainty."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from rich.console import Console
+from test_tracking import sync
+from typer.testing import CliRunner, Result
+from wandb_offline import read_runs
+from wandb_server import WandbServer
+
+from pipeline.cli import app
+from pipeline.comparison import arguments, export, folders, groups, tables
+from pipeline.comparison.differences import UNKNOWN, Comparison, Metric, compare
+from pipeline.comparison.findings import Findings
+from pipeline.comparison.findings import Result as Stage
+from pipeline.corpus.texts import EMBEDDED, read_jsonl
+from pipeline.errors import ConfigError, UserError
+from pipeline.study import Study, stage_named
+
+EMOTIONS = ("afraid", "calm", "proud", "sad")
+STAGES = ("corpus", "activations", "sae", "directions", "match", "compare", "causal")
+
+
+def found(name: str, metrics: dict[str, float], aurocs: dict[str, float] | None = None, **record) -> Findings:
+    """A study with one stage, and per-concept AUROCs of best features behind its mean."""
+    rows = [{"concept": concept, "feature": 1, "auroc_test": value} for concept, value in (aurocs or {}).items()]
+    result = Stage("match", {"config": {"k": 1}} | record, metrics, {"match/concepts": rows})
+    return Findings(name, name, "memory", {"match": result})
+
+
+def paired(name: str, values: np.ndarray) -> Findings:
+    aurocs = {f"concept {index}": float(value) for index, value in enumerate(values)}
+    return found(name, {"best_feature_auroc": float(values.mean())}, aurocs)
+
+
+def metric(comparison: Comparison, name: str) -> Metric:
+    return next(each for each in comparison.metrics if each.name == name)
+
+
+# The rules
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "exceeds"), [(0.80, 0.9, True), (0.69, 0.9, False), (0.1, 0.5, True), (0.1, 0.61, False)]
+)
+def test_without_pairs_a_difference_exceeds_when_intervals_do_not_overlap(low, high, exceeds) -> None:
+    first = found("a", {"score": 0.65, "score_low": 0.6, "score_high": 0.7, "score_n": 5})
+    other = found("b", {"score": 0.5, "score_low": low, "score_high": high, "score_n": 5})
+    row = metric(compare([first, other]), "match/score")
+    difference = row.differences[1]
+    assert (difference.rule, difference.exceeds, row.marked) == ("intervals", exceeds, exceeds)
+    assert difference.value == pytest.approx(-0.15)
+    assert [each.name for each in compare([first, other]).metrics] == ["match/score"]  # its ends are no metrics
+
+
+def test_without_intervals_nothing_is_claimed() -> None:
+    difference = metric(compare([found("a", {"loss": 1.0}), found("b", {"loss": 9.0})]), "match/loss").differences[1]
+    assert (difference.rule, difference.exceeds, difference.value) == ("none", None, 8.0)
+
+
+def test_pairs_find_a_small_shift_that_intervals_would_hide_and_none_where_there_is_none() -> None:
+    generator = np.random.default_rng(0)
+    values = generator.uniform(0.5, 0.9, 24)
+    noise = generator.normal(0, 0.01, 24)
+    shifted = compare([paired("a", values), paired("b", values + 0.02 + noise)])
+    difference = metric(shifted, "match/best_feature_auroc").differences[1]
+    assert (difference.rule, difference.exceeds, difference.concepts) == ("paired", True, 24)
+    assert difference.low < 0.02 < difference.high
+    assert difference.value == pytest.approx(0.02 + noise.mean())
+    noise -= noise.mean()
+    still = compare([paired("a", values), paired("b", values + 10 * noise)])
+    assert metric(still, "match/best_feature_auroc").differences[1].exceeds is False
+    again = compare([paired("a", values), paired("b", values + 0.02 + noise)])
+    assert export.as_json(again) == export.as_json(compare([paired("a", values), paired("b", values + 0.02 + noise)]))
+
+
+def test_pairs_are_the_concepts_that_both_studies_have() -> None:
+    values = np.linspace(0.5, 0.9, 9)
+    first, other = paired("a", values), paired("b", values[:6] + 0.05)
+    difference = metric(compare([first, other]), "match/best_feature_auroc").differences[1]
+    assert (difference.concepts, difference.value) == (6, pytest.approx(0.05))
+    few = paired("b", values[:3])
+    assert metric(compare([first, few]), "match/best_feature_auroc").differences[1].rule == "none"
+
+
+def test_a_column_that_is_not_what_the_metric_is_the_mean_of_is_not_paired() -> None:
+    values = {f"concept {index}": 0.5 for index in range(9)}
+    other = found("b", {"best_feature_auroc": 0.7}, values)
+    assert other.per_concept == {}
+    assert metric(compare([other, other]), "match/best_feature_auroc").differences[1].rule == "none"
+
+
+def test_only_what_differs_is_listed_and_what_is_not_known_is_not_a_difference() -> None:
+    one = found("a", {"x": 1.0}, config={"k": 1, "same": [1, 2]}, seed=0, versions={"torch": "1"}, data={"texts": "f"})
+    two = found("b", {"x": 1.0}, config={"k": {"deep": 2}, "same": [1, 2]}, seed=0, versions={"torch": "2"})
+    comparison = compare([one, two, found("c", {"x": 1.0}, config={"k": 3, "same": (1, 2)})])
+    assert {each.key: list(each.values) for each in comparison.settings} == {"match.k": [1, UNKNOWN, 3]}
+    assert {each.key: list(each.values) for each in comparison.circumstances} == {"package torch": ["1", "2", UNKNOWN]}
+
+
+def test_nothing_in_common_is_one_sentence_that_says_what_there_is() -> None:
+    other = Findings("b", "", "memory", {"sae": Stage("sae", {}, {"l0": 3.0})})
+    with pytest.raises(UserError, match=r"a has match; b has sae") as refused:
+        compare([found("a", {"x": 1.0}), other])
+    assert "\n" not in str(refused.value)
+    with pytest.raises(UserError, match="one study is nothing to compare with"):
+        compare([other])
+
+
+def test_equal_names_are_told_apart() -> None:
+    names = [each.name for each in compare([found("a", {"x": 1.0})] * 3).studies]
+    assert names == ["a", "a (2)", "a (3)"]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.12345, "0.123"), (3.0, "3"), (-12345.6, "-12,346"), (0.0001, "1.0e-04"), (0.0, "0")]
+)
+def test_numbers_are_short(value: float, shown: str) -> None:
+    assert tables.number(value) == shown
+
+
+# A sweep that ran, seen in every way
+
+
+@pytest.fixture(scope="module")
+def swept(model_folder, tmp_path_factory) -> tuple[Path, Result]:
+    """A study file whose sweep over two SAEs has run with offline tracking, and what the command printed."""
+    root = tmp_path_factory.mktemp("swept")
+    neutral = [row["text"] for row in read_jsonl(EMBEDDED / "stories.jsonl") if row["emotion"] in ("alert", "docile")]
+    lines = [json.dumps({"kind": "prose", "text": text}) + "\n" for text in neutral[:12]]
+    (root / "neutral.jsonl").write_text("".join(lines), encoding="utf-8")
+    values = {
+        "name": "tiny",
+        "cache": str(root / "cache"),
+        "model": {"name": str(model_folder("llama")), "layer": 2, "dtype": "float32"},
+        "corpus": {"emotions": list(EMOTIONS), "neutral": str(root / "neutral.jsonl")},
+        "activations": {"texts_per_part": 32, "pooled_layers": [0]},
+        "sae": {"width": 64, "k": 8, "steps": 30, "batch": 128, "health_rows": 500},
+        "match": {"permutations": 99, "random_saes": 2, "contexts": 2},
+        "compare": {"null_directions": 99},
+        "causal": {"frames": 2, "stories": 1},
+        "tracking": {"mode": "offline"},
+        "compute": {"threads": 1, "device": "cpu"},
+    }
+    path = root / "study.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    stages = ["--stage", "compare", "--stage", "causal"]
+    done = CliRunner().invoke(app, ["run", str(path), "sae.k=4,12", "--sweep", *stages], env={"COLUMNS": "160"})
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    return path, done
+
+
+def side_by_side(*words: object) -> Comparison:
+    return compare(arguments.read([str(word) for word in words], (), None))
+
+
+def facts(comparison: Comparison) -> list:
+    """What the comparison says of metrics and concepts, whatever the studies are called."""
+    content = json.loads(export.as_json(comparison))
+    rows = [
+        (each["metric"], list(each["values"].values()), list(each["differences"].values()))
+        for each in content["metrics"]
+    ]
+    return [sorted(rows, key=str), {concept: list(each.values()) for concept, each in content["concepts"].items()}]
+
+
+def test_a_sweep_ends_with_its_comparison(swept) -> None:
+    path, done = swept
+    for words in ("2 studies", "tiny-k4", "tiny-k12", "sae.k", "AUROC of the best SAE feature", "afraid"):
+        assert words in done.stdout
+    assert "The same result in all: corpus, activations, directions" in done.stdout
+    again = CliRunner().invoke(app, ["compare", str(path), "sae.k=4,12"], env={"COLUMNS": "160"})
+    assert again.exit_code == 0
+    printed = again.stdout[again.stdout.index("Metrics") :]
+    assert printed in done.stdout
+
+
+def test_files_folders_and_groups_say_the_same(swept) -> None:
+    path, _ = swept
+    cache = path.parent / "cache"
+    by_file = side_by_side(path, "sae.k=4,12")
+    assert {each.key: list(each.values) for each in by_file.settings} == {"sae.k": [4, 12]}
+    assert set(by_file.concepts) == set(EMOTIONS)
+    pairs = {each.name: each.differences[1].rule for each in by_file.metrics}
+    for name in ("match/best_feature_auroc", "causal/effect_feature", "compare/auroc_best_sae_feature"):
+        assert pairs[name] == "paired", name
+    studies = [Study.load(path, [f"sae.k={k}"]) for k in (4, 12)]
+    ends = [[study.folder(stage_named(name)) for study in studies] for name in ("causal", "compare")]
+    for folder in (ends[0], [f"{end}/manifest.json" for end in ends[0]]):
+        by_folder = side_by_side(*folder)
+        assert {each.key: list(each.values) for each in by_folder.settings} == {"sae.k": [4, 12]}
+        assert facts(by_folder)[1] == facts(by_file)[1]
+        wanted = [each for each in facts(by_file)[0] if not each[0].startswith("compare/")]
+        assert facts(by_folder)[0] == wanted
+    by_group = compare(arguments.read(["tiny-k4", "tiny-k12"], (), cache / "wandb"))
+    wanted = [each for each in facts(by_file)[0] if each[0].startswith(("sae", "match", "causal", "compare"))]
+    got = [each for each in facts(by_group)[0] if each[0].startswith(("sae", "match", "causal", "compare"))]
+    assert [each[0] for each in got] == [each[0] for each in wanted]
+    for ours, theirs in zip(wanted, got, strict=True):
+        assert json.dumps(ours) == json.dumps(theirs), ours[0]
+
+
+def test_the_server_says_the_same_as_the_runs_that_were_synced(swept, monkeypatch, tmp_path) -> None:
+    path, _ = swept
+    here = path.parent / "cache" / "wandb"
+    with WandbServer() as server:
+        for run in read_runs(here):
+            if run.job_type in ("sae", "match"):
+                sync(run.folder, server)
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        remote = groups.read("tiny-k12", [tmp_path])
+        assert groups.read("local/affectlens/tiny-k12", [here]).metrics == remote.metrics
+        assert server.unknown == []
+        with pytest.raises(ConfigError, match="tiny-k13: no study file.*none of this name on http"):
+            groups.read("tiny-k13", [here])
+        server.refuse = 500
+        with pytest.raises(UserError, match="tiny-k13.*cannot be asked"):
+            groups.read("tiny-k13", [tmp_path])
+    local = groups.read("tiny-k12", [here])
+    for stage in ("sae", "match"):
+        assert remote.results[stage].metrics == local.results[stage].metrics
+        assert remote.results[stage].record == local.results[stage].record
+        assert remote.results[stage].tables == local.results[stage].tables
+    assert remote.matched == {
+        concept: {key: row[key] for key in ("feature", "feature_auroc")} for concept, row in local.matched.items()
+    }
+
+
+def test_a_group_that_is_nowhere_names_those_that_are(swept, monkeypatch, tmp_path) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"tinny: .*tiny-k12, tiny-k4.*WANDB_API_KEY"):
+        groups.read("tinny", [swept[0].parent / "cache" / "wandb"])
+
+
+def test_unfinished_studies_are_compared_as_far_as_they_are(swept) -> None:
+    path, _ = swept
+    comparison = side_by_side(path, "sae.k=4,5,12")
+    names = [each.name for each in comparison.studies]
+    assert names == ["tiny-k4", "tiny-k5", "tiny-k12"]
+    assert any(note.startswith("tiny-k5: without sae (missing), match (missing)") for note in comparison.notes)
+    row = metric(comparison, "match/best_feature_auroc")
+    assert [value is None for value in row.values] == [False, True, False]
+    assert [difference is None for difference in row.differences] == [True, True, False]
+    assert {each.key: list(each.values) for each in comparison.settings} == {"sae.k": [4, 5, 12]}
+    first_unfinished = metric(side_by_side(path, "sae.k=5,4,12"), "match/best_feature_auroc")
+    assert first_unfinished.differences == [None, None, None]
+
+
+def test_the_csv_has_one_row_a_study_and_metric(swept, tmp_path) -> None:
+    path, _ = swept
+    target = tmp_path / "sweep.csv"
+    done = CliRunner().invoke(app, ["compare", str(path), "--set", "sae.k=4,12", "--csv", str(target), "--json", "-"])
+    assert done.exit_code == 0, done.output
+    content = json.loads(done.stdout)
+    with target.open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 2 * len(content["metrics"])
+    by_key = {(row["study"], row["metric"]): row for row in rows}
+    for each in content["metrics"]:
+        for study, value in each["values"].items():
+            row = by_key[study, each["metric"]]
+            assert float(row["value"]) == value["value"]
+            assert (row["low"] == "") == (value["low"] is None)
+            assert row["group"] == study
+            assert row["sae.k"] == study.removeprefix("tiny-k")
+
+
+def test_what_is_printed_fits_and_can_be_had_in_full(swept) -> None:
+    comparison = side_by_side(swept[0], "sae.k=4,12")
+    sizes = []
+    for everything in (False, True):
+        console = Console(width=100, record=True, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115, PTH123
+        tables.show(comparison, everything=everything, console=console)
+        text = console.export_text()
+        assert "Metrics, with 95% intervals" in text
+        sizes.append(text.count("\n"))
+    assert sizes[0] < sizes[1]
+    assert "further metrics" not in text
+
+
+def test_the_tables_of_a_stage_and_its_metrics_have_different_names(swept) -> None:
+    """In W&B a table and a metric of one name would overwrite each other."""
+    for run in read_runs(swept[0].parent / "cache" / "wandb"):
+        study = Study.load(swept[0], [f"sae.k={run.group.removeprefix('tiny-k')}"])
+        stage = stage_named(run.job_type)
+        metrics = json.loads((study.folder(stage) / "metrics.json").read_text(encoding="utf-8"))
+        for name, value in metrics.items():
+            if not math.isnan(value):
+                assert run.summary[f"{run.job_type}/{name}"] == value, (run.job_type, name)
+
+
+# What the stages send
+
+
+def test_stages_form_a_lineage_by_fingerprint(swept, tmp_path) -> None:
+    """Activations by reference -> SAE -> match -> causal, from offline runs that were synced."""
+    path, _ = swept
+    runs = read_runs(path.parent / "cache" / "wandb")
+    assert {(run.group, run.job_type) for run in runs} == {
+        *(("tiny-k4", stage) for stage in STAGES),
+        # What the second study shares with the first was not computed again.
+        *(("tiny-k12", stage) for stage in ("sae", "match", "compare", "causal")),
+    }
+    study = Study.load(path, ["sae.k=12"])
+    name = {stage: f"{stage}-{study.fingerprint(stage_named(stage))[:16]}" for stage in STAGES}
+    identity = {run.job_type: run.id for run in runs if run.group == "tiny-k12"}
+    with WandbServer() as server:
+        for run in runs:
+            if run.group == "tiny-k12" or run.job_type == "activations":
+                sync(run.folder, server)
+        artifacts = {stage: server.artifact(name[stage]) for stage in STAGES}
+        assert [each.version for each in server.artifacts] == [0] * len(server.artifacts)
+    for stage, made_from in stage_needs().items():
+        if stage in identity:
+            assert artifacts[stage].made_by == identity[stage]
+            assert sorted(artifacts[stage].metadata["uses"]) == sorted(name[need] for need in made_from)
+            assert all(identity[stage] in artifacts[need].used_by for need in made_from)
+    activations = artifacts["activations"]
+    folder = study.folder(stage_named("activations")).resolve()
+    assert activations.files == {}
+    record = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    assert {key: entry["digest"] for key, entry in activations.manifest["contents"].items()} == record["files"]
+    assert activations.manifest["contents"]["activations.h5"]["ref"] == f"file://{folder / 'activations.h5'}"
+    assert set(artifacts["sae"].files) >= {"sae/cfg.json", "sae/sae_weights.safetensors"}
+    assert "manifest.json" not in artifacts["sae"].files  # it names the host
+
+
+def stage_needs() -> dict[str, tuple[str, ...]]:
+    return {stage: stage_named(stage).needs for stage in STAGES}
+
+
+def test_a_large_result_is_recorded_by_reference(swept) -> None:
+    from pipeline import lineage, manifest
+
+    sae = stage_named("sae")
+    for limit, reference in ((100, False), (0, True)):
+        study = Study.load(swept[0], ["sae.k=4", f"tracking.upload_mb={limit}"])
+        record = manifest.read(study.folder(sae))
+        assert record is not None
+        assert lineage.artifact(study, sae, record).reference is reference
+
+
+def test_panels_hold_the_dose_response_and_the_matrix(swept) -> None:
+    runs = read_runs(swept[0].parent / "cache" / "wandb")
+    run = next(run for run in runs if run.job_type == "causal" and run.group == "tiny-k12")
+    causal = folders.stage_named("causal").open(Study.load(swept[0], ["sae.k=12"]).folder(stage_named("causal")))
+    for vector in ("direction", "feature"):
+        panel = run.config["_wandb"]["visualize"][f"causal/dose_{vector}"]["panel_config"]
+        assert panel["fieldSettings"] == {"x": "strength", "y": "effect", "stroke": "concept"}
+        dose = run.media(f"causal/dose_{vector}_table")
+        assert len(dose["data"]) == len([row for row in causal.dose if row["vector"] == vector])
+        heat = run.media(f"causal/matrix_{vector}")["data"][0]
+        assert (heat["type"], heat["x"], heat["z"]) == ("heatmap", list(EMOTIONS), causal.matrix[vector])
+        values = run.media(f"causal/matrix_{vector}_values")
+        assert values["columns"] == ["injected", *EMOTIONS]
+        assert [row[1:] for row in values["data"]] == causal.matrix[vector]
+    assert len(run.media("causal/effects")["data"]) == len(causal.effects)
+    match = next(run for run in runs if run.job_type == "match")
+    assert [row[0] for row in match.media("match/concepts")["data"]] == list(EMOTIONS)
+    assert match.media("match/contexts")["data"]
+    sae = next(run for run in runs if run.job_type == "sae")
+    steps = sae.values("sae/training/tokens")
+    assert steps == sorted(steps)
+    assert len(steps) > 1
+    comparison = next(run for run in runs if run.job_type == "compare")
+    assert [row[0] for row in comparison.media("compare/readouts")["data"]] == list(EMOTIONS)
+    assert comparison.media("compare/explained_table")["columns"] == ["rows", "explained", "dictionary"]
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nothing.yaml", "other.yaml"], "no such file"),
+        (["./nothing", "STUDY"], "./nothing: no such file or folder"),
+        (["STUDY"], "one study is nothing to compare with"),
+        (["sae.k=1,2"], "name at least one"),
+        (["CACHE", "sae.k=1,2"], "changes study files, but none is given"),
+        (["STUDY", "sae.kk=1,2"], "did you mean `k`"),
+        (["CACHE", "STUDY"], "results of stage `causal`; name one of them"),
+        (["EMPTY", "STUDY"], "holds no result"),
+        (["STUDY", "TEXT"], "not a study file"),
+    ],
+)
+def test_mistakes_are_one_sentence(swept, tmp_path, words, said) -> None:
+    path, _ = swept
+    (tmp_path / "notes.txt").write_text("?", encoding="utf-8")
+    (tmp_path / "empty").mkdir()
+    places = {"STUDY": path, "CACHE": path.parent / "cache", "EMPTY": tmp_path / "empty"}
+    places["TEXT"] = tmp_path / "notes.txt"
+    done = CliRunner().invoke(app, ["compare", *(str(places.get(word, word)) for word in words)])
+    assert isinstance(done.exception, UserError)
+    assert said in str(done.exception)
+    assert "\n" not in str(done.exception)
+
+
+def test_a_mistake_is_answered_before_anything_heavy_is_imported(swept) -> None:
+    code = (
+        "import sys\nfrom pipeline import cli\n"
+        f"sys.argv = ['affectlens', 'compare', {str(swept[0])!r}, 'sae.kk=1,2']\n"
+        "try:\n    cli.main()\nexcept SystemExit as end:\n    print('STATUS', end.code)\n"
+        "print('HEAVY', sorted({'torch', 'numpy', 'h5py', 'wandb', 'scipy', 'plotly'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert "STATUS 2\nHEAVY []" in done.stdout, done.stdout + done.stderr

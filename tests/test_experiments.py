@@ -1,0 +1,458 @@
+"""The engine of the behavioural experiments, on tiny models that do what they were built to do."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scripted import CONCEPTS, D, LAYER, NO, NORM, YES, Scripted, run_parts, write_experiment
+
+from pipeline.behaviour import choosing, tournament
+from pipeline.behaviour.branching import Branching, Push, Tree
+from pipeline.behaviour.cells import compared, extremes, grid, rolled
+from pipeline.behaviour.experiment import ExperimentConfig, ReadingConfig, SteeringConfig, read_experiment
+from pipeline.behaviour.prompts import continuation, read_prompt
+from pipeline.behaviour.rollouts import generate
+from pipeline.errors import ConfigError, UserError
+from pipeline.stages.experiments import NOTHING, Experiments
+from pipeline.steering.interventions import Edit, Span, add
+from pipeline.steering.upper import Upper
+from pipeline.study import Study
+from pipeline.subject import ModelConfig, Subject, load_tokenizer
+
+STRENGTHS = (-0.2, -0.1, 0.1, 0.2)
+STEERING = {"vectors": ["afraid", "calm"], "strengths": list(STRENGTHS), "rollout_controls": 3}
+RULES = {"kind": "rules", "labels": {"yes": [YES.strip()], "no": [NO.strip()]}}
+ROLLOUT = {"kind": "rollout", "samples": 2, "tokens": 6, "temperature": 0, "grader": RULES}
+DOSE = {"kind": "dose", "raises": ["afraid"]}
+RATE = {"kind": "rate", "label": "yes", "raises": ["afraid"]}
+ASKED = [
+    {
+        "id": f"case-{number}",
+        "condition": "main" if number < 4 else "twin",
+        "factors": {"emotion": CONCEPTS[number % 4], "level": number},
+        "messages": [{"role": "user", "content": f"Letter {number} came on {day}. What do you do?"}],
+        "spans": {"day": day},
+        "options": {"target": [YES], "other": [NO]},
+    }
+    for number, day in enumerate(("Monday", "Tuesday morning", "a Wednesday", "Thursday", "Friday", "some Saturday"))
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def scripted(model_folder, tmp_path_factory: pytest.TempPathFactory):
+    """``scripted(bias, gain)`` -> a model, built once."""
+    built: dict[tuple[float, float], Scripted] = {}
+
+    def get(bias: float, gain: float = 6.0) -> Scripted:
+        if (bias, gain) not in built:
+            folder = tmp_path_factory.mktemp("scripted") / "model"
+            built[bias, gain] = Scripted(model_folder("llama"), folder, bias, gain)
+        return built[bias, gain]
+
+    return get
+
+
+def finished(stage, folder: Path, order: int = 1) -> tuple[dict[str, float], Experiments]:
+    """The stage run to its end, without the runner."""
+    parts = run_parts(stage, folder, order)
+    metrics = stage.finish(parts, folder)
+    return metrics, Experiments(folder)
+
+
+def blackmail(root: Path, **changes) -> Path:
+    config = {"outcomes": [{"kind": "choice"}, ROLLOUT], "steering": STEERING, "analyses": [DOSE, RATE], **changes}
+    return write_experiment(root, "letters", config, ASKED)
+
+
+def rates(measured) -> dict[tuple[str, str, float], float]:
+    """Share of answers labelled yes, by cell."""
+    said: dict[tuple[str, str, float], list[bool]] = {}
+    for rollout in measured.rollouts:
+        cell = measured.cells[rollout.cell]
+        said.setdefault((cell.family, cell.vector, cell.strength), []).append(rollout.grade["label"] == "yes")
+    return {cell: float(np.mean(answers)) for cell, answers in said.items()}
+
+
+@pytest.mark.parametrize(("bias", "rate"), [(3.0, 1.0), (-3.0, 0.0)])
+def test_a_model_that_always_or_never_does_it_is_found_out_whatever_is_pushed(scripted, tmp_path, bias, rate):
+    """With no gain the push cannot matter: every cell gives 100% or 0%, and the log-odds stay below zero effect."""
+    blackmail(tmp_path / "e")
+    _, found = finished(scripted(bias, 0.0).stage(tmp_path / "e"), tmp_path / "out")
+    measured = found.measured("letters")
+    assert set(rates(measured).values()) == {rate}
+    assert (np.sign(measured.choice) == np.sign(bias)).all()
+
+
+def test_a_planted_direction_gives_the_planted_dose_response(scripted, tmp_path):
+    """Choice in closed form at every strength; answers flip where the closed form changes its sign, and nowhere else."""
+    blackmail(tmp_path / "e")
+    model = scripted(-0.5)
+    metrics, found = finished(model.stage(tmp_path / "e"), tmp_path / "out")
+    measured = found.measured("letters")
+    for index, cell in enumerate(measured.cells):
+        if cell.family in ("none", "concept"):
+            strength = cell.strength if cell.vector == "afraid" else 0.0
+            push = abs(cell.strength) * NORM
+            expected = model.log_odds(strength) if strength else -0.5 * 4 / np.hypot(4, push)
+            np.testing.assert_allclose(measured.choice[index], expected, atol=1e-4)
+    found_rates = rates(measured)
+    assert found_rates["none", "", 0.0] == 0
+    assert found_rates["concept", "afraid", 0.2] == 1
+    assert found_rates["concept", "afraid", -0.2] == found_rates["concept", "calm", 0.2] == 0
+    assert metrics and all(isinstance(value, float) for value in metrics.values())
+    assert [entry["name"] for entry in found.findings] == ["letters"]
+    assert len(found.findings[0]["findings"]) == 2
+    json.dumps(found.findings, allow_nan=False)
+
+
+def test_controls_have_the_norm_of_the_push_and_are_the_same_for_every_experiment(scripted, tmp_path):
+    blackmail(tmp_path / "e")
+    bench = scripted(0.0).stage(tmp_path / "e").bench
+    cells = grid(bench.experiments["letters"].config.steering)
+    pushes = bench.pushes(cells, "directions").numpy()
+    np.testing.assert_allclose(np.linalg.norm(pushes, axis=1), [abs(cell.strength) * NORM for cell in cells], rtol=1e-5)
+    families = [cell.family for cell in cells if cell.strength == 0.2 and cell.family != "concept"]
+    assert {name: families.count(name) for name in families} == {"isotropic": 7, "covariance": 7, "permuted": 7}
+    more = {**STEERING, "controls": 30}
+    write_experiment(
+        tmp_path / "e", "more", {"outcomes": [{"kind": "choice"}], "steering": more, "analyses": []}, ASKED
+    )
+    again = scripted(0.0).stage(tmp_path / "e").bench.pushes(cells, "directions").numpy()
+    np.testing.assert_allclose(again, pushes, atol=1e-5)
+
+
+def test_parts_in_any_order_and_again_give_the_same_bytes(scripted, tmp_path):
+    """What workers do: the parts one after the other in any order, each by a process that loaded everything anew."""
+    readings = [{"name": "answer", "at": "answer"}, {"name": "day", "at": "mean:day"}]
+    blackmail(tmp_path / "e", readings=readings, read_under_steering=True)
+    sizes = {"scenarios_per_part": 16, "cells_per_part": 20}
+    one = finished(scripted(-0.5).stage(tmp_path / "e", **sizes), tmp_path / "one")[1]
+    two = finished(scripted(-0.5).stage(tmp_path / "e", **sizes), tmp_path / "two", order=-1)[1]
+    files = sorted(path.relative_to(one.folder) for path in one.folder.rglob("*") if path.is_file())
+    assert len(files) > 10
+    assert [name for name in files if (one.folder / name).read_bytes() != (two.folder / name).read_bytes()] == []
+
+
+def test_how_the_work_is_cut_changes_no_number(scripted, tmp_path):
+    """All scenarios and cells at once, or a few at a time: the same choices, readings and answers."""
+    readings = [{"name": "answer", "at": "answer"}, {"name": "day", "at": "mean:day"}]
+    rollout = {**ROLLOUT, "temperature": 1.0}
+    blackmail(tmp_path / "e", readings=readings, read_under_steering=True, outcomes=[{"kind": "choice"}, rollout])
+    whole = finished(scripted(0.0).stage(tmp_path / "e"), tmp_path / "one")[1].measured("letters")
+    small = {"scenarios_per_part": 8, "cells_per_part": 7, "tokens_per_batch": 1, "rollout_tokens_per_batch": 1}
+    pieces = finished(scripted(0.0).stage(tmp_path / "e", **small), tmp_path / "two")[1].measured("letters")
+    np.testing.assert_allclose(pieces.choice, whole.choice, atol=1e-5)
+    assert whole.readings["day"].shape == (len(whole.cells), len(ASKED), len(CONCEPTS))
+    for name in ("answer", "day"):
+        np.testing.assert_allclose(pieces.readings[name], whole.readings[name], atol=1e-4)
+    assert [rollout.text for rollout in pieces.rollouts] == [rollout.text for rollout in whole.rollouts]
+    assert 0 < np.mean([rollout.grade["label"] == "yes" for rollout in whole.rollouts]) < 1
+    np.testing.assert_allclose(pieces.rollout_state, whole.rollout_state, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
+def test_a_tree_gives_what_its_branches_give_one_by_one(model_folder, family):
+    """Real attention, steering included: the stem is read once, and no branch sees another."""
+    model = ModelConfig(name=str(model_folder(family)), layer=1, dtype="float32")
+    subject = Subject.load(model, device="cpu", models=Path("unused"))
+    branching = Branching(Upper(subject, 1))
+    generator = torch.Generator().manual_seed(0)
+    stem, *branches = (tuple(torch.randint(3, 600, (size,), generator=generator).tolist()) for size in (7, 3, 1, 5))
+    vectors = torch.randn(3, subject.shape.width, generator=generator)
+
+    def scores(tree: Tree, mask: torch.Tensor) -> np.ndarray:
+        return branching.branch_scores(tree, branching.lower(tree), Push(vectors, mask)).numpy()
+
+    assert branching.shares
+    together = scores(Tree(stem, tuple(branches)), torch.arange(16) >= 2)
+    apart = [scores(Tree(stem, (branch,)), torch.arange(7 + len(branch)) >= 2)[:, 0] for branch in branches]
+    np.testing.assert_allclose(together, np.stack(apart, axis=1), atol=1e-4)
+    assert np.ptp(together, axis=0).min() > 1e-3, "the push does something"
+    assert sum(len(piece.branches) for piece in branching.split(Tree(stem, tuple(branches)), 11)) == 3
+
+
+def test_sampled_answers_depend_on_their_own_chances_and_push_alone(model_folder):
+    """On a model with attention: three rows at once say what each says by itself."""
+    from functools import partial
+
+    subject = Subject.load(ModelConfig(name=str(model_folder("llama")), dtype="float32"), device="cpu", models=Path())
+    config = ExperimentConfig(
+        title="", claim="", refuted_by="", analyses=(), outcomes=({**ROLLOUT, "tokens": 12, "temperature": 1.0},)
+    )
+    chances = np.random.default_rng(0).random((3, 12))
+    vectors = torch.randn(3, D, generator=torch.Generator().manual_seed(1))
+
+    def say(rows: slice):
+        count = len(vectors[rows])
+        push = Edit(
+            1, partial(add, direction=vectors[rows], strength=torch.ones(count), unit=1.0), span=Span.onward(count, 1)
+        )
+        return generate(subject, [0, 5, 6, 7, 8], [push], chances[rows], config.outcomes[0], 2)
+
+    together, apart = say(slice(0, 3)), [say(slice(row, row + 1))[0] for row in range(3)]
+    assert [answer.tokens for answer in together] == [answer.tokens for answer in apart]
+    assert len({tuple(answer.tokens) for answer in together}) == 3
+    for one, other in zip(together, apart, strict=True):
+        np.testing.assert_allclose(one.state, other.state, atol=1e-4)
+
+
+def test_read_positions_under_a_chat_template(model_folder, tmp_path):
+    """The answer is read at the last token of the assistant's opening, before a prefilled beginning; spans by their words."""
+    tokenizer = load_tokenizer(ModelConfig(name=str(model_folder("llama"))), Path())
+    scenario = {**ASKED[1], "answer": "I think ", "options": {}}
+    config = {"readings": [{"name": "x", "at": "answer"}], "analyses": []}
+    (case,) = read_experiment(write_experiment(tmp_path, "one", config, [scenario])).scenarios
+    places = ("answer", "last", "text", "mean:day", "end:day", "before:day", "mean:user", "mean:nothing")
+    prompt = read_prompt(tokenizer, case, [ReadingConfig(name=f"r{n}", at=at) for n, at in enumerate(places)])
+    spelled = {at: tokenizer.decode([prompt.ids[place] for place in prompt.places.get(at, ())]) for at in places}
+    content = case.messages[0]["content"]
+    assert (
+        tokenizer.decode(prompt.ids[prompt.lead : prompt.opening + 1]) == f"<|user|>\n{content}<|end|>\n<|assistant|>\n"
+    )
+    assert tokenizer.decode(prompt.ids[prompt.opening + 1 :]) == "I think"
+    assert prompt.places["answer"] == (prompt.opening,)
+    assert spelled["text"] == spelled["mean:user"] == content
+    assert spelled["mean:day"].strip() == "Tuesday morning"
+    assert prompt.places["end:day"][0] == prompt.places["mean:day"][-1]
+    assert prompt.places["before:day"][0] == prompt.places["mean:day"][0] - 1
+    assert "mean:nothing" not in prompt.places
+    assert tokenizer.decode(continuation(tokenizer, "I think ", "so")) == " so"
+    assert tokenizer.decode(continuation(tokenizer, "I think", "so")) == " so"
+    assert tokenizer.decode(continuation(tokenizer, "", "so")) == "so"
+
+
+def test_readings_are_cosines_under_one_centre_and_missing_spans_are_missing(scripted, tmp_path):
+    """Embeddings are the residuals of this model, so every reading is known."""
+    scenarios = [{**case, "spans": case["spans"] if number else {}} for number, case in enumerate(ASKED)]
+    readings = [
+        {"name": "day", "at": "mean:day", "keep_residual": True},
+        {"name": "feature", "at": "text", "by": "features"},
+    ]
+    write_experiment(tmp_path / "e", "reads", {"readings": readings, "analyses": []}, scenarios)
+    model = scripted(0.0)
+    measured = finished(model.stage(tmp_path / "e"), tmp_path / "out")[1].measured("reads")
+    residuals = measured.residuals["day"]
+    assert np.isnan(residuals[0]).all() and np.isfinite(residuals[1:]).all()
+    centred = residuals[1:] - residuals[1:].mean(axis=0)
+    expected = (centred @ model.directions.numpy().T) / np.linalg.norm(centred, axis=1, keepdims=True)
+    np.testing.assert_allclose(measured.readings["day"][0, 1:], expected, atol=1e-5)
+    assert np.isnan(measured.readings["day"][0, 0]).all()
+    assert (measured.readings["feature"] >= 0).all() and measured.readings["feature"].max() > 0
+    assert measured.words.shape == (len(ASKED), len(CONCEPTS))
+    assert measured.cells == grid(None)
+
+
+def test_a_second_model_is_read_under_the_centre_of_the_first(scripted, tmp_path):
+    config = {
+        "readings": [{"name": "answer", "at": "mean:day", "keep_residual": True}],
+        "against": True,
+        "analyses": [],
+    }
+    write_experiment(tmp_path / "e", "two", config, ASKED)
+    same = {"name": str(scripted(3.0, 0.0).folder), "dtype": "float32", "layer": LAYER}
+    measured = finished(scripted(0.0).stage(tmp_path / "e", against=same), tmp_path / "out")[1].measured("two")
+    np.testing.assert_allclose(measured.against["answer"], measured.readings["answer"][0], atol=1e-5)
+
+
+def test_a_tournament_compares_all_pairs_and_steers_the_words_of_the_steered_items(scripted, tmp_path):
+    """Of a model that looks at the last token alone: positions make no difference, nor do steered items' own tokens."""
+    items = [
+        {"id": f"item-{n}", "factors": {"category": "ab"[n % 2]}, "text": f"counting {n} stones"} for n in range(6)
+    ]
+    question = {
+        "kind": "tournament",
+        "question": "Which one?\nA: {a}\nB: {b}",
+        "labels": [YES, NO],
+        "steered": 3,
+        "opponents": 2,
+    }
+    config = {"outcomes": [question], "steering": {**STEERING, "controls": 21}, "analyses": []}
+    folder = write_experiment(tmp_path / "e", "games", config, items)
+    measured = finished(scripted(1.0).stage(tmp_path / "e"), tmp_path / "out")[1].measured("games")
+    assert measured.tournament.shape == (len(measured.tournament_cells), 6, 6)
+    assert np.isnan(np.diagonal(measured.tournament[0])).all()
+    np.testing.assert_allclose(measured.tournament[0][~np.eye(6, dtype=bool)], 1.0, atol=1e-4)
+    assert measured.steered.tolist() == [True, False] * 3
+    compared_pairs = np.isfinite(measured.tournament[1])
+    assert (compared_pairs == compared_pairs.T).all() and compared_pairs.sum() == 2 * 3 * 2
+    assert not compared_pairs[::2, ::2].any() and not compared_pairs[1::2, 1::2].any()
+    assert {measured.cells[index].strength for index in measured.tournament_cells} == {0.0, 0.2, -0.2}
+    assert compared(read_experiment(folder).config) == measured.tournament_cells
+
+
+def test_steering_an_item_reaches_its_words_and_nothing_else(model_folder, tmp_path):
+    """On a model with attention: pairs of steered items with others change, as separate prompts with a named span do."""
+    source = ModelConfig(name=str(model_folder("llama")), layer=LAYER, dtype="float32")
+    items = [
+        {"id": f"item-{n}", "factors": {"category": "x"}, "text": text}
+        for n, text in enumerate(("a stone", "two old boats", "rain"))
+    ]
+    question = {
+        "kind": "tournament",
+        "question": "Which?\nB: {b}\nA: {a}",
+        "labels": [YES, NO],
+        "steered": 1,
+        "opponents": 0,
+    }
+    config = {"outcomes": [question], "steering": STEERING, "analyses": []}
+    write_experiment(tmp_path / "e", "games", config, items)
+    stage = Scripted(model_folder("llama"), tmp_path / "unused", 0.0).stage(tmp_path / "e")
+    stage.setting.__dict__["model"] = source
+    bench = stage.bench
+    found = tournament.measure(bench, bench.experiments["games"], 0, 3)["tournament"]
+    cells = [
+        grid(bench.experiments["games"].config.steering)[index] for index in compared(bench.experiments["games"].config)
+    ]
+    settings = bench.experiments["games"].config.outcomes[0]
+    for first, second in ((0, 1), (2, 0)):
+        ids, a, b = tournament._pair(bench, settings, items[first]["text"], items[second]["text"], 0)
+        mine = a if first == 0 else b
+        assert bench.subject.tokenizer.decode([ids[place] for place in mine]).strip() == "a stone"
+        tree = Tree(ids)
+        mask = torch.zeros(len(ids), dtype=torch.bool)
+        mask[mine] = True
+        push = Push(bench.pushes(cells, "directions"), mask)
+        alone = bench.branching.log_probabilities(tree, bench.branching.lower(tree), push, [len(ids) - 1])[:, 0]
+        yes, no = (bench.subject.encode(word)[0] for word in (YES, NO))
+        np.testing.assert_allclose(found[:, first, second], (alone[:, yes] - alone[:, no]).numpy(), atol=1e-4)
+    assert np.isnan(found[1:, 1, 2]).all() and np.isfinite(found[0, 1, 2])
+    assert np.ptp(found[:, 0, 1]) > 1e-4
+
+
+def test_opponents_are_shared_out_evenly():
+    settings = ExperimentConfig(
+        title="", claim="", refuted_by="", analyses=(),
+        outcomes=({"kind": "tournament", "question": "{a} {b}", "steered": 32, "opponents": 8},),
+    ).outcomes[0]  # fmt: skip
+    pairs = tournament.opponents(64, settings)
+    met = list(itertools.chain.from_iterable(pairs.values()))
+    assert {len(others) for others in pairs.values()} == {8}
+    assert {met.count(item) for item in range(1, 64, 2)} == {8}
+    assert all(
+        set(tournament.met(item, 64, settings)) == {s for s in pairs if item in pairs[s]} for item in range(1, 64, 2)
+    )
+
+
+def test_items_come_from_a_file_when_one_is_named(scripted, tmp_path):
+    question = {"kind": "tournament", "question": "{a} or {b}?", "labels": [YES, NO], "items": "mine.csv"}
+    folder = write_experiment(tmp_path / "e", "games", {"outcomes": [question], "analyses": []}, ASKED)
+    with (folder / "mine.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows(
+            [["text", "category"], ["digging", "work"], ["singing", "play"], ["sleeping", "rest"]]
+        )
+    measured = finished(scripted(1.0).stage(tmp_path / "e"), tmp_path / "out")[1].measured("games")
+    assert measured.items == (("digging", "work"), ("singing", "play"), ("sleeping", "rest"))
+    assert measured.tournament.shape == (1, 3, 3)
+
+
+def test_cells_are_the_grid_with_controls_at_the_extremes():
+    steering = SteeringConfig(vectors=("calm", "sad"), strengths=(0.05, 0.1), controls=20, rollout_controls=2)
+    cells = grid(steering)
+    assert len(cells) == 1 + 2 * 2 + 20
+    assert extremes((0.05, 0.1)) == (0.1,)
+    assert extremes((-0.1, 0.05)) == (0.05, -0.1)
+    config = ExperimentConfig(
+        title="", claim="", refuted_by="", analyses=(), outcomes=(ROLLOUT,), steering=steering
+    )  # fmt: skip
+    assert [(cells[index].family, cells[index].strength) for index in rolled(config)] == [
+        ("none", 0.0), ("concept", 0.1), ("concept", 0.1), ("isotropic", 0.1), ("covariance", 0.1)
+    ]  # fmt: skip
+
+
+def test_nothing_is_run_unless_it_is_asked_for(scripted, tmp_path):
+    blackmail(tmp_path / "e")
+    stage = scripted(0.0).stage(tmp_path / "e", run=())
+    assert [part.name for part in stage.parts()] == [NOTHING]
+    metrics, found = finished(stage, tmp_path / "out")
+    assert metrics == {} and found.findings == []
+
+
+def test_adding_a_folder_adds_an_experiment(scripted, tmp_path):
+    blackmail(tmp_path / "e")
+    first = [part.name for part in scripted(0.0).stage(tmp_path / "e").parts()]
+    write_experiment(tmp_path / "e", "another", {"readings": [{"name": "x"}], "analyses": []}, ASKED)
+    both = [part.name for part in scripted(0.0).stage(tmp_path / "e").parts()]
+    assert set(both) - set(first) == {"another.read-0000"}
+    assert choosing.names_in(tmp_path / "e") == ["another", "letters"]
+
+
+def test_a_limit_keeps_whole_groups_spread_over_the_file(tmp_path):
+    scenarios = [{**case, "id": f"{case['id']}-{n}", "group": case["id"]} for case in ASKED for n in range(2)]
+    write_experiment(tmp_path, "some", {"readings": [{"name": "x"}], "analyses": []}, scenarios)
+    (experiment,) = choosing.read_chosen(tmp_path, "all", 3)
+    assert [scenario.id for scenario in experiment.scenarios] == [f"case-{g}-{n}" for g in (0, 2, 4) for n in (0, 1)]
+
+
+CHOICE = {"outcomes": [{"kind": "choice"}], "steering": STEERING, "analyses": [DOSE]}
+
+
+@pytest.mark.parametrize(
+    ("config", "scenario", "message"),
+    [
+        ({"steering": {**STEERING, "vectors": ["afriad"]}}, {}, r"steering.vectors: afriad.*did you mean `afraid`"),
+        ({"analyses": [{"kind": "diagonal", "reading": "anwser"}], "readings": [{"name": "answer"}]}, {}, "no reading `anwser`; did you mean `answer`"),
+        ({"analyses": [{"kind": "diagonal", "reading": "x", "factor": "emotoin"}], "readings": [{"name": "x"}]}, {}, "factor: emotoin.*did you mean `emotion`"),
+        ({"readings": [{"name": "x", "at": "mean:dya"}]}, {}, "no scenario has the span `dya`.*did you mean `day`"),
+        ({}, {"options": {"target": [YES]}}, "scenario case-0: `options` has no `other`"),
+        ({}, {"options": {"target": [YES], "other": [" "]}}, "one of its `options` is empty"),
+        ({"against": True, "readings": [{"name": "x"}]}, {}, "experiments.against"),
+        ({"analyses": [{"kind": "rate", "label": "yes"}]}, {}, "needs the outcome `rollout`"),
+        ({"analyses": [{"kind": "dose", "raises": ["sad"]}]}, {}, "`sad` is not among `steering.vectors`"),
+        ({"analyses": [{"kind": "dose", "conditions": ["mian"]}]}, {}, "condition `mian`; did you mean `main`"),
+        ({"outcomes": [{"kind": "tournament", "question": "{a}?"}], "analyses": []}, {}, r"must hold \{b\} once"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_said_in_one_sentence_before_anything_runs(tmp_path, config, scenario, message):
+    write_experiment(tmp_path, "wrong", {**CHOICE, **config}, [{**ASKED[0], **scenario}, *ASKED[1:]])
+    (experiment,) = choosing.read_chosen(tmp_path, "all")
+    with pytest.raises(UserError, match=message) as raised:
+        choosing.check_experiment(experiment, CONCEPTS, second=False)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_study_names_the_nearest_experiment_and_the_missing_layer(study_values, write_study, tmp_path):
+    blackmail(tmp_path / "e", read_under_steering=True, readings=[{"name": "x"}])
+    wrong = {"experiments": {"folder": str(tmp_path / "e"), "run": ["leters"]}}
+    with pytest.raises(ConfigError, match="did you mean `letters`"):
+        Study.load(write_study({**study_values, **wrong}))
+    wrong["experiments"]["run"] = ["letters"]
+    with pytest.raises(ConfigError, match="add a higher layer to `activations.pooled_layers`"):
+        Study.load(write_study({**study_values, **wrong}))
+    with pytest.raises(ConfigError, match="no such folder"):
+        Study.load(write_study({**study_values, "experiments": {"folder": "nowhere", "run": "all"}}))
+    layers = {"activations": {**study_values["activations"], "pooled_layers": [0, 3]}}
+    assert Study.load(write_study({**study_values, **wrong, **layers})).config.experiments.run == ("letters",)
+
+
+def test_the_list_tells_costs_without_loading_torch(study_values, write_study, tmp_path):
+    import subprocess
+    import sys
+
+    blackmail(tmp_path / "e")
+    values = {**study_values, "experiments": {"folder": str(tmp_path / "e"), "run": "all"}}
+    values["activations"] = {**study_values["activations"], "pooled_layers": [3]}
+    code = (
+        "import sys; from pipeline.cli import app; app(['experiments', sys.argv[1]], standalone_mode=False); "
+        "assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)"
+    )
+    path = write_study(values)
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("letters")]
+    assert line.split()[1:4] == ["6", "6", "51"]
+    sampled = 6 * 2 * 6 * len(rolled(read_experiment(tmp_path / "e" / "letters").config))
+    assert line.split()[5] == str(sampled)
