@@ -22,17 +22,24 @@ MIB = 2**20
 
 
 class Row(NamedTuple):
-    """One line of a benchmark: how much this project takes, and a peer where there is one."""
+    """One line of a benchmark: how much this project takes, and a peer where there is one.
+
+    Attributes:
+        more: whether more is better, as of tokens a second; else the figures are costs.
+    """
 
     name: str
     ours: float
     peer: float | None
     unit: str
+    more: bool = False
 
     @property
     def ratio(self) -> float | None:
-        """How many times as much the peer takes."""
-        return None if self.peer is None else self.peer / self.ours
+        """How many times as much the peer takes, or how many times as much is done here."""
+        if self.peer is None:
+            return None
+        return self.ours / self.peer if self.more else self.peer / self.ours
 
 
 def options(description: str | None) -> argparse.Namespace:
@@ -115,8 +122,8 @@ def write_json(path: Path, rows: Sequence[Row], described: dict[str, Any]) -> No
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """Rows as aligned columns, three significant digits."""
-    cells = [("", "ours", "peer", "unit", "peer / ours")]
+    """Rows as aligned columns, three significant digits; a ratio above 1 is in this project's favour."""
+    cells = [("", "ours", "peer", "unit", "ratio")]
     cells += [(row.name, _short(row.ours), _short(row.peer), row.unit, _short(row.ratio)) for row in rows]
     widths = [max(len(line[column]) for line in cells) for column in range(5)]
     for name, *figures, unit, ratio in cells:

@@ -3,7 +3,7 @@
 The peers: sae-lens's ``SAETrainer`` for every architecture, and EleutherAI's sparsify for TopK where it is installed.
 Everything starts from the same weights and sees the same batches with the same learning rates. Data are sums of a few
 of many directions with a heavy-tailed spread, of the residual stream's width of SmolLM2-135M. The loss is sae-lens's
-own, on rows that no step saw.
+own, on rows that no step saw. All contenders compute with one torch thread.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -32,6 +33,8 @@ from pipeline.subject import resolve_dtype
 D_MODEL = 576
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "standard", "gated", "jumprelu")
 WARM_UP, DECAY = 0.1, 0.3
+OURS = {False: "all in float32", True: "large products in bfloat16"}
+"""By whether the trainer makes large products in bfloat16, as it does by itself where the processor has it."""
 TURN = 10
 """Steps that one contender takes before the other does, in whole trainings."""
 
@@ -145,67 +148,58 @@ def sparsify_steps(task: Task) -> Callable[[int], None] | None:
 
 
 def speed(task: Task, steps: int, repeats: int, *, half: bool) -> list[Row]:
-    """Milliseconds per thousand tokens of everything that can train this SAE."""
+    """Tokens a second of everything that can train this SAE."""
     name = f"{task.recipe.architecture}, {task.width:,} features"
-    ours, lens = task.ours(half=False), task.sae_lens()
-    contenders: dict[str, Callable[[], None]] = {
-        "ours": lambda: _our_steps(ours, steps),
-        "sae-lens": lambda: _lens_steps(lens, steps),
-    }
-    if half:
-        reduced = task.ours(half=True)
-        contenders["ours, bfloat16 product"] = lambda: _our_steps(reduced, steps)
+    lens = task.sae_lens()
+    contenders: dict[str, Callable[[], None]] = {"sae-lens": partial(_lens_steps, lens, steps)}
+    for kind in (False, True) if half else (False,):
+        contenders[OURS[kind]] = partial(_our_steps, task.ours(half=kind), steps)
     other = sparsify_steps(task) if task.recipe.architecture == "topk" else None
     if other is not None:
-        contenders["sparsify"] = lambda: other(steps)
-    seconds = interleaved(contenders, repeats)
-    cost = {key: 1e6 * median(taken) / (steps * task.recipe.batch) for key, taken in seconds.items()}
-    unit = "ms / 1,000 tokens"
-    rows = [Row(f"{name}, step against sae-lens", cost["ours"], cost["sae-lens"], unit)]
-    if half:
-        rows.append(
-            Row(f"{name}, bfloat16 product against sae-lens", cost["ours, bfloat16 product"], cost["sae-lens"], unit)
-        )
-    if other is not None:
-        rows.append(Row(f"{name}, step against sparsify", cost["ours"], cost["sparsify"], unit))
-    return rows
+        contenders["sparsify"] = partial(other, steps)
+    tokens = steps * task.recipe.batch
+    rate = {key: tokens / median(taken) for key, taken in interleaved(contenders, repeats).items()}
+    return [
+        Row(f"{name}, {kind}; peer: {peer}", rate[kind], rate[peer], "tokens/s", more=True)
+        for peer in ("sae-lens", "sparsify")
+        for kind in OURS.values()
+        if kind in rate and peer in rate
+    ]
 
 
 def whole(task: Task, *, half: bool) -> list[Row]:
-    """A whole short training, ours (as fast as this machine can) and sae-lens's in turns: time and held-out loss."""
+    """A whole short training, ours (as fast as this machine can) and sae-lens's in turns: speed and held-out loss."""
     ours, lens = task.ours(half=half), task.sae_lens()
     turns = task.recipe.steps // TURN
-    seconds = interleaved(
-        {"ours": lambda: _our_steps(ours, TURN), "sae-lens": lambda: _lens_steps(lens, TURN)}, turns, warmup=0
-    )
-    tokens = turns * TURN * task.recipe.batch
-    cost = {key: 1e6 * sum(taken) / tokens for key, taken in seconds.items()}
-    name = f"{task.recipe.architecture}, {task.width:,} features, {turns * TURN} steps"
+    contenders = {"ours": partial(_our_steps, ours, TURN), "sae-lens": partial(_lens_steps, lens, TURN)}
+    seconds = interleaved(contenders, turns, warmup=0)
+    rate = {key: TURN * task.recipe.batch / median(taken) for key, taken in seconds.items()}
+    name = f"{task.recipe.architecture}, {task.width:,} features, {turns * TURN} steps, {OURS[half]}; peer: sae-lens"
     return [
-        Row(f"{name}, whole training", cost["ours"], cost["sae-lens"], "ms / 1,000 tokens"),
-        Row(f"{name}, final loss", task.loss(ours.sae), task.loss(lens.sae), "loss"),
+        Row(f"{name}; whole training", rate["ours"], rate["sae-lens"], "tokens/s", more=True),
+        Row(f"{name}; final loss", task.loss(ours.sae), task.loss(lens.sae), "loss"),
     ]
 
 
 def main() -> None:
+    """Run all parts and print one table."""
     given = options(__doc__)
     warnings.filterwarnings("ignore", category=UserWarning)
+    torch.set_num_threads(1)
     half = resolve_dtype("auto", "cpu") is torch.bfloat16
     rows = Rows(4096 if given.quick else 32_768)
-    batch = 256 if given.quick else 1024
+    recipe = partial(Recipe, warm_up=WARM_UP, decay=DECAY)
     table: list[Row] = []
-    for width in (1152,) if given.quick else (4608, 16_384):
+    for width, steps, repeats in ((1152, 1, 3),) if given.quick else ((4608, 2, 5), (16_384, 1, 3)):
         for architecture in ARCHITECTURES:
-            recipe = Recipe(architecture=architecture, steps=1000, batch=batch, warm_up=WARM_UP, decay=DECAY)
-            few = width > 10_000
-            table += speed(Task(recipe, rows, width), 1 if few else 2, 3 if few or given.quick else 5, half=half)
-    steps, width = (40, 576) if given.quick else (300, 2304)
+            task = Task(recipe(architecture=architecture, steps=1000, batch=256 if given.quick else 1024), rows, width)
+            table += speed(task, steps, repeats, half=half)
+    steps, batch, width = (40, 256, 576) if given.quick else (200, 512, 2304)
     for architecture in ARCHITECTURES:
-        recipe = Recipe(architecture=architecture, steps=steps, batch=batch, warm_up=WARM_UP, decay=DECAY)
-        table += whole(Task(recipe, rows, width), half=half)
+        table += whole(Task(recipe(architecture=architecture, steps=steps, batch=batch), rows, width), half=half)
     print_table(table)
     if given.json:
-        write_json(given.json, table, machine("torch", "sae-lens"))
+        write_json(given.json, table, machine("torch", "sae-lens") | {"threads": 1})
 
 
 if __name__ == "__main__":

@@ -145,8 +145,7 @@ def submit(
     nodes = submission.plan(order) if dry_run else submission.submit(order, print)
     if dry_run and nodes:
         print(submission.preview(order, nodes))
-    arguments = shlex.join([str(config), *(overrides or ()), *(["--sweep"] if sweep else [])])
-    print(submission.closing(order, nodes, arguments, handed=not dry_run))
+    print(submission.closing(order, nodes, shlex.join([str(config), *(overrides or ())]), handed=not dry_run))
 
 
 @app.command()

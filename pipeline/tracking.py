@@ -120,8 +120,9 @@ class Run:
 
         Each of ``uses`` is declared as an input of the run, with the same name and entries as when it was sent by the
         run that made it, so that the server finds that version again: an arrow of the lineage graph. This needs no
-        answer, so offline runs bring their arrows along when they are synced. An artifact that was sent before with
-        the same entries makes no new version.
+        answer, so offline runs bring their arrows along when they are synced, best in the order they were made: the
+        server takes a version that it first sees as an input as nobody's. An artifact that was sent before with the
+        same entries makes no new version.
 
         Args:
             artifact: what the run made. Files are read when they are uploaded and must stay as they are until then.

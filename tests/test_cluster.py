@@ -286,6 +286,30 @@ def test_without_slurm_nothing_is_known_and_nothing_breaks(monkeypatch, study, t
         submission.submit(submission.Order([study], ["corpus"]), print)
 
 
+@pytest.mark.parametrize(
+    ("complaint", "silent"),
+    [
+        ("slurm_load_jobs error: Unable to contact slurm controller (connect failure)", True),
+        ("slurm_load_jobs error: Invalid job id specified", False),
+    ],
+)
+def test_silence_of_slurm_is_not_taken_for_the_absence_of_jobs(monkeypatch, study, tmp_path, complaint, silent):
+    """Else a busy controller would get every job twice."""
+    for name in ("squeue", "sacct", "sbatch"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{complaint}' >&2\nexit 1\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    ledger.write(study, CorpusStage, Entry("corpus", study.fingerprint(CorpusStage), "s", "", {"1": ["all"]}, "1"))
+    order = submission.Order([study], ["corpus"])
+    assert progress.of_study(study)["corpus"].jobs == {}
+    if silent:
+        for ask in (lambda: submission.plan(order), lambda: submission.cancel([study])):
+            with pytest.raises(UserError, match=r"Slurm does not answer \(squeue: .*connect failure"):
+                ask()
+    else:
+        assert len(submission.plan(order)) == 1
+
+
 # How far jobs are
 
 
@@ -385,8 +409,8 @@ def test_a_dry_run_of_a_finished_study_says_so(study):
 
 def test_a_sweep_ends_with_the_commands_that_follow_and_compare_it(study):
     """With the values that say which studies they are, quoted where a shell needs it."""
-    arguments = [study.source, "sae.k=4,6", "report.title='a b'", "--sweep"]
-    done = CliRunner().invoke(app, ["submit", *arguments, "--stage", "corpus", "--cluster", "debug"])
+    arguments = [study.source, "sae.k=4,6", "report.title='a b'"]
+    done = CliRunner().invoke(app, ["submit", *arguments, "--sweep", "--stage", "corpus", "--cluster", "debug"])
     assert done.exit_code == 0, done.output
     last = done.output.splitlines()[-1]
     assert last.startswith("1 job done; `affectlens compare ")

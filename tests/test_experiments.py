@@ -10,17 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scripted import CONCEPTS, D, LAYER, NO, NORM, YES, Scripted, run_parts, write_experiment
+from scripted import CONCEPTS, LAYER, NO, NORM, YES, D, Scripted, run_parts, write_experiment
 
 from pipeline.behaviour import choosing, tournament
 from pipeline.behaviour.branching import Branching, Push, Tree
 from pipeline.behaviour.cells import compared, extremes, grid, rolled
 from pipeline.behaviour.experiment import ExperimentConfig, ReadingConfig, SteeringConfig, read_experiment
 from pipeline.behaviour.prompts import continuation, read_prompt
-from pipeline.behaviour.rollouts import generate
+from pipeline.behaviour.rollouts import Sampling
 from pipeline.errors import ConfigError, UserError
 from pipeline.stages.experiments import NOTHING, Experiments
-from pipeline.steering.interventions import Edit, Span, add
 from pipeline.steering.upper import Upper
 from pipeline.study import Study
 from pipeline.subject import ModelConfig, Subject, load_tokenizer
@@ -98,7 +97,7 @@ def test_a_model_that_always_or_never_does_it_is_found_out_whatever_is_pushed(sc
 
 
 def test_a_planted_direction_gives_the_planted_dose_response(scripted, tmp_path):
-    """Choice in closed form at every strength; answers flip where the closed form changes its sign, and nowhere else."""
+    """Choice in closed form at every strength; answers flip where the closed form changes its sign, not elsewhere."""
     blackmail(tmp_path / "e")
     model = scripted(-0.5)
     metrics, found = finished(model.stage(tmp_path / "e"), tmp_path / "out")
@@ -153,7 +152,7 @@ def test_how_the_work_is_cut_changes_no_number(scripted, tmp_path):
     rollout = {**ROLLOUT, "temperature": 1.0}
     blackmail(tmp_path / "e", readings=readings, read_under_steering=True, outcomes=[{"kind": "choice"}, rollout])
     whole = finished(scripted(0.0).stage(tmp_path / "e"), tmp_path / "one")[1].measured("letters")
-    small = {"scenarios_per_part": 8, "cells_per_part": 7, "tokens_per_batch": 1, "rollout_tokens_per_batch": 1}
+    small = {"scenarios_per_part": 8, "cells_per_part": 20, "tokens_per_batch": 100, "rollout_tokens_per_batch": 100}
     pieces = finished(scripted(0.0).stage(tmp_path / "e", **small), tmp_path / "two")[1].measured("letters")
     np.testing.assert_allclose(pieces.choice, whole.choice, atol=1e-5)
     assert whole.readings["day"].shape == (len(whole.cells), len(ASKED), len(CONCEPTS))
@@ -186,32 +185,29 @@ def test_a_tree_gives_what_its_branches_give_one_by_one(model_folder, family):
 
 
 def test_sampled_answers_depend_on_their_own_chances_and_push_alone(model_folder):
-    """On a model with attention: three rows at once say what each says by itself."""
-    from functools import partial
-
+    """On a model with attention: nine rows at once say what each says by itself."""
     subject = Subject.load(ModelConfig(name=str(model_folder("llama")), dtype="float32"), device="cpu", models=Path())
     config = ExperimentConfig(
-        title="", claim="", refuted_by="", analyses=(), outcomes=({**ROLLOUT, "tokens": 12, "temperature": 1.0},)
+        title="",
+        claim="",
+        refuted_by="",
+        analyses=(),
+        outcomes=({**ROLLOUT, "tokens": 12, "temperature": 1.0, "stop": ["e"]},),
     )
     chances = np.random.default_rng(0).random((3, 12))
     vectors = torch.randn(3, D, generator=torch.Generator().manual_seed(1))
 
-    def say(rows: slice):
-        count = len(vectors[rows])
-        push = Edit(
-            1, partial(add, direction=vectors[rows], strength=torch.ones(count), unit=1.0), span=Span.onward(count, 1)
-        )
-        return generate(subject, [0, 5, 6, 7, 8], [push], chances[rows], config.outcomes[0], 2)
-
-    together, apart = say(slice(0, 3)), [say(slice(row, row + 1))[0] for row in range(3)]
+    sampling = Sampling(subject, 1, 1, config.outcomes[0], 2)
+    together = sampling.answers([0, 5, 6, 7, 8], vectors, chances)
+    apart = [sampling.answers([0, 5, 6, 7, 8], push[None], row[None])[0] for push in vectors for row in chances]
     assert [answer.tokens for answer in together] == [answer.tokens for answer in apart]
-    assert len({tuple(answer.tokens) for answer in together}) == 3
+    assert len({tuple(answer.tokens) for answer in together}) == 9
     for one, other in zip(together, apart, strict=True):
         np.testing.assert_allclose(one.state, other.state, atol=1e-4)
 
 
 def test_read_positions_under_a_chat_template(model_folder, tmp_path):
-    """The answer is read at the last token of the assistant's opening, before a prefilled beginning; spans by their words."""
+    """The answer is read at the last token of the assistant's opening, before a prefilled beginning of it."""
     tokenizer = load_tokenizer(ModelConfig(name=str(model_folder("llama"))), Path())
     scenario = {**ASKED[1], "answer": "I think ", "options": {}}
     config = {"readings": [{"name": "x", "at": "answer"}], "analyses": []}
@@ -295,7 +291,7 @@ def test_a_tournament_compares_all_pairs_and_steers_the_words_of_the_steered_ite
 
 
 def test_steering_an_item_reaches_its_words_and_nothing_else(model_folder, tmp_path):
-    """On a model with attention: pairs of steered items with others change, as separate prompts with a named span do."""
+    """On a model with attention: pairs with a steered item change as separate prompts with a named span do."""
     source = ModelConfig(name=str(model_folder("llama")), layer=LAYER, dtype="float32")
     items = [
         {"id": f"item-{n}", "factors": {"category": "x"}, "text": text}
@@ -404,8 +400,16 @@ CHOICE = {"outcomes": [{"kind": "choice"}], "steering": STEERING, "analyses": [D
     ("config", "scenario", "message"),
     [
         ({"steering": {**STEERING, "vectors": ["afriad"]}}, {}, r"steering.vectors: afriad.*did you mean `afraid`"),
-        ({"analyses": [{"kind": "diagonal", "reading": "anwser"}], "readings": [{"name": "answer"}]}, {}, "no reading `anwser`; did you mean `answer`"),
-        ({"analyses": [{"kind": "diagonal", "reading": "x", "factor": "emotoin"}], "readings": [{"name": "x"}]}, {}, "factor: emotoin.*did you mean `emotion`"),
+        (
+            {"analyses": [{"kind": "diagonal", "reading": "anwser"}], "readings": [{"name": "answer"}]},
+            {},
+            "no reading `anwser`; did you mean `answer`",
+        ),
+        (
+            {"analyses": [{"kind": "diagonal", "reading": "x", "factor": "emotoin"}], "readings": [{"name": "x"}]},
+            {},
+            "factor: emotoin.*did you mean `emotion`",
+        ),
         ({"readings": [{"name": "x", "at": "mean:dya"}]}, {}, "no scenario has the span `dya`.*did you mean `day`"),
         ({}, {"options": {"target": [YES]}}, "scenario case-0: `options` has no `other`"),
         ({}, {"options": {"target": [YES], "other": [" "]}}, "one of its `options` is empty"),
@@ -430,7 +434,7 @@ def test_a_study_names_the_nearest_experiment_and_the_missing_layer(study_values
     with pytest.raises(ConfigError, match="did you mean `letters`"):
         Study.load(write_study({**study_values, **wrong}))
     wrong["experiments"]["run"] = ["letters"]
-    with pytest.raises(ConfigError, match="add a higher layer to `activations.pooled_layers`"):
+    with pytest.raises(ConfigError, match=r"add a higher layer to `activations\.pooled_layers`"):
         Study.load(write_study({**study_values, **wrong}))
     with pytest.raises(ConfigError, match="no such folder"):
         Study.load(write_study({**study_values, "experiments": {"folder": "nowhere", "run": "all"}}))

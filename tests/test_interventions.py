@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.dictionary import architectures
+from pipeline.dictionary.recipe import Recipe
 from pipeline.errors import UserError
 from pipeline.steering.generation import Banned, repetition, sample
 from pipeline.steering.interventions import (
@@ -33,6 +35,8 @@ ARCHITECTURES = {
     "jumprelu": {},
     "topk": {"k": 8},
 }
+SAVED = ("batchtopk", "matryoshka")
+"""Architectures that sae-lens knows in training only: saved, they become JumpReLU."""
 D, WIDTH, LAYER = 32, 48, 2
 PROMPTS = ("The cat sat on the mat and", "We walked home through the rain")
 
@@ -60,12 +64,25 @@ def subject(model_folder):
     return get
 
 
+def saved(architecture: str, folder: Path):
+    """A random SAE as a study would train, save and open it."""
+    from sae_lens import SAE
+
+    recipe = Recipe(architecture=architecture, k=8)
+    training = architectures.build(recipe, d_in=D, width=WIDTH, centre=torch.zeros(D), seed=1, metadata={})
+    training.topk_threshold.data.fill_(0.005)
+    architectures.save_folded(training, 1.5, folder)
+    return SAE.load_from_disk(folder)
+
+
 @pytest.fixture(scope="module")
-def sae():
+def sae(tmp_path_factory: pytest.TempPathFactory):
     """``sae(architecture)`` -> a random sae-lens SAE some of whose features fire on the tiny models."""
     from sae_lens import SAE
 
     def build(architecture: str):
+        if architecture in SAVED:
+            return saved(architecture, tmp_path_factory.mktemp(architecture)).eval().requires_grad_(False)
         torch.manual_seed(1)
         settings = {"architecture": architecture, "d_in": D, "d_sae": WIDTH, "dtype": "float32", "device": "cpu"}
         module = SAE.from_dict(settings | ARCHITECTURES[architecture])
@@ -175,7 +192,7 @@ def spliced(model: Subject, tokens: torch.Tensor, module, change) -> torch.Tenso
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *SAVED])
 def test_deltas_equal_the_splice_with_error_term(subject, sae, family: str, architecture: str) -> None:
     model, module = subject(family), sae(architecture)
     tokens = model.pad([model.encode(PROMPTS[0])] * 2)
@@ -275,6 +292,30 @@ def test_the_key_value_cache_changes_nothing(subject, family: str) -> None:
         assert whole == alone
     same = sample(model, prompt, grid(slice(0, 3)), np.tile(chances[:1], (3, 1)))
     assert same[0] != same[2], "a strong push must change the text"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_grid_of_all_kinds_is_sampled_as_row_by_row_under_the_cache(subject, sae, family: str) -> None:
+    """Every kind of intervention at three strengths as one batch, strength 0 among them, against each row alone."""
+    model, strengths = subject(family), torch.tensor([0.0, 0.6, 1.5])
+    prompt, chances = model.encode(PROMPTS[0]), np.random.default_rng(5).random(4)
+    kinds = list(every_kind(sae("topk"), 3, strengths).values())
+    rows = [(kind, row) for kind in kinds for row in range(3)]
+
+    def one(kind: partial, row: int, place: int) -> Edit:
+        cut = {
+            key: value[[row]] if isinstance(value, torch.Tensor) and len(value) == 3 else value
+            for key, value in kind.keywords.items()
+        }
+        return Edit(LAYER, partial(kind.func, **cut), torch.tensor([place]), Span.text(1, model.lead))
+
+    edits = [one(kind, row, place) for place, (kind, row) in enumerate(rows)]
+    whole = sample(model, prompt, edits, np.tile(chances, (len(rows), 1)))
+    alone = [sample(model, prompt, [one(kind, row, 0)], chances[None])[0] for kind, row in rows]
+    assert whole == alone
+    plain = sample(model, prompt, (), chances[None])[0]
+    assert all(text == plain for text, (_, row) in zip(whole, rows, strict=True) if row == 0)
+    assert any(text != plain for text in whole), "some intervention must change the text"
 
 
 def test_spans_cover_what_they_name(subject) -> None:

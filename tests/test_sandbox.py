@@ -232,7 +232,7 @@ import os, sys
 def solve(path, parent):
     found = [repr(dict(os.environ)), repr(sys.argv)]
     places = [path, "/etc/passwd", "/proc/self/environ", "/proc/self/fd/0", f"/proc/{parent}/environ"]
-    places += [f"/proc/{parent}/cmdline", f"/proc/{parent}/mem", f"/proc/{parent}/fd/0", f"/proc/{parent}/cwd/README.md"]
+    places += [f"/proc/{parent}/{name}" for name in ("cmdline", "mem", "fd/0", "cwd/README.md")]
     for place in places:
         try: found.append(place + " " + open(place, "rb").read(100).decode(errors="replace"))
         except OSError: pass
@@ -252,9 +252,10 @@ import gc, sys
 def solve(a):
     frames, frame = [], sys._getframe()
     while frame:
-        frames.append(repr(frame.f_locals) + repr(list(frame.f_globals))), frame
+        frames.append(repr(frame.f_locals) + repr(list(frame.f_globals)))
         frame = frame.f_back
-    return "needle-4711" in repr(frames) + repr([each for each in gc.get_objects() if isinstance(each, (list, dict))])
+    held = [each for each in gc.get_objects() if isinstance(each, (list, dict))]
+    return "needle-" + str(a - a + 4711) in repr(frames) + repr(held)
 """
     from pipeline.behaviour.experiment import Scenario
     from pipeline.behaviour.graders.answer import Answer
@@ -340,9 +341,12 @@ def test_the_parent_cannot_be_killed():
     """Directly, by group, by a raw call, and by having a pipe's owner signalled (fcntl's F_SETOWN and F_SETSIG)."""
     victim = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     source = """
-import ctypes, fcntl, os, signal
+import ctypes, fcntl, os, platform, signal
 def solve(parent):
     done = []
+    def raw(parent):
+        tgkill = {"x86_64": 234, "aarch64": 131}[platform.machine()]
+        if ctypes.CDLL(None).syscall(tgkill, parent, parent, 9) < 0: raise OSError
     def owned():
         reader, writer = os.pipe()
         fcntl.fcntl(reader, fcntl.F_SETOWN, parent)
@@ -353,7 +357,7 @@ def solve(parent):
         "kill": lambda: os.kill(parent, 9),
         "group": lambda: os.killpg(parent, 9),
         "all": lambda: os.kill(-1, 0),
-        "thread": lambda: signal.pthread_kill(parent, 9),
+        "thread": lambda: raw(parent),
         "descriptor": lambda: os.pidfd_open(parent),
         "owner": owned,
         "priority": lambda: os.setpriority(os.PRIO_PROCESS, parent, 19),
@@ -365,7 +369,7 @@ def solve(parent):
 """
     try:
         assert run(source, [victim.pid]).results[0].value == []
-        assert run(source.replace('"thread"', '"x" if 1 else "thread"'), [os.getpid()]).results[0].value == []
+        assert run(source, [os.getpid()]).results[0].value == []
         assert victim.poll() is None
     finally:
         victim.kill()
@@ -405,7 +409,10 @@ def solve(a): return Same() if a else 7
 
 
 def test_forged_lines_are_read_as_results_at_most():
-    nonsense = 'import os\nfor fd in range(3, 9):\n    try: os.write(fd, b"%s\\n")\n    except OSError: pass\ndef solve(): return 1'
+    nonsense = (
+        'import os\nfor fd in range(3, 9):\n    try: os.write(fd, b"%s\\n")\n    except OSError: pass\n'
+        "def solve(): return 1"
+    )
     for line in ("not json", "[1]", "[" * 3000, '{"layers": []}', '{"error": 5}', "1" * 9000, "\\\\xff"):
         got = run(nonsense % line)
         assert len(got.results) == 1 and got.layers
@@ -420,8 +427,6 @@ def test_the_entry_must_be_there_and_the_code_must_load():
 
 def test_an_ordinary_user_is_as_safe_as_root(tmp_path: Path):
     """The layers need no privilege: everything forbidden is refused without any as well."""
-    if os.getuid() != 0:
-        pytest.skip("already an ordinary user")
     tmp_path.chmod(0o755)
     for part in Path(sandbox.__file__).parent.glob("*.py"):
         (tmp_path / part.name).write_bytes(part.read_bytes())
@@ -432,8 +437,7 @@ def test_an_ordinary_user_is_as_safe_as_root(tmp_path: Path):
 
 
 AS_NOBODY = """
-import json, os, pathlib, runpy, sys
-names = [path.read_text() for path in sorted(pathlib.Path(__file__).parent.glob("*.py"))]
+import os, pathlib, runpy
 folder = pathlib.Path(__file__).parent
 space = runpy.run_path(str(folder / "confined.py"))
 escapes = (folder / "escapes.py").read_text()
@@ -441,9 +445,10 @@ parent = os.getpid()
 reader, writer = os.pipe()
 child = os.fork()
 if child == 0:
-    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+    space["preload"](escapes)  # while the library, which may be root's own, can be read
+    if os.getuid() == 0:
+        os.setgroups([]); os.setgid(65534); os.setuid(65534)
     job = {"parent": parent, "library": True, "processor_seconds": 5, "memory": 256 << 20}
-    space["preload"](escapes)
     space["shut"](job)
     calls = [["processes"], ["signals", parent], ["writing", "/tmp/written-by-nobody"], ["reading", "/etc/passwd"],
              ["network", 9], ["memory", 256 << 20], ["time"], ["programs"]]

@@ -98,6 +98,17 @@ class SweepServer(WandbServer):
         return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(commands)}}
 
 
+def test_what_the_example_varies_is_what_its_studies_depend_on():
+    """A study that loads its SAE would be the same for every value."""
+    config = yaml.safe_load((ROOT / "configs" / "wandb_sweep.yaml").read_text(encoding="utf-8"))
+    words = config["command"]
+    file = Path(words[words.index("run") + 1])
+    fixed = [word for word in words if "=" in word]
+    studies = [Study.load(ROOT / file, [*fixed, f"sae.architecture={each}"]) for each in ("topk", "batchtopk")]
+    assert all(study.section(SaeStage).load is None for study in studies)
+    assert len({study.fingerprint(SaeStage) for study in studies}) == 2
+
+
 @pytest.mark.slow
 def test_a_sweep_agent_drives_studies_and_learns_their_figures(study, tmp_path):
     """The agent of the installed wandb, the example's command, and two values."""

@@ -17,6 +17,7 @@ from pipeline.behaviour.readings import prompts_of, value_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+    from torch import Tensor
 
 
 def measure(
@@ -45,53 +46,65 @@ def measure(
 def _scenario(
     bench: Bench, experiment: Experiment, scenario: Scenario, prompt: Prompt, cells: Sequence[Cell]
 ) -> dict[str, np.ndarray]:
-    config = experiment.config
-    choice: ChoiceConfig | None = config.outcome(ChoiceConfig)
-    wordings = (
-        [] if choice is None else [*scenario.options.get(choice.target, ()), *scenario.options.get(choice.other, ())]
-    )
-    before = scenario.answer if scenario.messages else scenario.text
-    branches = tuple(tuple(continuation(bench.subject.tokenizer, before, wording)) for wording in wordings)
+    """One scenario under the cells: ``choice`` and residuals, as :func:`measure` returns them."""
+    choice: ChoiceConfig | None = experiment.config.outcome(ChoiceConfig)
+    branches = _branches(bench, scenario, choice)
     tree = Tree(prompt.ids, branches)
-    found: dict[str, list[np.ndarray]] = {}
-    scores: list[np.ndarray] = []
-    for piece in bench.branching.split(tree, bench.config.tokens_per_batch):
+    found: dict[str, np.ndarray] = {}
+    scores = []
+    for number, piece in enumerate(bench.branching.split(tree, bench.config.tokens_per_batch)):
         lower = bench.branching.lower(piece)
-        first = prompt.opening if config.steering and config.steering.positions == "answer" else prompt.first
-        pieces = []
+        parts, seen = [], []
         for run in runs(len(cells), len(piece.ids), bench.config.tokens_per_batch):
-            push = push_of(bench, experiment, cells[run], len(piece.ids), first)
-            with capturing(bench.subject.bridge, bench.reading_layer(experiment)) as seen:
+            push = push_of(bench, experiment, cells[run], len(piece.ids), prompt)
+            with capturing(bench.subject.bridge, bench.reading_layer(experiment)) as residuals:
                 if piece.branches:
-                    pieces.append(bench.branching.branch_scores(piece, lower, push).cpu().numpy())
-                elif config.read_under_steering:
+                    parts.append(bench.branching.branch_scores(piece, lower, push).cpu().numpy())
+                else:
                     bench.branching.residuals(piece, lower, push, bench.reading_layer(experiment))
-            if config.read_under_steering and not scores:
-                for reading in config.readings:
-                    for row in seen[-1]:
-                        for key, value in value_of(bench, reading, prompt, row).items():
-                            found.setdefault(key, []).append(value)
-        if pieces:
-            scores.append(np.concatenate(pieces))
-    result = {key: np.stack(values) for key, values in found.items() if key.startswith("residual")}
+            if number == 0 and experiment.config.read_under_steering:
+                seen += [_read(bench, experiment, prompt, row) for row in residuals[-1]]
+        scores += [np.concatenate(parts)] if parts else []
+        found |= {key: np.stack([row[key] for row in seen]) for key in (seen[0] if seen else ())}
     if choice is not None:
-        lengths = [len(branch) for branch in branches]
-        odds = (
-            log_odds(np.concatenate(scores, axis=1), lengths, len(scenario.options.get(choice.target, ())), choice)
-            if branches
-            else None
-        )
-        result["choice"] = np.full(len(cells), np.nan) if odds is None else odds
-    return result
+        targets, lengths = len(scenario.options.get(choice.target, ())), [len(branch) for branch in branches]
+        odds = log_odds(np.concatenate(scores, axis=1), lengths, targets, choice) if branches else None
+        found["choice"] = np.full(len(cells), np.nan) if odds is None else odds
+    return found
 
 
-def push_of(bench: Bench, experiment: Experiment, cells: Sequence[Cell], width: int, first: int) -> Push:
-    """What a run of cells adds from one position on."""
+def _branches(bench: Bench, scenario: Scenario, choice: ChoiceConfig | None) -> tuple[tuple[int, ...], ...]:
+    """Token ids of the candidate answers, those of the target first."""
+    if choice is None:
+        return ()
+    before = scenario.answer if scenario.messages else scenario.text
+    wordings = [*scenario.options.get(choice.target, ()), *scenario.options.get(choice.other, ())]
+    return tuple(tuple(continuation(bench.subject.tokenizer, before, wording)) for wording in wordings)
+
+
+def _read(
+    bench: Bench, experiment: Experiment, prompt: Prompt, residual: Float[Tensor, "positions d_model"]
+) -> dict[str, np.ndarray]:
+    """All readings of one scenario in one cell."""
+    found: dict[str, np.ndarray] = {}
+    for reading in experiment.config.readings:
+        found |= value_of(bench, reading, prompt, residual)
+    return found
+
+
+def push_of(bench: Bench, experiment: Experiment, cells: Sequence[Cell], width: int, prompt: Prompt) -> Push:
+    """What a run of cells adds, and where: to the whole text, or from the opening of the answer on."""
     import torch
 
     steering = experiment.config.steering
-    mask = torch.arange(width, device=bench.setting.device) >= first
+    mask = torch.arange(width, device=bench.setting.device) >= first_pushed(experiment, prompt)
     return Push(bench.pushes(cells, steering.by if steering else "directions"), mask)
+
+
+def first_pushed(experiment: Experiment, prompt: Prompt) -> int:
+    """The first position that an experiment steers."""
+    steering = experiment.config.steering
+    return prompt.opening if steering and steering.positions == "answer" else prompt.first
 
 
 def log_odds(

@@ -6,14 +6,14 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.behaviour.branching import Tree, capturing
 from pipeline.behaviour.cells import grid, rolled
-from pipeline.behaviour.choices import runs
+from pipeline.behaviour.choices import first_pushed, runs
 from pipeline.behaviour.experiment import Experiment, RolloutConfig, Scenario
 from pipeline.behaviour.measured import Cell
 from pipeline.behaviour.prompts import Prompt, read_prompt
@@ -35,11 +35,18 @@ class Answer:
 
     Attributes:
         tokens: what was sampled, without the special token that ended it.
-        state: mean residual at the readout over the positions from which its tokens were predicted.
+        total: sum of the residuals at the readout, over the positions from which its tokens were predicted.
+        count: how many positions.
     """
 
     tokens: list[int]
-    state: Float[np.ndarray, "d_model"]
+    total: Float[np.ndarray, "d_model"]
+    count: int
+
+    @property
+    def state(self) -> Float[np.ndarray, "d_model"]:
+        """Mean residual at the readout while answering."""
+        return (self.total / self.count).astype(np.float32)
 
 
 def rolled_scenarios(experiment: Experiment) -> list[int]:
@@ -99,85 +106,102 @@ def _answers(
     bench: Bench, experiment: Experiment, scenario: Scenario, prompt: Prompt, cells: Sequence[Cell]
 ) -> list[Answer]:
     """Every cell's samples, cell by cell."""
-    config, rollout = experiment.config, experiment.config.outcome(RolloutConfig)
-    chances = np.stack(
-        [
-            bench.generator(json.dumps([experiment.name, scenario.id, sample])).random(rollout.tokens)
-            for sample in range(rollout.samples)
-        ]
-    )
-    vectors = bench.pushes(cells, config.steering.by if config.steering else "directions")
-    vectors = vectors.repeat_interleave(rollout.samples, dim=0)
-    first = prompt.opening if config.steering and config.steering.positions == "answer" else prompt.first
-    found: list[Answer] = []
-    for run in runs(len(vectors), len(prompt.ids) + rollout.tokens, bench.config.rollout_tokens_per_batch):
-        push = Edit(
-            bench.layer,
-            partial(add, direction=vectors[run], strength=vectors.new_ones(run.stop - run.start), unit=1.0),
-            span=Span.onward(run.stop - run.start, first),
-        )
-        drawn = np.tile(chances, (len(cells), 1))[run]
-        found += generate(bench.subject, prompt.ids, [push], drawn, rollout, bench.readout_layer)
-    return found
+    steering, rollout = experiment.config.steering, experiment.config.outcome(RolloutConfig)
+    names = [json.dumps([experiment.name, scenario.id, sample]) for sample in range(rollout.samples)]
+    chances = np.stack([bench.generator(name).random(rollout.tokens) for name in names])
+    pushes = bench.pushes(cells, steering.by if steering else "directions")
+    sampling = Sampling(bench.subject, bench.layer, first_pushed(experiment, prompt), rollout, bench.readout_layer)
+    width = rollout.samples * (len(prompt.ids) + rollout.tokens)
+    chosen = runs(len(pushes), width, bench.config.rollout_tokens_per_batch)
+    return [answer for run in chosen for answer in sampling.answers(prompt.ids, pushes[run], chances)]
 
 
-def generate(
-    subject: Subject,
-    prompt: Sequence[int],
-    edits: Sequence[Edit],
-    chances: Float[np.ndarray, "rows tokens"],
-    rollout: RolloutConfig,
-    layer: int,
-) -> list[Answer]:
-    """Continue one prompt in as many ways as there are rows, each until a special token or a stop string.
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are sampled.
 
-    A row depends on its own chances and edits alone, so a batch gives what its rows give one by one.
-
-    Args:
-        prompt: token ids, with the begin token.
-        edits: rows in the order of ``chances``.
-        chances: uniform draws in [0, 1), one a token.
+    Attributes:
+        subject: the model.
+        layer: after which is pushed.
+        first: the first position that is pushed.
         rollout: temperature and stop strings.
-        layer: where the state is read.
+        read: the layer where the state is read.
     """
-    import torch
 
-    rows, steps = chances.shape
-    special = set(subject.tokenizer.all_special_ids)
-    said: list[list[int]] = [[] for _ in range(rows)]
-    open_rows = set(range(rows))
-    states, counts = np.zeros((rows, subject.shape.width)), np.zeros(rows)
-    fed, cache = torch.tensor([list(prompt)], device=subject.device).expand(rows, -1), None
-    with torch.no_grad(), capturing(subject.bridge, layer) as seen, editing(subject.bridge, edits, cached=True):
-        for step in range(steps):
-            seen.clear()
-            logits, cache = _step(subject, fed, cache)
-            state = seen[-1][:, -1].float().cpu().numpy()
-            chosen = choose(logits, torch.tensor(chances[:, step], device=logits.device), rollout.temperature)
-            for row, token in enumerate(chosen.tolist()):
-                if row not in open_rows:
-                    continue
-                states[row] += state[row]
-                counts[row] += 1
-                if token in special:
-                    open_rows.discard(row)
-                    continue
-                said[row].append(token)
-                if rollout.stop and any(stop in subject.tokenizer.decode(said[row]) for stop in rollout.stop):
-                    open_rows.discard(row)
-            if not open_rows:
-                break
-            fed = chosen[:, None]
-    return [
-        Answer(tokens, (state / count).astype(np.float32))
-        for tokens, state, count in zip(said, states, counts, strict=True)
-    ]
+    subject: Subject
+    layer: int
+    first: int
+    rollout: RolloutConfig
+    read: int
 
+    def answers(
+        self,
+        prompt: Sequence[int],
+        pushes: Float[Tensor, "cells d_model"],
+        chances: Float[np.ndarray, "samples tokens"],
+    ) -> list[Answer]:
+        """Continue one prompt, for each push and each row of chances, until a special token or a stop string.
 
-def _step(subject: Subject, fed: Tensor, cache: Any) -> tuple[Float[Tensor, "rows vocabulary"], Any]:
-    """Logits of the next token, and the keys and values so far."""
-    logits, cache = subject.bridge(fed, use_cache=True, past_key_values=cache, return_type="logits_and_cache")
-    return logits[:, -1].float(), cache
+        An answer depends on its own chances and push alone, so a batch gives what its rows give one by one. The prompt
+        is read once for all samples of a push, and rows that are done leave the batch.
+
+        Args:
+            prompt: token ids, with the begin token.
+            pushes: what is added, at full length.
+            chances: uniform draws in [0, 1), one a token.
+
+        Returns:
+            The samples of the first push, then those of the next.
+        """
+        import torch
+
+        samples, steps = chances.shape
+        vectors, rows = pushes.repeat_interleave(samples, dim=0), list(range(len(pushes) * samples))
+        found = [Answer([], np.zeros(self.subject.shape.width), 0) for _ in rows]
+        fed = torch.tensor([list(prompt)], device=self.subject.device).expand(len(pushes), -1)
+        with torch.no_grad():
+            logits, state, cache = self._step(fed, None, pushes, Span.onward(len(pushes), self.first))
+            cache.batch_repeat_interleave(samples)
+            logits, state = logits.repeat_interleave(samples, dim=0), state.repeat_interleave(samples, dim=0)
+            for step in range(steps):
+                if step:
+                    logits, state, cache = self._step(fed, cache, vectors, None)
+                drawn = torch.tensor(chances[:, step], device=logits.device)[[row % samples for row in rows]]
+                chosen = choose(logits, drawn, self.rollout.temperature)
+                tokens, states = chosen.tolist(), state.float().cpu().numpy()
+                going = [place for place, row in enumerate(rows) if self._add(found[row], tokens[place], states[place])]
+                if not going or step + 1 == steps:
+                    break
+                if len(going) < len(rows):
+                    kept = torch.tensor(going, device=self.subject.device)
+                    cache.batch_select_indices(kept)
+                    rows, vectors, chosen = [rows[place] for place in going], vectors[kept], chosen[kept]
+                fed = chosen[:, None]
+        return found
+
+    def _step(
+        self, fed: Tensor, cache: Any, vectors: Float[Tensor, "rows d_model"], span: Span | None
+    ) -> tuple[Float[Tensor, "rows vocabulary"], Float[Tensor, "rows d_model"], Any]:
+        """Logits of the next token, the state at the last, and the keys and values so far."""
+        bridge = self.subject.bridge
+        delta = partial(add, direction=vectors, strength=vectors.new_ones(len(vectors)), unit=1.0)
+        with capturing(bridge, self.read) as seen, editing(bridge, [Edit(self.layer, delta, span=span)]):
+            logits, cache = bridge(fed, use_cache=True, past_key_values=cache, return_type="logits_and_cache")
+        return logits[:, -1].float(), seen[-1][:, -1], cache
+
+    def _add(self, answer: Answer, token: int, state: Float[np.ndarray, "d_model"]) -> bool:
+        """Add a token to an answer, and the state it was predicted from; whether the answer goes on."""
+        answer.total += state
+        answer.count += 1
+        if token in self._special:
+            return False
+        answer.tokens.append(token)
+        stops = self.rollout.stop
+        return not (stops and any(stop in self.subject.tokenizer.decode(answer.tokens) for stop in stops))
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        return frozenset(self.subject.tokenizer.all_special_ids)
 
 
 def _until(text: str, stops: Sequence[str], begun: int) -> str:

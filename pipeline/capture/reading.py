@@ -10,6 +10,7 @@ other model that transformer-lens knows is read through its bridge.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out")
+SHAPES_KEPT = 128
+"""For so many shapes of a matrix product oneDNN keeps what it compiled. Its own 1,024 take 150 MB, filled bit by bit by
+batches that hardly ever repeat a shape."""
 
 
 class Site(NamedTuple):
@@ -94,6 +98,8 @@ def open_reader(config: subjects.ModelConfig, sites: Sequence[Site], *, device: 
         UserError: the model cannot be loaded, with the reason.
     """
     layers = max(site.layer for site in sites) + 1
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(SHAPES_KEPT))  # read at the first product
     with subjects.loading(config):
         from transformers import AutoConfig
 

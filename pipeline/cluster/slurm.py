@@ -25,6 +25,9 @@ FAILED = frozenset(
 )
 INVALID = "DependencyNeverSatisfied"
 QUEUE = ("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r")
+FORGOTTEN = "Invalid job id"
+"""What squeue says when it knows none of the jobs; it then fails, too."""
+ANSWER_S = 60
 HISTORY = ("sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State,Reason")
 
 
@@ -143,23 +146,36 @@ def cancel(ids: Sequence[str]) -> None:
         _ask("scancel", *ids)
 
 
-def states(ids: Sequence[str]) -> dict[str, JobState]:
-    """What became of jobs, by id; nothing of those that Slurm has forgotten, or when it cannot be asked here."""
+def states(ids: Sequence[str], *, required: bool = False) -> dict[str, JobState]:
+    """What became of jobs, by id; nothing of those that Slurm has forgotten, or when it cannot be asked here.
+
+    Args:
+        ids: of the jobs.
+        required: whether no answer is an error. To whoever submits, silence must not look like the absence of jobs.
+
+    Raises:
+        UserError: Slurm does not answer, and ``required`` is on.
+    """
     if not ids:
         return {}
     numbers = ",".join(sorted({job.split("_")[0] for job in ids}))
-    known = parse(_ask(*HISTORY, f"--jobs={numbers}")) | parse(_ask(*QUEUE, f"--jobs={numbers}"))
+    queue = _ask(*QUEUE, f"--jobs={numbers}", required=required)
+    known = parse(_ask(*HISTORY, f"--jobs={numbers}")) | parse(queue)
     return {job: known[job] for job in ids if job in known}
 
 
-def _ask(*command: str) -> str:
+def _ask(*command: str, required: bool = False) -> str:
     """What a command of Slurm's prints; nothing where there is none, or where it fails."""
     if shutil.which(command[0]) is None:
         return ""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=ANSWER_S)
+        said, complaint = done.stdout, done.stderr.strip() if done.returncode else ""
     except subprocess.TimeoutExpired:
-        return ""
+        said, complaint = "", f"nothing within {ANSWER_S} s"
+    if required and complaint and FORGOTTEN not in complaint:
+        raise UserError(f"Slurm does not answer ({command[0]}: {complaint.splitlines()[-1]}); try again when it does")
+    return said
 
 
 def parse(listing: str) -> dict[str, JobState]:

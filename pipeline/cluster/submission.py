@@ -56,7 +56,7 @@ def submit(order: Order, say: Say) -> list[Node]:
     """Hand over everything that is missing; with Slurm this returns at once, else when all is done.
 
     Raises:
-        UserError: a part failed earlier and ``retry`` is off; Slurm refuses; or, without Slurm, jobs failed.
+        UserError: a part failed earlier and ``retry`` is off; Slurm refuses or is silent; jobs failed, without Slurm.
     """
     if order.where != "slurm":
         nodes = plan(order)
@@ -96,7 +96,7 @@ def plan(order: Order) -> list[Node]:
 
 def _states(order: Order) -> dict[str, JobState]:
     entries = [ledger.read(study, stage) for study in order.studies for stage in needed_for(order.names)]
-    return slurm.states([job for entry in entries if entry for job in entry.ids])
+    return slurm.states([job for entry in entries if entry for job in entry.ids], required=True)
 
 
 def _found(study: Study, stage: AnyStage, foresight: Foresight, states: Mapping[str, JobState]) -> Found:
@@ -261,19 +261,20 @@ def closing(order: Order, nodes: Sequence[Node], arguments: str, *, handed: bool
     Args:
         order: what was asked for.
         nodes: what :func:`submit` or :func:`plan` returned.
-        arguments: of the command line that say which studies.
+        arguments: of the command line: the study file and what is changed in it.
         handed: whether the jobs were handed over.
     """
     jobs = _jobs_in_words(sum(node.jobs for node in nodes))
+    several = len(order.studies) > 1
     if not nodes:
         said = "nothing to submit: everything is done or under way"
     elif not handed:
         said = f"{jobs}; nothing was submitted"
     elif order.where == "slurm":
-        said = f"{jobs} submitted; `affectlens status {arguments}` follows them"
+        said = f"{jobs} submitted; `affectlens status {arguments}{' --sweep' * several}` follows them"
     else:
         said = f"{jobs} done"
-    if handed and len(order.studies) > 1:
+    if handed and several:
         said += f"; `affectlens compare {arguments}` sets the finished studies side by side"
     return said
 
@@ -304,7 +305,7 @@ def cancel(studies: Sequence[Study]) -> tuple[list[str], list[str]]:
     with ledger.lock(studies):
         entries = [entry for study in studies[:1] for entry in ledger.read_all(study)]
         mine = {graph.key_of(study, stage) for study in studies for stage in needed_for(())}
-        states = slurm.states([job for entry in entries for job in entry.ids])
+        states = slurm.states([job for entry in entries for job in entry.ids], required=True)
         alive = {job for job, state in states.items() if state.alive}
         ids, stay = graph.cancellable(entries, mine, alive)
         slurm.cancel(ids)

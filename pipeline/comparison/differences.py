@@ -9,8 +9,9 @@ is marked when 0 lies outside. What the studies share (words, texts, topics) can
 not the topics.
 
 ``intervals``: otherwise, where both studies give the metric an interval, the difference is marked when these do not
-overlap. That is the stricter rule: two independent means whose 95% intervals only just touch differ at p of about
-0.006.
+overlap. For two independent means with sound intervals that is strict: 95% intervals that only just touch differ at p
+of about 0.006. It is as sound as they are: most are drawn over held-out topics, and with three topics they are too
+narrow (see ``pipeline.stats.resampling``), so a mark by this rule alone wants more topics before it is believed.
 
 Other metrics have no interval, and their differences no mark.
 """

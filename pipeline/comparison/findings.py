@@ -54,14 +54,14 @@ class Result:
     Attributes:
         stage: its name.
         record: what a manifest holds of how it came about: ``config``, ``seed``, ``model``, ``data``, ``versions`` ...
-        metrics: flat; empty when the stage is not finished.
+        metrics: flat, with None (or NaN) for what could not be measured; empty when the stage is not finished.
         tables: by name, rows as the stage sends them to Weights & Biases.
         note: what could not be read of it.
     """
 
     stage: str
     record: Mapping[str, Any]
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
     tables: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     note: str = ""
 

@@ -14,10 +14,13 @@ from pipeline.comparison.findings import Findings, Result
 from pipeline.comparison.folders import NAMES, PAGE, WITH_TABLES
 from pipeline.errors import ConfigError, UserError
 from pipeline.tracking import TrackingConfig
-from pipeline.wandb_session import Session, within
+from pipeline.wandb_session import Session, release, within
 
 ABOUT = ("seed", "versions", "git", "version", "needs", "data", "model", "model_identity", "fingerprint")
 """Of a run's config, what says how the result came about; the rest is the section of its stage."""
+
+ASKING_LIMIT_S = 60.0
+"""How long a server may take to tell of all runs of a group, with their tables."""
 
 
 @dataclass
@@ -130,12 +133,14 @@ def _remote(name: str, missing: str) -> tuple[list[Sent], str]:
             try:
                 if not session.has_key():
                     raise ConfigError(f"{missing}; to ask a server, set WANDB_API_KEY or run `wandb login`")
-                return within(6 * config.timeout, lambda: _ask(name, config, Path(scratch)))
+                return within(ASKING_LIMIT_S, lambda: _ask(name, config, Path(scratch)))
             except ConfigError:
                 raise
             except Exception as error:
                 text = " ".join(str(error).split())
                 raise UserError(f"{missing}, and the W&B server cannot be asked ({text[:160]})") from None
+            finally:
+                release()
 
 
 def _ask(name: str, config: TrackingConfig, scratch: Path) -> tuple[list[Sent], str]:

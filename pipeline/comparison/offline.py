@@ -34,7 +34,7 @@ def read(log: Path) -> Iterator[Any]:
     from wandb.proto import wandb_internal_pb2
 
     for data in chunks(log.read_bytes()):
-        record = wandb_internal_pb2.Record()
+        record = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue]
         record.ParseFromString(data)
         yield record
 

@@ -20,19 +20,19 @@ WIDTH_IN_A_FILE = 160
 """Columns where the output is no terminal, which would have its own."""
 HEADLINE = {f"{stage.name}/{metric}": meaning for stage in STAGES for metric, meaning in stage.headline}
 RULES = (
-    "* differs by more than its uncertainty. With an interval of the difference (per-concept values paired, concepts "
-    "drawn with replacement, 95%): 0 lies outside it. Without: the two 95% intervals do not overlap. No mark either "
-    "way where a metric has no interval. Each metric stands by itself: of twenty that do not really differ, one is "
-    "marked."
+    "* differs by more than its uncertainty. Where the difference has an interval (values of the same concepts paired, "
+    "concepts drawn with replacement, 95%): 0 lies outside it. Elsewhere: the two 95% intervals do not overlap, which "
+    "says less when they rest on few topics. Without intervals there is no mark. Each metric stands by itself: of "
+    "twenty that do not really differ, one is marked."
 )
 ASPECTS = (
-    ("feature", "best feature"),
-    ("feature_auroc", "its AUROC"),
-    ("direction_auroc", "direction's AUROC"),
-    ("direction_verdict", "direction shown"),
-    ("feature_verdict", "feature shown"),
+    ("feature", "best\nfeat."),
+    ("feature_auroc", "its\nAUROC"),
+    ("direction_auroc", "dir.\nAUROC"),
+    ("direction_verdict", "dir.\nshown"),
+    ("feature_verdict", "feat.\nshown"),
 )
-SHORT = {"sufficient": "suff", "specific": "spec", "necessary": "nec", "not shown": "-"}
+SHORT = {"sufficient": "S", "specific": "P", "necessary": "N", "not shown": "-"}
 
 
 def show(comparison: Comparison, *, everything: bool = False, console: Console | None = None) -> None:
@@ -70,11 +70,16 @@ def show(comparison: Comparison, *, everything: bool = False, console: Console |
 
 def _studies(studies: Sequence[Findings]) -> Table:
     table = _table(f"{len(studies)} studies; the others are held against the first")
-    for column in ("study", "read from"):
+    for column in ("", "study", "read from"):
         table.add_column(column, overflow="fold")
-    for each in studies:
-        table.add_row(each.name, each.source)
+    for place, each in enumerate(studies):
+        table.add_row(_letter(place), each.name, each.source)
     return table
+
+
+def _letter(place: int) -> str:
+    """What a study is called where there is no room for its name."""
+    return chr(ord("A") + place) if place < 26 else str(place + 1)
 
 
 def _settings(title: str, names: Sequence[str], rows: Sequence[Setting]) -> Table:
@@ -152,13 +157,14 @@ def _show_concepts(comparison: Comparison, names: Sequence[str], everything: boo
     chosen = ordered if everything else ordered[:CONCEPTS_SHOWN]
     rows = {concept: comparison.concepts[concept] for concept in comparison.concepts if concept in chosen}
     table = _table("Concepts and what matches them")
-    table.add_column("concept")
+    table.add_column("concept", no_wrap=True)
     columns = []
     for key, meaning in ASPECTS:
         held = [place for place in range(len(names)) if any(key in each[place] for each in rows.values())]
         alike = all(each[held[0]].get(key) == each[place].get(key) for each in rows.values() for place in held)
         for place in held[:1] if alike else held:
-            table.add_column(meaning if alike else f"{meaning}\n{names[place]}", justify=_side(key), overflow="fold")
+            heading = meaning if alike else f"{meaning}\n{_letter(place)}"
+            table.add_column(heading, justify=_side(key), no_wrap=True)
             columns.append((key, place))
     for concept, each in rows.items():
         table.add_row(concept, *(_aspect(each[place].get(key)) for key, place in columns))
@@ -166,9 +172,7 @@ def _show_concepts(comparison: Comparison, names: Sequence[str], everything: boo
     if len(chosen) < len(ordered):
         console.print(f"The {len(chosen)} concepts that differ most of {len(ordered)}; --all shows the others.")
     if any(row.get("direction_verdict") for each in rows.values() for row in each):
-        console.print(
-            "Shown, injected or ablated: suff(icient), spec(ific), nec(essary), or none of these (-).", style="dim"
-        )
+        console.print("Shown by injection and ablation: S sufficient, P specific, N necessary, - none.", style="dim")
     if "sae" not in comparison.shared:
         console.print(
             "Feature numbers belong to each study's own SAE: equal numbers are not the same feature.", style="dim"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.store.format import to_tensor
+from pipeline.store.format import STORED, to_tensor
 from pipeline.store.source import RowSource
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 ROUNDS = 6
 ORDER_BLOCK = 1 << 16
 """Places in the order that are worked out at once: enough to make numpy's cost for each call small."""
+CONVERTED = 512
+"""Rows that are converted to another type at once."""
 IN_MEMORY, ON_DISK = 2, 8
 """Batches fetched ahead, each by its own thread: on a disk, many waiting reads are served sooner than one by one."""
 
@@ -134,8 +136,19 @@ class Batches:
         rows = order.result()[step * self._size : (step + 1) * self._size]
         if self._resident is not None:
             found = self._resident.index_select(0, torch.from_numpy(rows).to(self._resident.device))
+        elif self._device == "cpu" and self._dtype is not None:
+            return self._converted(rows, str(self._dtype).removeprefix("torch."))
         else:
             found = to_tensor(self._source.take(rows), self._source.dtype)
             if self._device.startswith("cuda"):
                 found = found.pin_memory()
         return found.to(device=self._device, dtype=self._dtype or found.dtype, non_blocking=True)
+
+    def _converted(self, rows: Int[np.ndarray, "n"], dtype: str) -> Float[Tensor, "n d_model"]:
+        """Rows in another type, a few at a time, so that what is converted is still in the processor's cache."""
+        # numpy asks for huge pages, torch does not: without them, getting fresh memory costs as much as copying.
+        found = to_tensor(np.empty((len(rows), self._source.width), STORED[dtype]), dtype)
+        for start in range(0, len(rows), CONVERTED):
+            some = slice(start, start + CONVERTED)
+            found[some] = to_tensor(self._source.take(rows[some]), self._source.dtype)
+        return found

@@ -161,11 +161,15 @@ class SlurmNode:
         self.run("sacctmgr", "-i", "add", "cluster", "test", check=False)
         return "test" in self.run("sacctmgr", "-n", "-P", "list", "cluster", "format=cluster", check=False)
 
+    def empty(self) -> None:
+        """End every job, and wait until they are gone."""
+        self.run("scancel", "--full", "-u", "root", check=False)
+        _wait("the end of all jobs", lambda: not self.run("squeue", "-h", check=False).strip())
+
     def stop(self) -> None:
         """End every job and every daemon of this cluster, and wait until they are gone."""
         with contextlib.suppress(Exception):
-            self.run("scancel", "--full", "-u", "root", check=False)
-            _wait("the jobs to end", lambda: not self.run("squeue", "-h", check=False).strip(), 20)
+            self.empty()
         for daemon in reversed(self._daemons):
             daemon.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -187,5 +191,5 @@ def _wait(what: str, ready: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what} did not come up within {seconds:g} s")
+            raise TimeoutError(f"{what}: not within {seconds:g} s")
         time.sleep(0.1)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,13 @@ def in_process(study: Study, cache: Path, *names: str) -> dict[str, bytes]:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cache of all plain runs: what studies have in common is computed once."""
     return tmp_path_factory.mktemp("plain")
+
+
+@pytest.fixture(autouse=True)
+def _empty_queue(slurm: SlurmNode) -> Iterator[None]:
+    """Jobs that a failed test leaves behind would keep the node from the next."""
+    yield
+    slurm.empty()
 
 
 @pytest.fixture
@@ -269,7 +276,8 @@ def test_a_job_killed_without_a_word_is_taken_up_by_a_retry(slurm, study, plain,
     until("two parts and the other job", lambda: len(space.finished()) == 5)
     until("the third part", lambda: (space.parts / "00002.building").is_dir())
     killed, other = ledger.read(study, stage_named("activations")).tasks
-    for line in slurm.run("scontrol", "listpids", killed).splitlines()[1:]:
+    number = slurm.run("squeue", "-h", "-j", killed, "-o", "%A").strip()  # scontrol does not know 7_0
+    for line in slurm.run("scontrol", "listpids", number).splitlines()[1:]:
         process, _, step, *_ = line.split()
         if step == "0":
             os.kill(int(process), signal.SIGKILL)
@@ -318,7 +326,7 @@ def test_a_sweep_of_three_shares_what_it_can(slurm, study, plain):
     assert said.count(" corpus: ") == said.count(" activations: ") == 1
     assert said.count(" sae: ") == 3
     assert f"affectlens status {study.source} sae.k=4,6,8 --sweep" in said
-    assert f"affectlens compare {study.source} sae.k=4,6,8 --sweep" in said
+    assert f"affectlens compare {study.source} sae.k=4,6,8`" in said
     studies = sweep.load(Path(study.source), overrides)
     assert "jobs cancelled; other studies need activations" in affectlens("cancel", studies[0].source, "sae.k=4")
     until("the others", lambda: settled(studies[2], "sae") and settled(studies[1], "sae"))
@@ -329,6 +337,9 @@ def test_a_sweep_of_three_shares_what_it_can(slurm, study, plain):
     assert contents(studies[1], "activations", "sae") == expected
     weights = {contents(each, "sae")["sae/sae/sae_weights.safetensors"] for each in studies}
     assert len(weights) == 3
+    compared = affectlens("compare", study.source, *overrides)
+    assert "The same result in all: corpus, activations." in compared
+    assert "sae/explained_variance" in compared
 
 
 def test_two_submissions_at_once_hand_over_each_job_once(slurm, study):

@@ -49,7 +49,8 @@ class Framed:
     @property
     def shown(self) -> bool:
         """Off zero, and significant after correction over framings."""
-        return self.adjusted <= LEVEL and not self.change.low <= 0 <= self.change.high
+        off = not self.change.low <= 0 <= self.change.high
+        return off and self.adjusted <= LEVEL and self.change.n >= intervals.GROUPS
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def _framed(tasks: _Tasks, name: str, logged: bool, generator: np.random.Generat
         intervals.over_groups(change, units, generator),
         intervals.over_groups(paired(tasks.outcome), units, generator) if logged and len(shared) else None,
         p,
-        intervals.smallest_effect(intervals.standard_error(change, units), len(change)),
+        intervals.smallest_effect(intervals.change_error(change), len(change)),
         indirect,
         p_indirect,
     )

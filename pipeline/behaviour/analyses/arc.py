@@ -45,6 +45,7 @@ class Course:
     def shown(self) -> bool:
         """Off zero, as claimed, and more than the other concepts after correction."""
         off = self.change.low > 0 if self.sign > 0 else self.change.high < 0
+        off = off and self.change.n >= intervals.GROUPS
         return off and self.adjusted <= LEVEL and self.p <= LEVEL
 
 
@@ -65,7 +66,9 @@ def analyse(measured: Measured, config: ArcConfig, generator: np.random.Generato
     courses = _courses(measured, changes, named, generator)
     claimed = [each for each in courses if each.sign]
     verdict = "described" if not claimed else "shown" if all(each.shown for each in claimed) else "not shown"
-    if verdict == "not shown" and any(not each.shown and not each.smallest <= MATTERS for each in claimed):
+    others = len(measured.concepts) - len(named)
+    few = 1 / (others + 1) > LEVEL
+    if verdict == "not shown" and (few or any(not each.shown and not each.smallest <= MATTERS for each in claimed)):
         verdict = "untestable"
     metrics = {}
     for each in courses:
@@ -74,7 +77,11 @@ def analyse(measured: Measured, config: ArcConfig, generator: np.random.Generato
     rows, chart = _along(measured, config, places, own, twin, [column for column, _ in named], generator)
     table = Table("Along the transcript", ("concept", "condition", *config.readings), rows, "Intervals over groups.")
     return Finding(
-        verdict, _sentences(courses, bool(len(twin)), len(groups)), metrics, (table, _tests(courses)), (chart,)
+        verdict,
+        _sentences(courses, bool(len(twin)), len(groups), others if few else None),
+        metrics,
+        (table, _tests(courses)),
+        (chart,),
     )
 
 
@@ -129,7 +136,7 @@ def _courses(
     return [Course(*(vars(each) | {"adjusted": float(p)}).values()) for each, p in zip(found, adjusted, strict=True)]
 
 
-def _sentences(courses: Sequence[Course], twins: bool, groups: int) -> list[str]:
+def _sentences(courses: Sequence[Course], twins: bool, groups: int, few: int | None) -> list[str]:
     less = " beyond that of transcripts that go well" if twins else ""
     told = []
     for each in courses:
@@ -145,6 +152,8 @@ def _sentences(courses: Sequence[Course], twins: bool, groups: int) -> list[str]
         f"Smallest change found with 80% power over {wording.counted(groups, 'group')}, in standard deviations over "
         f"scenarios at the first place: {power}.",
     ]
+    if few is not None:
+        sentences.append(f"Against {few} other concepts no change can stand out: at least 19 are needed.")
     if not twins:
         sentences.append("Without a transcript that goes well, the change may be that of any transcript this long.")
     return sentences

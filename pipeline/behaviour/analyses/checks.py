@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from pipeline.behaviour.analyses.intervals import LEVEL
 from pipeline.behaviour.measured import Measured
@@ -39,13 +39,18 @@ def coherent(measured: Measured) -> Bool[np.ndarray, " cells"]:
     return np.asarray(measured.manipulation["perplexity"], dtype=float) <= PERPLEXITY_LIMIT
 
 
+def measurable(change: Float[np.ndarray, "cells rows"]) -> Bool[np.ndarray, " cells"]:
+    """Cells in which an outcome was measured."""
+    return np.asarray(np.isfinite(change).any(axis=1))
+
+
 def cells_of(measured: Measured, vector: str) -> Int[np.ndarray, " strengths"]:
     """The cells of a concept's vector, by rising strength."""
     found = [index for index, cell in enumerate(measured.cells) if cell.family == "concept" and cell.vector == vector]
     return np.array(sorted(found, key=lambda index: measured.cells[index].strength), dtype=np.int64)
 
 
-def manipulation(measured: Measured, vector: str, measurable: Bool[np.ndarray, " cells"] | None = None) -> Check:
+def manipulation(measured: Measured, vector: str, known: Bool[np.ndarray, " cells"] | None = None) -> Check:
     """Check a vector at its largest coherent strength of each sign.
 
     Own words must move by more than the most moved words of any concept do under the controls of the same signs, with
@@ -53,22 +58,18 @@ def manipulation(measured: Measured, vector: str, measurable: Bool[np.ndarray, "
 
     Args:
         vector: a concept.
-        measurable: cells in which the outcome was measured at all; all by default.
+        known: cells in which the outcome was measured at all; all by default.
     """
-    usable = coherent(measured) & (np.ones(len(measured.cells), dtype=bool) if measurable is None else measurable)
+    usable = coherent(measured) & (np.ones(len(measured.cells), dtype=bool) if known is None else known)
     own = np.asarray(measured.manipulation["own_words"], dtype=float)
     cells = [index for index in cells_of(measured, vector) if measured.cells[index].strength != 0]
     if not cells:
         return Check(False, None, None, np.nan, f"{vector} was not among the steering vectors")
     inside = [index for index in cells if usable[index]]
     if not inside:
-        return Check(
-            False,
-            None,
-            None,
-            np.nan,
-            f"{vector} breaks coherence (perplexity ratio above {PERPLEXITY_LIMIT}) throughout",
-        )
+        unseen = known is not None and not known[cells].any()
+        broken = f"{vector} breaks coherence (perplexity ratio above {PERPLEXITY_LIMIT}) throughout"
+        return Check(False, None, None, np.nan, f"nothing was measured under {vector}" if unseen else broken)
     plus = next((index for index in reversed(inside) if measured.cells[index].strength > 0), None)
     minus = next((index for index in inside if measured.cells[index].strength < 0), None)
     sides = [(index, sign) for index, sign in ((plus, 1), (minus, -1)) if index is not None]

@@ -60,6 +60,7 @@ class Effects:
         twin_groups: their groups, named as those of ``groups``.
         matters: an effect whose absence is worth stating: where not even this would have been found, an effect that
             is not shown counts as untestable.
+        rates: whether the outcome is a rate, of which groups may agree without an error of 0.
     """
 
     change: Float[np.ndarray, "cells rows"]
@@ -67,6 +68,7 @@ class Effects:
     matters: float
     twin: Float[np.ndarray, "cells twins"] | None = None
     twin_groups: Shaped[np.ndarray, " twins"] | None = None
+    rates: bool = False
 
 
 def judge(
@@ -76,7 +78,8 @@ def judge(
 
     A vector is shown when its effect has the claimed sign, an interval off zero, is larger than that of each of at
     least 20 controls and stands out from every family of them after correction, and, where there is a harmless twin,
-    is larger than there.
+    is larger than there. Controls are there at the largest strengths alone: a vector that is coherent only at smaller
+    ones is held against controls that push harder.
     """
     found = [_measure(measured, effects, vector, sign, generator) for vector, sign in claimed]
     adjusted = holm(np.array([each.against.p_scaled if not each.reason else math.nan for each in found]))
@@ -84,9 +87,7 @@ def judge(
 
 
 def _measure(measured: Measured, effects: Effects, vector: str, sign: int, generator: np.random.Generator) -> Claim:
-    measurable: np.ndarray = (
-        np.isfinite(effects.change).any(axis=1) if effects.change.size else np.zeros(len(measured.cells), bool)
-    )
+    measurable = checks.measurable(effects.change)
     check = checks.manipulation(measured, vector, measurable)
     used = [index for index in (check.plus, check.minus) if index is not None]
     strengths = tuple(measured.cells[index].strength for index in used)
@@ -107,10 +108,13 @@ def _measure(measured: Measured, effects: Effects, vector: str, sign: int, gener
     if effects.twin is not None and effects.twin_groups is not None:
         same = sign * push(effects.twin, check.plus, check.minus)
         twin = _less_twin(own, effects.groups, same, effects.twin_groups, generator)
-    smallest = intervals.smallest_effect(intervals.standard_error(own, effects.groups), effect.n)
+    error = intervals.standard_error(own, effects.groups)
+    if effects.rates:
+        error = intervals.change_error(intervals.group_means(own, effects.groups))
+    smallest = intervals.smallest_effect(error, effect.n)
     reason = check.reason
-    if not reason and effect.n < 2:
-        reason = f"there are {wording.counted(effect.n, 'group')} of scenarios, too few for an interval"
+    if not reason and effect.n < intervals.GROUPS:
+        reason = f"there are {wording.counted(effect.n, 'group')} of scenarios, at least {intervals.GROUPS} are needed"
     return Claim(vector, sign, effect, strengths, against, math.nan, twin, smallest, "untestable", reason)
 
 
@@ -156,9 +160,7 @@ def _judged(claim: Claim, adjusted: float, matters: float) -> Claim:
     if against.count < 2:
         return replace(claim, reason="there are no controls to hold it against")
     verdict: Verdict = "not shown"
-    if math.isnan(effect.low):
-        verdict, reason = "untestable", "there are too few groups for an interval"
-    elif effect.value <= 0:
+    if effect.value <= 0:
         reason = "it does not go the claimed way"
     elif effect.low <= 0:
         reason = "its interval holds 0"
@@ -166,8 +168,11 @@ def _judged(claim: Claim, adjusted: float, matters: float) -> Claim:
         reason = f"not beyond all {against.count} controls"
     elif against.count >= controls.ENOUGH and adjusted > LEVEL:
         reason = f"the largest, but not far beyond the {against.count} controls"
+    elif claim.twin is not None and math.isnan(claim.twin.low):
+        verdict, reason = "untestable", "there is no harmless twin to hold it against"
     elif claim.twin is not None and not claim.twin.low > 0:
         reason = "not shown to be larger than in the harmless twin"
+        claim = replace(claim, smallest=max(claim.smallest, intervals.smallest_of(claim.twin)))
     elif against.count < controls.ENOUGH:
         verdict = "untestable"
         reason = (

@@ -114,6 +114,10 @@ class ShiftConfig(Config):
 
     kind: Literal["shift"] = "shift"
     reading: str
+    rises_with: tuple[Literal["valence", "arousal"], ...] = ()
+    """Ratings of concepts with which the shift is claimed to rise; without any claim it is described."""
+    falls_with: tuple[Literal["valence", "arousal"], ...] = ()
+    """Ratings with which it is claimed to fall."""
 
 
 class AccuracyConfig(Config):

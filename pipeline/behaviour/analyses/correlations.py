@@ -20,7 +20,7 @@ from pipeline.stats import Estimate, benjamini_hochberg, permutation_p
 PERMUTATIONS = 2000
 EXTREME = 2
 """Categories that are left out where none is named: those whose mean lies farthest from that of all items."""
-COLUMNS = ("text", "category", "elo")
+COLUMNS = ("item", "category", "elo")
 
 
 @dataclass(frozen=True)
@@ -71,18 +71,7 @@ def correlations(
     Raises:
         UserError: lengths differ, a value is missing, or a category to be left out has no item.
     """
-    kinds, elo = np.asarray(categories, dtype=str), np.asarray(elo, dtype=float)
-    values = np.stack([np.asarray(each, dtype=float) for each in readings.values()], axis=1) if readings else None
-    if values is None or not len(items) == len(kinds) == len(elo) == len(values):
-        raise UserError("correlations need one category, one score and one value of each reading for every item")
-    finite = np.isfinite(elo) & np.isfinite(values).all(axis=1)
-    if not finite.all():
-        raise UserError(f"the item `{items[int(np.argmin(finite))]}` lacks a score or a reading; drop it or fill it in")
-    unknown = sorted(set(leave_out) - set(kinds.tolist()))
-    if unknown:
-        raise UserError(
-            f"no item has the category `{unknown[0]}` that is to be left out; there are {sorted(set(kinds))}"
-        )
+    kinds, elo, values = _checked(items, categories, elo, readings, leave_out)
     left_out = tuple(leave_out) or extreme(kinds, elo)
     kept = ~np.isin(kinds, left_out)
     degrees = len(np.unique(kinds)) - 1
@@ -107,6 +96,28 @@ def correlations(
         left_out,
         1 / (PERMUTATIONS + 1),
     )
+
+
+def _checked(
+    items: Sequence[str],
+    categories: Sequence[str],
+    elo: Float[np.ndarray, " items"],
+    readings: Mapping[str, Float[np.ndarray, " items"]],
+    leave_out: Sequence[str],
+) -> tuple[Shaped[np.ndarray, " items"], Float[np.ndarray, " items"], Float[np.ndarray, "items concepts"]]:
+    kinds, elo = np.asarray(categories, dtype=str), np.asarray(elo, dtype=float)
+    values = np.stack([np.asarray(each, dtype=float) for each in readings.values()], axis=1) if readings else None
+    if values is None or not len(items) == len(kinds) == len(elo) == len(values):
+        raise UserError("correlations need one category, one score and one value of each reading for every item")
+    finite = np.isfinite(elo) & np.isfinite(values).all(axis=1)
+    if not finite.all():
+        raise UserError(f"the item `{items[int(np.argmin(finite))]}` lacks a score or a reading; drop it or fill it in")
+    unknown = sorted(set(leave_out) - set(kinds.tolist()))
+    if unknown:
+        raise UserError(
+            f"no item has the category `{unknown[0]}` that is to be left out; there are {sorted(set(kinds))}"
+        )
+    return kinds, elo, values
 
 
 def extreme(categories: Shaped[np.ndarray, " items"], elo: Float[np.ndarray, " items"]) -> tuple[str, ...]:
@@ -177,7 +188,7 @@ def shuffles(
 
 
 def read_scores(path: Path) -> tuple[list[str], list[str], Float[np.ndarray, " items"], dict[str, np.ndarray]]:
-    """Items, categories, scores and readings from a CSV with the columns text, category, elo and one per reading.
+    """Items, categories, scores and readings from a CSV with the columns item, category, elo and one per reading.
 
     Raises:
         UserError: the file is missing, lacks a column, or a cell is not a number.

@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from pipeline.behaviour.analyses import intervals, selection, wording
 from pipeline.behaviour.analyses.config import CourseConfig
@@ -45,6 +45,30 @@ class Follow:
     smallest: float
 
 
+@dataclass(frozen=True)
+class _Sums:
+    """What mean excesses are made of, group by group, so that drawn groups give them by a product.
+
+    Own readings and those of the other emotions' scenarios are drawn together: the latter are estimated too.
+    """
+
+    own: Float[np.ndarray, "groups places concepts"]
+    owned: Float[np.ndarray, "groups places concepts"]
+    other: Float[np.ndarray, "groups places concepts"]
+    others: Float[np.ndarray, "groups places concepts"]
+
+    def excess(self, weights: Float[np.ndarray, "draws groups"]) -> Float[np.ndarray, "draws places"]:
+        """Own mean less the mean of the others, over the concepts of the scenarios; NaN where there are none."""
+        own, owned, other, others = (
+            np.tensordot(weights, each, axes=1) for each in (self.own, self.owned, self.other, self.others)
+        )
+        there = (owned > 0) & (others > 0)
+        gap = own / np.where(there, owned, 1) - other / np.where(there, others, 1)
+        weight = np.where(there, owned, 0.0)
+        total = weight.sum(axis=2)
+        return np.where(total > 0, (weight * gap).sum(axis=2) / np.where(total > 0, total, 1), np.nan)
+
+
 def analyse(measured: Measured, config: CourseConfig, generator: np.random.Generator) -> Finding:
     """Own excess by holder and by distance from the cause, against shuffled emotions."""
     rows, target = selection.intended(measured, config.factor, selection.main_rows(measured))
@@ -52,21 +76,36 @@ def analyse(measured: Measured, config: CourseConfig, generator: np.random.Gener
     if len(rows):
         known = np.isfinite(places[0, rows]).all(axis=1)
         rows, target = rows[known], target[known]
-    if len(np.unique(target)) < 2 or len(np.unique(selection.groups(measured, rows))) < 2:
+    groups = selection.groups(measured, rows)
+    concepts, target = np.unique(target, return_inverse=True)
+    if len(concepts) < 2 or len(np.unique(groups)) < 2:
         return wording.untestable(
             f"{len(rows)} scenarios with a reading at {config.readings[0]} name too few emotions in too few groups; "
             "two of each are the least"
         )
+    values = places[:, rows][:, :, concepts]
+    spread = values[0].std(axis=0)
+    values = values / np.where(spread > 0, spread, 1)
     holders = np.array([str(value) for value in selection.factor(measured, config.who, rows)])
-    groups = selection.groups(measured, rows)
-    excess = own_excess(places[:, rows], target)
-    found = [_follow(WHOLE, places[:, rows], excess, target, groups, generator)]
-    for who in dict.fromkeys(holders.tolist()):
-        mine = holders == who
-        if len(set(holders)) > 1 and len(np.unique(groups[mine])) > 1 and len(np.unique(target[mine])) > 1:
-            each = places[:, rows[mine]]
-            found.append(_follow(who, each, own_excess(each, target[mine]), target[mine], groups[mine], generator))
-    contrasts = _contrasts(excess, holders, groups, generator)
+    chosen = {WHOLE: np.ones(len(rows), dtype=bool)}
+    if len(set(holders)) > 1:
+        each = {who: holders == who for who in dict.fromkeys(holders.tolist())}
+        chosen |= {who: mine for who, mine in each.items() if _enough(target[mine], groups[mine])}
+    weights = intervals.draws(len(np.unique(groups)), generator)
+    sums = {who: _sums(values, target, groups, mine) for who, mine in chosen.items()}
+    drawn = {who: each.excess(weights) for who, each in sums.items()}
+    point = {who: each.excess(np.ones((1, weights.shape[1])))[0] for who, each in sums.items()}
+    units = {who: len(np.unique(groups[mine])) for who, mine in chosen.items()}
+    found = [
+        _follow(
+            who, point[who], drawn[who], units[who], _shuffled(values[0, mine], target[mine], groups[mine], generator)
+        )
+        for who, mine in chosen.items()
+    ]
+    contrasts = {
+        (a, b): _estimates(point[a] - point[b], drawn[a] - drawn[b], min(units[a], units[b]))
+        for a, b in combinations([who for who in chosen if who != WHOLE], 2)
+    }
     adjusted = dict(zip([each.who for each in found[1:]], holm(np.array([each.p for each in found[1:]])), strict=True))
     return Finding(
         _verdict(found[0]),
@@ -77,64 +116,82 @@ def analyse(measured: Measured, config: CourseConfig, generator: np.random.Gener
     )
 
 
-def own_excess(
-    places: Float[np.ndarray, "places rows concepts"], target: Int[np.ndarray, " rows"]
-) -> Float[np.ndarray, "places rows"]:
-    """How far each scenario's own concept reads above its mean over scenarios of other emotions.
+def _enough(target: Int[np.ndarray, " rows"], groups: Shaped[np.ndarray, " rows"]) -> bool:
+    return len(np.unique(target)) > 1 and len(np.unique(groups)) > 1
 
-    In standard deviations of that concept's reading over all scenarios at the first place, so that places compare.
-    NaN where a scenario has no reading, or no scenario of another emotion has.
-    """
-    found = np.full(places.shape[:2], np.nan)
-    with np.errstate(invalid="ignore"):
-        spread = np.nanstd(places[0], axis=0)
-    for concept in np.unique(target):
-        mine = target == concept
-        for place, values in enumerate(places[:, :, concept]):
-            others = values[~mine]
-            others = others[np.isfinite(others)]
-            if len(others) and spread[concept] > 0:
-                found[place, mine] = (values[mine] - others.mean()) / spread[concept]
-    return found
+
+def _sums(
+    values: Float[np.ndarray, "places rows concepts"],
+    target: Int[np.ndarray, " rows"],
+    groups: Shaped[np.ndarray, " rows"],
+    chosen: Bool[np.ndarray, " rows"],
+) -> _Sums:
+    """Sums and counts of the chosen rows for all groups, those of other rows included, which then hold nothing."""
+    names, codes = np.unique(groups, return_inverse=True)
+    values = np.moveaxis(values, 0, 1)
+    known = np.isfinite(values) & chosen[:, None, None]
+    own = known & (target[:, None] == np.arange(values.shape[2]))[:, None, :]
+    other = known & ~own
+
+    def gathered(each: np.ndarray) -> np.ndarray:
+        total = np.zeros((len(names), *each.shape[1:]))
+        np.add.at(total, codes, each)
+        return total
+
+    filled = np.where(known, values, 0.0)
+    return _Sums(
+        gathered(filled * own), gathered(own.astype(float)), gathered(filled * other), gathered(other.astype(float))
+    )
 
 
 def _follow(
     who: str,
-    places: Float[np.ndarray, "places rows concepts"],
-    excess: Float[np.ndarray, "places rows"],
+    point: Float[np.ndarray, " places"],
+    drawn: Float[np.ndarray, "draws places"],
+    units: int,
+    null: Float[np.ndarray, " permutations"],
+) -> Follow:
+    found = _estimates(point, drawn, units)
+    fall = None
+    if len(point) > 1:
+        fall = intervals.from_draws(float(point[0] - point[-1]), drawn[:, 0] - drawn[:, -1], units)
+    p, _ = permutation_p(float(point[0]), null)
+    return Follow(who, found, fall, float(p), decay(point, drawn, units), intervals.smallest_of(found[0]))
+
+
+def _estimates(
+    point: Float[np.ndarray, " places"], drawn: Float[np.ndarray, "draws places"], units: int
+) -> tuple[Estimate, ...]:
+    return tuple(intervals.from_draws(float(each), column, units) for each, column in zip(point, drawn.T, strict=True))
+
+
+def _shuffled(
+    values: Float[np.ndarray, "rows concepts"],
     target: Int[np.ndarray, " rows"],
     groups: Shaped[np.ndarray, " rows"],
     generator: np.random.Generator,
-) -> Follow:
-    found = tuple(intervals.over_groups(values, groups, generator) for values in excess)
-    fall = intervals.over_groups(excess[0] - excess[-1], groups, generator) if len(excess) > 1 else None
-    null = np.array(
-        [_mean(own_excess(places[:1], shuffle(target, groups, generator))[0], groups) for _ in range(PERMUTATIONS)]
-    )
-    p, _ = permutation_p(found[0].value, null)
-    smallest = intervals.smallest_effect(intervals.standard_error(excess[0], groups), found[0].n)
-    return Follow(who, found, fall, float(p), decay(excess, groups, generator), smallest)
+) -> Float[np.ndarray, " permutations"]:
+    """Mean excess at the first place when scenarios change emotions."""
+    totals, rows = values.sum(axis=0), np.arange(len(target))
+    found = np.empty(PERMUTATIONS)
+    for draw in range(PERMUTATIONS):
+        shuffled = shuffle(target, groups, generator)
+        counts = np.bincount(shuffled, minlength=values.shape[1])
+        own = np.bincount(shuffled, weights=values[rows, shuffled], minlength=values.shape[1])
+        rest = np.maximum(len(target) - counts, 1)
+        found[draw] = (own - counts * (totals - own) / rest).sum() / len(target)
+    return found
 
 
-def _mean(values: Float[np.ndarray, " rows"], groups: Shaped[np.ndarray, " rows"]) -> float:
-    means = intervals.group_means(values, groups)
-    return float(np.nanmean(means)) if np.isfinite(means).any() else math.nan
-
-
-def decay(
-    excess: Float[np.ndarray, "places rows"], groups: Shaped[np.ndarray, " rows"], generator: np.random.Generator
-) -> Estimate:
+def decay(point: Float[np.ndarray, " places"], drawn: Float[np.ndarray, "draws places"], units: int) -> Estimate:
     """Places until 1 / e is left, by the share of the mean excess that is kept from one place to the next.
 
     The share is the slope of the next mean on this one through the origin (an autoregression of order one). Infinite
     where nothing is lost, 0 where nothing is kept, NaN where the first mean is not above 0 or there is one place.
     """
-    means = intervals.group_means(excess.T, groups)
-    means = means[np.isfinite(means).all(axis=1)]
-    if len(means) < 1 or means.shape[1] < 2:
-        return intervals.undefined(len(means))
-    drawn = intervals.draws(len(means), generator) @ means / len(means)
-    kept = intervals.from_draws(float(_kept(means.mean(axis=0)[None])[0]), _kept(drawn), len(means))
+    if len(point) < 2 or not np.isfinite(point).all():
+        return intervals.undefined(units)
+    kept = intervals.from_draws(float(_kept(point[None])[0]), _kept(drawn), units)
     # A length is a rising function of the share kept, infinite from 1 on: the ends of the interval go over with it.
     return Estimate(_length(kept.value), _length(kept.low), _length(kept.high), kept.n)
 
@@ -154,54 +211,13 @@ def _length(kept: float) -> float:
 Contrasts = Mapping[tuple[str, str], tuple[Estimate, ...]]
 
 
-def _contrasts(
-    excess: Float[np.ndarray, "places rows"],
-    holders: Shaped[np.ndarray, " rows"],
-    groups: Shaped[np.ndarray, " rows"],
-    generator: np.random.Generator,
-) -> Contrasts:
-    """Each pair of holders: the difference of their mean excess at every place, groups drawn together."""
-    pairs = combinations(dict.fromkeys(holders.tolist()), 2)
-    return {
-        pair: tuple(_difference(values, holders == pair[0], holders == pair[1], groups, generator) for values in excess)
-        for pair in pairs
-    }
-
-
-def _difference(
-    values: Float[np.ndarray, " rows"],
-    first: np.ndarray,
-    second: np.ndarray,
-    groups: Shaped[np.ndarray, " rows"],
-    generator: np.random.Generator,
-) -> Estimate:
-    """First mean less second; a group that holds both is drawn with both, so what it shares cancels."""
-    names, codes = np.unique(groups, return_inverse=True)
-    sums, counts = np.zeros((2, len(names))), np.zeros((2, len(names)))
-    for side, chosen in enumerate((first, second)):
-        known = chosen & np.isfinite(values)
-        sums[side] = np.bincount(codes[known], weights=values[known], minlength=len(names))
-        counts[side] = np.bincount(codes[known], minlength=len(names))
-    if not counts.any(axis=1).all():
-        return intervals.undefined()
-
-    def of(weights: Float[np.ndarray, "draws groups"]) -> Float[np.ndarray, " draws"]:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            means = (weights @ sums.T) / (weights @ counts.T)
-        return means[:, 0] - means[:, 1]
-
-    units = int(counts.any(axis=0).sum())
-    return intervals.from_draws(
-        float(of(np.ones((1, len(names))))[0]), of(intervals.draws(len(names), generator)), units
-    )
-
-
 def _verdict(whole: Follow) -> Literal["shown", "not shown", "untestable"]:
-    follows = whole.excess[0].low > 0 and whole.p <= LEVEL
+    follows = whole.excess[0].low > 0 and whole.p <= LEVEL and whole.excess[0].n >= intervals.GROUPS
     fades = whole.fall is None or whole.fall.low > 0
     if follows and fades:
         return "shown"
-    return "untestable" if not follows and not whole.smallest <= MATTERS else "not shown"
+    weakest = whole.smallest if not follows or whole.fall is None else intervals.smallest_of(whole.fall)
+    return "not shown" if weakest <= MATTERS else "untestable"
 
 
 def _sentences(

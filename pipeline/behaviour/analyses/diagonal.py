@@ -59,6 +59,9 @@ class Named:
 def analyse(measured: Measured, config: DiagonalConfig, generator: np.random.Generator) -> Finding:
     """Compare the reading with shuffled labels and with the words of the scenarios, paired by scenario."""
     every = selection.reading(measured, config.reading)
+    features = any(
+        each.name == config.reading and each.by == "features" for each in measured.experiment.config.readings
+    )
     rows, target = selection.intended(measured, config.factor, selection.main_rows(measured))
     if len(rows):
         rows, target = rows[(known := np.isfinite(every[rows]).all(axis=1))], target[known]
@@ -71,10 +74,18 @@ def analyse(measured: Measured, config: DiagonalConfig, generator: np.random.Gen
             "are needed"
         )
     place = np.searchsorted(concepts, target)
-    read = Named(every[rows][:, concepts], every[rows], place, concepts, groups)
-    texts = np.nan_to_num(np.asarray(measured.words, dtype=float)[rows])
+    values, texts = every[rows], np.nan_to_num(np.asarray(measured.words, dtype=float)[rows])
+    if features:
+        values, texts = _scaled(values), _scaled(texts)
+    read = Named(values[:, concepts], values, place, concepts, groups)
     words = Named(texts[:, concepts], texts, place, concepts, groups)
     return _finding(read, words, [measured.concepts[index] for index in concepts], generator)
+
+
+def _scaled(values: Float[np.ndarray, "rows concepts"]) -> Float[np.ndarray, "rows concepts"]:
+    """Columns in their own standard deviations: features have scales of their own, which ranks must not depend on."""
+    spread = values.std(axis=0)
+    return (values - values.mean(axis=0)) / np.where(spread > 0, spread, 1)
 
 
 def _finding(read: Named, words: Named, names: Sequence[str], generator: np.random.Generator) -> Finding:
@@ -86,9 +97,11 @@ def _finding(read: Named, words: Named, names: Sequence[str], generator: np.rand
     areas = stats.auroc_interval(read.scores, read.labels, read.groups, rng=generator, n_boot=intervals.DRAWS)
     of_words = stats.auroc_interval(words.scores, read.labels, read.groups, rng=generator, n_boot=intervals.DRAWS)
     p, p_concepts, floor = _shuffled(read, generator)
-    smallest = intervals.smallest_effect(intervals.standard_error(read.first, read.groups), first.n)
-    beyond = first.low > chance and p <= LEVEL
-    verdict = "shown" if beyond and ahead.low > 0 else "untestable" if smallest > MATTERS else "not shown"
+    error = max(intervals.standard_error(read.first, read.groups), (chance * (1 - chance) / first.n) ** 0.5)
+    smallest = intervals.smallest_effect(error, first.n)
+    beyond = first.low > chance and p <= LEVEL and first.n >= intervals.GROUPS
+    weakest = max(smallest, intervals.smallest_of(ahead)) if beyond else smallest
+    verdict = "shown" if beyond and ahead.low > 0 else "untestable" if not weakest <= MATTERS else "not shown"
     lead = (
         "better than the words alone"
         if ahead.low > 0
@@ -103,7 +116,7 @@ def _finding(read: Named, words: Named, names: Sequence[str], generator: np.rand
         f"Among all {read.every.shape[1]} concepts its mean rank is {wording.estimate(rank, digits=1)}; AUROC of each "
         f"concept against the rest {wording.estimate(areas.mean)}, of the words {wording.estimate(of_words.mean)}.",
         f"With {wording.counted(first.n, 'group')} a share of {wording.percent(smallest)} above chance would be found "
-        "with 80% power.",
+        f"with 80% power, and one of {wording.percent(intervals.smallest_of(ahead))} above the words'.",
     ]
     metrics = intervals.flat("first", first) | intervals.flat("first_words", by_words)
     metrics |= intervals.flat("first_difference", ahead) | intervals.flat("mean_rank", rank)

@@ -101,8 +101,7 @@ class Bend:
 def _bend(
     measured: Measured, vector: str, change: np.ndarray, groups: np.ndarray, generator: np.random.Generator
 ) -> Bend:
-    measurable: np.ndarray = np.isfinite(change).any(axis=1)
-    check = checks.manipulation(measured, vector, measurable)
+    check = checks.manipulation(measured, vector, checks.measurable(change))
     nothing = controls.Against(0, False, math.nan, math.nan, math.nan)
     usable = checks.coherent(measured)
     cells = [index for index in checks.cells_of(measured, vector) if usable[index]]

@@ -15,6 +15,8 @@ DRAWS = 2000
 """Bootstrap draws."""
 LEVEL = 0.05
 """Error rate after correction, one minus the coverage of all intervals."""
+GROUPS = 5
+"""Fewest groups over which anything counts as shown: fewer cannot even agree beyond chance."""
 POWER = 0.8
 """With which the smallest effect would be found."""
 
@@ -75,6 +77,15 @@ def standard_error(values: Float[np.ndarray, " rows"], groups: Shaped[np.ndarray
     means = group_means(np.asarray(values, dtype=float), groups) if len(values) else np.empty(0)
     means = means[np.isfinite(means)]
     return float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else math.nan
+
+
+def change_error(differences: Float[np.ndarray, " groups"]) -> float:
+    """Standard error of a mean difference of rates; where all groups agree, as if one of two more groups did not."""
+    known = differences[np.isfinite(differences)]
+    if len(known) < 2:
+        return math.nan
+    agreed = math.sqrt(1 / (len(known) + 2) / len(known))
+    return float(known.std(ddof=1) / math.sqrt(len(known))) or agreed
 
 
 def smallest_effect(error: float, units: int) -> float:

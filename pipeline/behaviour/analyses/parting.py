@@ -107,11 +107,11 @@ def analyse(measured: Measured, config: PartingConfig, generator: np.random.Gene
 
 
 def _verdict(steered: Sequence[Parted]) -> Literal["shown", "not shown", "untestable", "described"]:
-    """Shown if any steered cell is, after correction over all of them."""
+    """Shown if any steered cell is, after correction over all of them; one that was not tested leaves it open."""
     verdicts = {each.verdict for each in steered}
     if not verdicts:
         return "described"
-    return "shown" if "shown" in verdicts else "not shown" if "not shown" in verdicts else "untestable"
+    return "shown" if "shown" in verdicts else "untestable" if "untestable" in verdicts else "not shown"
 
 
 def _answers(measured: Measured, state: np.ndarray, text: np.ndarray, columns: Sequence[int]) -> _Answers | None:
@@ -178,9 +178,10 @@ def _steered(measured: Measured, answers: _Answers, generator: np.random.Generat
         against = controls.compare(rise.value, _null(measured, change, groups, cell.strength), symmetric=False)
         reason = checks.manipulation(measured, cell.vector).reason
         reason = reason if coherent[index] else "outside the coherence window"
-        if not reason and (against.count < 2 or rise.n < 2):
+        if not reason and (against.count < 2 or rise.n < intervals.GROUPS):
             reason = "too few controls or groups were rolled out"
-        smallest = intervals.smallest_effect(intervals.standard_error(change[index], groups), rise.n)
+        error = intervals.change_error(intervals.group_means(change[index], groups))
+        smallest = intervals.smallest_effect(error, rise.n)
         found.append(Parted(index, rise, against, smallest, reason))
     p = holm(np.array([math.nan if each.reason else each.against.p_scaled for each in found]))
     return [replace(each, adjusted=float(value)) for each, value in zip(found, p, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
@@ -12,7 +13,7 @@ from jaxtyping import Float
 from pipeline.behaviour.analyses import bradley_terry, claims, intervals, selection, wording
 from pipeline.behaviour.analyses.bradley_terry import ELO, Strengths
 from pipeline.behaviour.analyses.config import PreferenceConfig
-from pipeline.behaviour.analyses.correlations import Related, aligned, correlations, fisher
+from pipeline.behaviour.analyses.correlations import Related, aligned, correlations, fisher, read_scores
 from pipeline.behaviour.analyses.intervals import LEVEL
 from pipeline.behaviour.experiment import TournamentConfig
 from pipeline.behaviour.measured import Chart, Finding, Measured, Series, Table
@@ -46,7 +47,7 @@ def analyse(measured: Measured, config: PreferenceConfig, generator: np.random.G
     readings = _readings(measured, selection.reading(measured, config.reading))
     base = np.asarray(measured.tournament[measured.tournament_cells.index(0)], dtype=float)
     compared = np.isfinite(base) & ~np.eye(len(base), dtype=bool)
-    known: np.ndarray = np.isfinite(readings).all(axis=1) & (compared.any(axis=0) | compared.any(axis=1))
+    known = np.asarray(np.isfinite(readings).all(axis=1) & (compared.any(axis=0) | compared.any(axis=1)))
     if known.sum() < 4:
         return wording.untestable(f"{known.sum()} items were compared and read, and at least four are needed")
     outcome = measured.experiment.config.outcome(TournamentConfig)
@@ -159,7 +160,7 @@ def _verdict(together: Estimate, p: float, smallest: float, found: Sequence[clai
     moved = [each.verdict for each in found]
     if not moved or "shown" in moved:
         return "shown"
-    return "not shown" if "not shown" in moved else "untestable"
+    return "untestable" if "untestable" in moved else "not shown"
 
 
 def _answer(related: Related, together: Estimate, p: float, rated: int, words: Estimate, smallest: float) -> list[str]:
@@ -282,3 +283,32 @@ def _charts(
         for kind in dict.fromkeys(kinds)
     ]
     return (Chart("Preference by reading", "scatter", f"reading of {related.concepts[best]}", "Elo", series),)
+
+
+def print_table(path: Path, leave_out: Sequence[str] = ()) -> None:
+    """Print the correlations of a table of items, categories, scores and readings, each with its interval.
+
+    Args:
+        path: a CSV with the columns item, category, elo and one of readings for each concept.
+        leave_out: categories that count as extreme; by default the two whose means lie farthest out.
+
+    Raises:
+        UserError: the file or a column is missing, or a cell is no number.
+    """
+    items, categories, elo, readings = read_scores(path)
+    generator = np.random.default_rng(0)
+    related = correlations(items, categories, elo, readings, leave_out=leave_out, generator=generator)
+    width = max(len("concept"), *map(len, related.concepts))
+    print(
+        f"{len(items)} items in {len(set(categories))} categories; p by permutation, Benjamini-Hochberg over concepts"
+    )
+    free = f"without {wording.listed(related.left_out) or 'any'}"
+    print(f"{'concept':<{width}}  {'raw r':<30}  {free:<30}  within categories")
+    for index, concept in enumerate(related.concepts):
+        cells = [
+            f"{wording.number(each.value)} [{wording.number(each.low)}, {wording.number(each.high)}] "
+            + wording.p(float(related.p[name][index]))
+            for name in ("raw", "free", "within")
+            for each in (getattr(related, name)[index],)
+        ]
+        print(f"{concept:<{width}}  {cells[0]:<30}  {cells[1]:<30}  {cells[2]}")

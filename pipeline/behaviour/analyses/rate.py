@@ -35,8 +35,9 @@ def analyse(measured: Measured, config: RateConfig, generator: np.random.Generat
     shares = _shares(measured, answers, config.label)[:, rows]
     groups = selection.groups(measured, rows)
     claimed = [(vector, 1) for vector in config.raises] + [(vector, -1) for vector in config.lowers]
-    found = claims.judge(measured, claims.Effects(shares - shares[0], groups, MATTERS), claimed, generator)
     base = _counted(answers, 0, config.label)
+    effects = claims.Effects(shares - shares[0], groups, MATTERS, rates=True)
+    found = claims.judge(measured, effects, claimed, generator)
     agreement, metrics = _agreement(answers, measured, generator)
     rates = _rates(measured, answers, shares, groups, config.label, generator)
     return Finding(
@@ -46,7 +47,7 @@ def analyse(measured: Measured, config: RateConfig, generator: np.random.Generat
         | intervals.defined({"ungraded": missing, "answers": float(len(answers))})
         | _claim_metrics(found)
         | metrics,
-        (_table(measured, rates, config.label),),
+        (_table(measured, rates, config.label), _labels(measured, answers)),
         (_chart(measured, rates, config.label),),
     )
 
@@ -72,9 +73,10 @@ def _answer(found: Sequence[claims.Claim], base: Estimate, label: str) -> list[s
     if not found:
         return [f"{unsteered}; no vector is claimed to change that."]
     shown = sum(each.verdict == "shown" for each in found)
-    told = "; ".join(claims.told(each, "of 1") for each in found)
-    first = f"{shown} of {wording.counted(len(found), 'claimed vector')} shown to change the rate of `{label}`: {told}."
-    return [first, f"{unsteered}.", claims.power(found, "shares of 1")]
+    told = "; ".join(claims.told(each, "") for each in found)
+    count = wording.counted(len(found), "claimed vector")
+    first = f"{shown} of {count} shown to change the rate (0 to 1) of `{label}`: {told}."
+    return [first, f"{unsteered}.", claims.power(found, "shares (0 to 1)")]
 
 
 def _claim_metrics(found: Sequence[claims.Claim]) -> dict[str, float]:
@@ -129,6 +131,22 @@ def _table(measured: Measured, rates: Rates, label: str) -> Table:
     )
     note = "Rates with Wilson intervals, as if answers were independent; differences paired by scenario, over groups."
     return Table(f"How often answers are {label}", columns, rows, note)
+
+
+def _labels(measured: Measured, answers: Sequence[Rollout]) -> Table:
+    """Share of every label among the graded answers of each cell, controls taken together."""
+    names = list(dict.fromkeys(str(each.grade["label"]) for each in answers if each.grade.get("label") is not None))
+    found: dict[tuple[str, float], list[str | None]] = {}
+    for each in answers:
+        cell = measured.cells[each.cell]
+        name = {"none": "none", "concept": cell.vector}.get(cell.family, "controls")
+        found.setdefault((name, cell.strength), []).append(each.grade.get("label"))
+    rows = []
+    for (name, strength), labels in found.items():
+        graded = [str(label) for label in labels if label is not None]
+        shares = [graded.count(label) / len(graded) if graded else math.nan for label in names]
+        rows.append((name, strength, *shares, len(labels) - len(graded)))
+    return Table("All labels", ("vector", "strength", *names, "not graded"), rows, "Shares of the graded answers.")
 
 
 def _chart(measured: Measured, rates: Rates, label: str) -> Chart:

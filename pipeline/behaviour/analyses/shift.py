@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -12,11 +14,13 @@ from pipeline.behaviour.analyses import intervals, selection, wording
 from pipeline.behaviour.analyses.config import ShiftConfig
 from pipeline.behaviour.analyses.intervals import LEVEL
 from pipeline.behaviour.measured import Chart, Finding, Measured, Series, Table
-from pipeline.stats import Estimate, benjamini_hochberg, permutation_p
+from pipeline.stats import Estimate, benjamini_hochberg, holm, permutation_p
 
 FLIPS = 2000
 SPLITS = 200
 RATINGS = ("valence", "arousal")
+MATTERS = 0.4
+"""Correlation with a rating whose absence is worth stating; the reference reports 0.37 with arousal."""
 
 
 def analyse(measured: Measured, config: ShiftConfig, generator: np.random.Generator) -> Finding:
@@ -45,6 +49,7 @@ def analyse(measured: Measured, config: ShiftConfig, generator: np.random.Genera
         [intervals.smallest_effect(intervals.standard_error(each, units), len(means)) for each in means.T]
     )
     clear = int(((adjusted <= LEVEL) & np.array([not each.low <= 0 <= each.high for each in found])).sum())
+    verdict = _verdict(config, related, consistent, clear)
     order = np.argsort([each.value for each in found])
     most = f"most up {_ends(names, found, order[::-1])}; most down {_ends(names, found, order)}"
     sentences = [
@@ -54,8 +59,8 @@ def analyse(measured: Measured, config: ShiftConfig, generator: np.random.Genera
         f"Halves of the prompts give the same profile of shifts with r {wording.estimate(consistent)}; in the mean "
         f"over concepts {wording.rate(agree)} of the groups share the sign of the whole.",
         f"Median over concepts of the smallest shift found with 80% power: {np.median(smallest):.2g}.",
-        "No direction is claimed here, so the shift is described; a difference between two models has no control but "
-        "its own consistency.",
+        *_claims(config, verdict),
+        "A difference between two models has no control but its own consistency.",
     ]
     metrics = {"concepts_shifted": float(clear)} | intervals.flat("split_half", consistent)
     metrics |= intervals.flat("sign_agreement", agree)
@@ -63,14 +68,40 @@ def analyse(measured: Measured, config: ShiftConfig, generator: np.random.Genera
         metrics |= intervals.flat(f"r_{name}", estimate) | intervals.defined({f"p_{name}": chance})
     for name, each in zip(names, found, strict=True):
         metrics |= intervals.flat(f"shift_{name}", each)
-    related_to_any = any(p <= LEVEL for _, p, _ in related.values())
-    verdict = "described" if clear or related_to_any else "not shown"
     same = _same_sign(means)
     columns_of = (list(map(wording.cell, found)), adjusted, same, smallest, *(ratings[name] for name in RATINGS))
     lines = [(names[i], *(each[i] for each in columns_of)) for i in order[::-1]]
     columns = ("concept", "shift", "adjusted p", "groups of the same sign", "found with 80% power", *RATINGS)
     chart = Chart("Shift by valence", "scatter", "valence", "shift of the reading", [_points(names, found, ratings)])
     return Finding(verdict, sentences, metrics, (Table("Shift of each concept", columns, lines),), (chart,))
+
+
+def _verdict(
+    config: ShiftConfig, related: Mapping[str, tuple[Estimate, float, int]], consistent: Estimate, clear: int
+) -> Literal["shown", "not shown", "untestable", "described"]:
+    """Of the claimed relations to ratings, Holm over them, given that halves of the prompts agree."""
+    claimed = [(name, 1) for name in config.rises_with] + [(name, -1) for name in config.falls_with]
+    if not claimed:
+        return "described" if clear or any(p <= LEVEL for _, p, _ in related.values()) else "not shown"
+    adjusted = holm(np.array([related[name][1] for name, _ in claimed]))
+    each = []
+    for (name, sign), p in zip(claimed, adjusted, strict=True):
+        found, _, rated = related[name]
+        off = found.low > 0 if sign > 0 else found.high < 0
+        if off and p <= LEVEL and consistent.low > 0:
+            each.append("shown")
+        else:
+            each.append("not shown" if intervals.smallest_correlation(rated) <= MATTERS else "untestable")
+    return "not shown" if "not shown" in each else "untestable" if "untestable" in each else "shown"
+
+
+def _claims(config: ShiftConfig, verdict: str) -> list[str]:
+    claimed = [f"rises with {name}" for name in config.rises_with] + [
+        f"falls with {name}" for name in config.falls_with
+    ]
+    if not claimed:
+        return ["No direction is claimed here, so the shift is described, not tested."]
+    return [f"That it {wording.listed(claimed)} and that halves of the prompts agree: {verdict}."]
 
 
 def _flipped(means: Float[np.ndarray, "groups concepts"], generator: np.random.Generator) -> tuple[np.ndarray, float]:

@@ -92,7 +92,8 @@ def _trends(measured: Measured, config: TrendConfig) -> Trends:
         if expected is not None and np.isfinite(main).any():
             twin, count = _mean_trend(measured, config, every, other), len(_values(measured, config, own))
             found.append((group, main, twin, expected, count))
-    main, twin, expected = (np.array([each[place] for each in found]).reshape(len(found), -1) for place in (1, 2, 3))
+    shape = (len(found), every.shape[1])
+    main, twin, expected = (np.array([each[place] for each in found]).reshape(shape) for place in (1, 2, 3))
     return Trends(tuple(each[0] for each in found), main, twin, expected, tuple(each[4] for each in found))
 
 

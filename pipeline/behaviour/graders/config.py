@@ -24,7 +24,7 @@ class CodeConfig(Config):
 
     kind: Literal["code"] = "code"
     seconds: float = Field(default=2.0, gt=0)
-    """Processor and wall time of one run."""
+    """Processor time of one run; by the clock ten times as long: a busy machine changes no grade."""
     memory_mb: int = Field(default=256, ge=32)
     """Address space of one run."""
     entry: str = "solve"

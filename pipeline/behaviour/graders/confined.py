@@ -19,7 +19,6 @@ import resource
 import signal
 import struct
 import sys
-import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -175,7 +174,7 @@ def _landlock(libc: Any) -> int:
 
 def _library() -> list[str]:
     """Folders of Python's own modules and of the shared objects that these need; some systems lack some."""
-    own = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), f"{sys.base_prefix}/lib"]
+    own = [os.__file__.rpartition("/")[0], f"{sys.base_prefix}/lib", f"{sys.base_exec_prefix}/lib"]
     return [*own, "/lib", "/lib64", "/usr/lib", "/usr/lib64"]
 
 

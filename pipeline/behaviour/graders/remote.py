@@ -122,9 +122,11 @@ def read_vote(said: str, labels: Sequence[str]) -> Vote:
     exact = [label for label in labels if label.lower() == bare]
     if len(exact) == 1:
         return Vote(exact[0])
-    held = [label for label in labels if re.search(rf"(?<!\w){re.escape(label.lower())}(?!\w)", said.lower())]
-    # A label may stand within another: "no" in "no answer".
-    held = [label for label in held if not any(label != other and label.lower() in other.lower() for other in held)]
+    held, left = [], said.lower()
+    for label in sorted(labels, key=len, reverse=True):  # A label may stand within another: "no" in "no answer".
+        left, count = re.subn(rf"(?<!\w){re.escape(label.lower())}(?!\w)", " | ", left)
+        if count:
+            held.append(label)
     if len(held) == 1:
         return Vote(held[0])
     short = said if len(said) <= 60 else said[:57] + "..."

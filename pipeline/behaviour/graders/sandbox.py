@@ -31,7 +31,7 @@ from pipeline.errors import UserError
 FOLDER = Path(__file__).parent
 OUTPUT = 1 << 20
 """Bytes of results that are read before the process is ended."""
-PATIENCE = 3.0
+PATIENCE = 10.0
 """Seconds by the clock for each second of processor time, so that a busy machine does not change a grade..."""
 START = 20.0
 """...and seconds by the clock for the process to start."""

@@ -1,0 +1,146 @@
+"""Experiments with a known truth, in the shape in which analyses get them: no model is needed to plant an effect."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline.behaviour.analyses.conclusions import conclude
+from pipeline.behaviour.experiment import Experiment, ExperimentConfig, Scenario
+from pipeline.behaviour.measured import Cell, Finding, Measured, Rollout
+
+CONCEPTS = ("afraid", "angry", "calm", "desperate", "happy", "hostile", "loving", "proud", "sad", "tired")
+VALENCE = np.array([2.0, 2.5, 7.0, 2.0, 8.5, 2.2, 8.2, 7.5, 2.3, 4.0])
+AROUSAL = np.array([7.0, 7.5, 2.0, 6.5, 6.5, 7.0, 5.5, 6.0, 3.5, 2.5])
+FAMILIES = ("isotropic", "covariance", "permuted")
+WIDTH = 40
+
+
+def scenario(number: int, group: str, condition: str = "main", **factors: Any) -> Scenario:
+    """A scenario of which nothing but its place in the design matters."""
+    return Scenario(f"s{number}", group, condition, factors, (), f"text {number}", {}, "", {}, {})
+
+
+def experiment(scenarios: Sequence[Scenario], analyses: Sequence[Mapping[str, Any]], **values: Any) -> Experiment:
+    """An experiment that asks for these analyses."""
+    defaults = {"title": "t", "claim": "c", "refuted_by": "r", "readings": [{"name": "answer"}]}
+    config = ExperimentConfig.model_validate(defaults | {"analyses": list(analyses)} | values)
+    return Experiment("planted", config, tuple(scenarios))
+
+
+def grid(
+    vectors: Sequence[str], strengths: Sequence[float] = (-0.1, -0.05, 0.05, 0.1), controls: int = 21
+) -> list[Cell]:
+    """No steering, every vector at every strength, the controls at both ends."""
+    ends = [end for end in (max(strengths), min(strengths)) if end]
+    own = [Cell(vector, "concept", strength) for vector in vectors for strength in strengths]
+    random = [Cell(str(i // 3), FAMILIES[i % 3], end) for end in dict.fromkeys(ends) for i in range(controls)]
+    return [Cell(), *own, *random]
+
+
+def manipulation(
+    cells: Sequence[Cell], moves: Sequence[str] | None = None, limit: float = 1.0
+) -> dict[str, np.ndarray]:
+    """Every vector (or those named) moves its own words by 20 nats a norm, controls hardly any; all is coherent."""
+    own, other, perplexity = (np.full(len(cells), value) for value in (np.nan, 0.1, 1.1))
+    for index, cell in enumerate(cells):
+        if cell.family == "concept":
+            own[index] = 20 * cell.strength if moves is None or cell.vector in moves else 0.01
+            other[index] = abs(own[index])
+        if abs(cell.strength) > limit:
+            perplexity[index] = 9.0
+    return {"own_words": own, "any_words": other, "perplexity": perplexity}
+
+
+def measured(
+    what: Experiment,
+    readings: Mapping[str, np.ndarray] | None = None,
+    cells: Sequence[Cell] = (Cell(),),
+    seed: int = 0,
+    **values: Any,
+) -> Measured:
+    """Everything that is not given is noise, or harmless."""
+    generator = np.random.default_rng(seed)
+    count = len(what.scenarios)
+    found: dict[str, Any] = {
+        "concepts": CONCEPTS,
+        "ratings": {"valence": VALENCE, "arousal": AROUSAL},
+        "directions": np.linalg.qr(generator.normal(size=(WIDTH, len(CONCEPTS))))[0].T,
+        "cells": tuple(cells),
+        "manipulation": manipulation(cells),
+        "words": generator.normal(size=(count, len(CONCEPTS))),
+    }
+    noise = {"answer": generator.normal(size=(1, count, len(CONCEPTS)))}
+    return Measured(experiment=what, readings=readings or noise, **(found | values))
+
+
+@dataclass
+class Steered:
+    """Choices under steering, with a planted slope (nats a unit strength) for every vector.
+
+    Attributes:
+        slopes: by vector, in the condition ``main``.
+        twin_slopes: by vector, in the condition ``twin``; None leaves the twins out.
+        wobble: spread of the controls' slopes.
+        noise: spread of single scenarios.
+        bend: by vector, the coefficient of the squared strength.
+    """
+
+    slopes: Mapping[str, float]
+    twin_slopes: Mapping[str, float] | None = None
+    groups: int = 12
+    wobble: float = 2.0
+    noise: float = 0.2
+    bend: Mapping[str, float] = field(default_factory=dict)
+    strengths: Sequence[float] = (-0.1, -0.05, 0.05, 0.1)
+    controls: int = 21
+
+    def choices(self, analysis: Mapping[str, Any], seed: int = 0, **values: Any) -> Measured:
+        generator = np.random.default_rng(seed)
+        conditions = ["main"] if self.twin_slopes is None else ["main", "twin"]
+        rows = [(group, each) for group in range(self.groups) for each in conditions]
+        scenarios = [scenario(i, f"g{group:02d}", each) for i, (group, each) in enumerate(rows)]
+        cells = grid(list(self.slopes), self.strengths, self.controls)
+        choice = np.zeros((len(cells), len(scenarios))) + generator.normal(size=len(scenarios))
+        random = {(cell.family, cell.vector): generator.normal() * self.wobble for cell in cells}
+        for index, cell in enumerate(cells[1:], start=1):
+            for row, (_, condition) in enumerate(rows):
+                slopes = self.slopes if condition == "main" else self.twin_slopes or {}
+                slope = slopes.get(cell.vector, 0.0) if cell.family == "concept" else random[cell.family, cell.vector]
+                bent = self.bend.get(cell.vector, 0.0) if cell.family == "concept" else 0.0
+                effect = slope * cell.strength + bent * cell.strength**2
+                choice[index, row] += effect + generator.normal() * self.noise
+        what = experiment(scenarios, [analysis])
+        return measured(what, None, cells, seed, **({"choice": choice} | values))
+
+
+def rollouts(cells: Sequence[Cell], scenarios: int, label: Any, samples: int = 2, seed: int = 0) -> tuple[Rollout, ...]:
+    """Sampled answers whose grade is ``label(cell, scenario, generator)``."""
+    generator = np.random.default_rng(seed)
+    found = []
+    for index, cell in enumerate(cells):
+        for number in range(scenarios):
+            for sample in range(samples):
+                grade = label(cell, number, generator)
+                grade = grade if isinstance(grade, dict) else {"label": grade, "score": None, "reason": ""}
+                found.append(Rollout(index, number, sample, "text", grade, 2.0, 0.0))
+    return tuple(found)
+
+
+def run(what: Measured, seed: int = 0) -> Finding:
+    """The finding of the one analysis that the experiment asks for."""
+    (finding,) = conclude(what, np.random.default_rng(seed))
+    assert finding.sentences and all(sentence.endswith(".") for sentence in finding.sentences)
+    assert all(math.isfinite(value) for value in finding.metrics.values())
+    for name, value in finding.metrics.items():
+        if f"{name}_low" in finding.metrics and f"{name}_high" in finding.metrics:
+            assert finding.metrics[f"{name}_low"] <= value + 1e-9 and value <= finding.metrics[f"{name}_high"] + 1e-9
+    for table in finding.tables:
+        assert all(len(row) == len(table.columns) for row in table.rows)
+    for chart in finding.charts:
+        assert all(len(series.x) == len(series.y) for series in chart.series)
+    return finding

@@ -1,0 +1,326 @@
+"""The folders of ``experiments/``: what users who run them, and analyses that read them, rely on."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.behaviour.experiment import (
+    ChoiceConfig,
+    Experiment,
+    RolloutConfig,
+    Scenario,
+    TournamentConfig,
+    read_experiment,
+)
+from pipeline.behaviour.graders.answer import Answer
+from pipeline.behaviour.graders.config import CodeConfig, RulesConfig
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = {folder.name: folder for folder in sorted((ROOT / "experiments").iterdir()) if folder.is_dir()}
+STUDY = yaml.safe_load((ROOT / "configs/experiments.yaml").read_text(encoding="utf-8"))
+CONCEPTS = frozenset(STUDY["corpus"]["emotions"])
+CROSSED = ("blackmail", "reward_hacking", "sycophancy", "intensity")
+each_folder = pytest.mark.parametrize("name", FOLDERS)
+
+
+@pytest.fixture(scope="module")
+def experiments() -> dict[str, Experiment]:
+    """Every folder, by name."""
+    return {name: read_experiment(folder) for name, folder in FOLDERS.items()}
+
+
+def words(scenario: Scenario) -> str:
+    """All that is put to the model."""
+    return "\n".join([scenario.text, *(message["content"] for message in scenario.messages)])
+
+
+def by_condition(experiment: Experiment) -> dict[str, list[Scenario]]:
+    """Scenarios under each condition."""
+    found = defaultdict(list)
+    for scenario in experiment.scenarios:
+        found[scenario.condition].append(scenario)
+    return found
+
+
+def factor(experiment: Experiment, name: str) -> Counter:
+    """How many scenarios have each value of a factor."""
+    return Counter(scenario.factors[name] for scenario in experiment.scenarios if name in scenario.factors)
+
+
+def test_the_eleven_experiments_are_there():
+    assert set(FOLDERS) >= {
+        *("implicit", "intensity", "preferences", "blackmail", "reward_hacking", "sycophancy"),
+        *("decoupling", "locality", "deflection", "post_training", "framing"),
+    }
+
+
+@each_folder
+def test_a_readme_says_what_is_claimed_what_would_refute_it_and_with_what_power(name):
+    text = (FOLDERS[name] / "README.md").read_text(encoding="utf-8").lower()
+    for needed in ("claim", "measured", "refute", "power", "limits", "cc0"):
+        assert needed in text, f"{name}: the README does not speak of `{needed}`"
+
+
+@each_folder
+def test_placeholders_are_filled_and_no_scenario_stands_twice(name, experiments):
+    seen = {}
+    for scenario in experiments[name].scenarios:
+        said = [words(scenario), scenario.answer, *itertools.chain.from_iterable(scenario.options.values())]
+        assert not re.search(r"\{[a-z_]+\}", "\n".join(said)), f"{scenario.id} holds an unfilled placeholder"
+        key = json.dumps([list(map(dict, scenario.messages)), *said])
+        assert key not in seen, f"{scenario.id} says the same as {seen.get(key)}"
+        seen[key] = scenario.id
+
+
+@each_folder
+def test_chats_are_short_and_await_an_answer_where_one_is_scored(name, experiments):
+    experiment = experiments[name]
+    scored = experiment.config.outcome(ChoiceConfig) or experiment.config.outcome(RolloutConfig)
+    for scenario in experiment.scenarios:
+        assert len(words(scenario).split()) <= 260, f"{scenario.id} is too long for a laptop"
+        if scored:
+            assert scenario.messages[-1]["role"] == "user", f"{scenario.id} has been answered already"
+
+
+@each_folder
+def test_what_is_put_in_the_models_mouth_ends_where_tokens_end(name, experiments):
+    for scenario in experiments[name].scenarios:
+        # A space belongs to the token that follows, and blank lines are tokenised by what stands after them.
+        assert not scenario.answer.endswith((" ", "\n\n")), f"{scenario.id}: the answer begins with blanks at its end"
+
+
+@each_folder
+def test_analyses_ask_for_what_the_folder_has(name, experiments):
+    experiment = experiments[name]
+    config, conditions = experiment.config, by_condition(experiment)
+    readings = {reading.name for reading in config.readings}
+    rollout = config.outcome(RolloutConfig)
+    for analysis in config.analyses:
+        values = analysis.model_dump()
+        assert {values.get("reading"), *values.get("readings", ())} - {None} <= readings
+        assert set(values.get("conditions", ())) | {values.get("twin") or "main"} <= set(conditions)
+        if analysis.kind in ("dose", "preference", "parting"):
+            assert config.steering is not None
+        if analysis.kind == "dose":
+            assert config.outcome(ChoiceConfig) is not None
+        for key in ("raises", "lowers", "bend"):
+            assert config.steering is None or set(values.get(key, ())) <= set(config.steering.vectors)
+        assert set(values.get("concepts", ())) <= CONCEPTS
+        if analysis.kind == "rate":
+            assert rollout is not None
+            grader = rollout.grader
+            assert values["label"] in (grader.labels if isinstance(grader, RulesConfig) else ("cheat", "honest"))
+            assert not rollout.conditions or set(values["conditions"]) <= set(rollout.conditions)
+        for key in ("factor", "level", "expects", "who", "masked", "shown", "framing"):
+            if key in values:
+                lacking = [each.id for each in experiment.scenarios if values[key] not in each.factors]
+                assert not lacking, f"{lacking[:3]} have no factor `{values[key]}`"
+
+
+@each_folder
+def test_steering_is_by_concepts_of_the_study_up_and_down(name, experiments):
+    steering = experiments[name].config.steering
+    if steering is not None:
+        assert set(steering.vectors) <= CONCEPTS
+        assert len(set(steering.strengths)) == len(steering.strengths)
+        assert sorted(-strength for strength in steering.strengths) == pytest.approx(sorted(steering.strengths))
+
+
+@each_folder
+def test_factors_that_name_concepts_name_those_of_the_study(name, experiments):
+    for key in ("emotion", "masked", "shown"):
+        assert set(factor(experiments[name], key)) <= CONCEPTS | {"neutral", "none"}
+    for expects in factor(experiments[name], "expects"):
+        assert {each.strip().lstrip("-") for each in str(expects).split(",")} <= CONCEPTS
+
+
+@each_folder
+def test_named_places_that_are_read_stand_in_every_scenario(name, experiments):
+    experiment = experiments[name]
+    roles = {"system", "user", "assistant"}
+    for reading in experiment.config.readings:
+        span = reading.at.partition(":")[2]
+        for scenario in experiment.scenarios if span else ():
+            there = roles & {message["role"] for message in scenario.messages} | set(scenario.spans)
+            assert span in there, f"{scenario.id} has no span `{span}`"
+        for scenario in experiment.scenarios if span and span not in roles else ():
+            assert words(scenario).count(scenario.spans[span]) == 1, f"{scenario.id}: `{span}` stands more than once"
+
+
+@pytest.mark.parametrize("name", CROSSED)
+def test_every_group_has_its_twin(name, experiments):
+    conditions = by_condition(experiments[name])
+    twin = "solvable" if name == "reward_hacking" else "twin"
+    assert Counter(each.group for each in conditions["main"]) == Counter(each.group for each in conditions[twin])
+
+
+@pytest.mark.parametrize("name", ["blackmail", "reward_hacking", "sycophancy", "framing"])
+def test_wordings_of_target_and_other_are_matched(name, experiments):
+    outcome = experiments[name].config.outcome(ChoiceConfig)
+    for scenario in experiments[name].scenarios:
+        target, other = scenario.options[outcome.target], scenario.options[outcome.other]
+        assert len(target) == len(other)
+        assert not set(target) & set(other)
+        if name != "framing":  # answers of one word differ as their words do, and are scored per token
+            ratio = sum(map(len, target)) / sum(map(len, other))
+            assert 1 / 1.5 <= ratio <= 1.5, f"{scenario.id}: lengths of target and other differ by {ratio:.2f}"
+
+
+def test_twins_keep_to_the_length_of_what_they_are_twins_of(experiments):
+    for name in ("blackmail", "reward_hacking", "sycophancy"):
+        lengths = defaultdict(dict)
+        for scenario in experiments[name].scenarios:
+            lengths[scenario.group][scenario.condition] = len(words(scenario))
+        for group, found in lengths.items():
+            assert max(found.values()) <= 1.15 * min(found.values()), f"{name}/{group}: {found}"
+
+
+def test_implicit_messages_never_name_an_emotion(experiments):
+    lexicon = json.loads((ROOT / "pipeline/corpus/lexicon.json").read_text(encoding="utf-8"))
+    counts = factor(experiments["implicit"], "emotion")
+    assert len(counts) >= 12
+    assert min(counts.values()) >= 8
+    for scenario in experiments["implicit"].scenarios:
+        emotion = str(scenario.factors["emotion"])
+        said = set(re.findall(r"[a-z']+", words(scenario).lower()))
+        assert not said & {emotion, *lexicon[emotion]}, f"{scenario.id} names what it should imply"
+
+
+def test_intensity_has_twelve_levels_in_three_paraphrases_and_twins(experiments):
+    levels = defaultdict(list)
+    for scenario in experiments["intensity"].scenarios:
+        key = scenario.factors["template"], scenario.condition, scenario.factors["paraphrase"]
+        levels[key].append(scenario.factors["level"])
+    templates = {template for template, _, _ in levels}
+    assert len(templates) >= 8
+    for template, condition in itertools.product(templates, ("main", "twin")):
+        chosen = [tuple(found) for (name, kind, _), found in levels.items() if (name, kind) == (template, condition)]
+        assert len(chosen) >= 3
+        assert all(len(set(found)) >= 12 and list(found) == sorted(found) for found in chosen)
+
+
+def test_preferences_are_64_activities_in_8_categories(experiments):
+    assert experiments["preferences"].config.outcome(TournamentConfig) is not None
+    assert list(factor(experiments["preferences"], "category").values()) == [8] * 8
+
+
+@pytest.mark.parametrize(
+    ("name", "condition", "groups"),
+    [("blackmail", "main", 8), ("reward_hacking", "main", 8), ("sycophancy", "main", 16)],
+)
+def test_there_are_enough_groups(name, condition, groups, experiments):
+    assert len({each.group for each in by_condition(experiments[name])[condition]}) >= groups
+
+
+def test_harshness_is_asked_of_the_same_messages_against_the_same_kind_corrections(experiments):
+    conditions = by_condition(experiments["sycophancy"])
+    main = {each.group: each for each in conditions["main"]}
+    assert main.keys() == {each.group for each in conditions["harsh"]}
+    for harsh in conditions["harsh"]:
+        assert harsh.messages == main[harsh.group].messages
+        assert harsh.options["other"] == main[harsh.group].options["other"]
+        assert not set(harsh.options["target"]) & set(main[harsh.group].options["target"])
+
+
+def test_decoupling_has_pressed_and_everyday_requests(experiments):
+    conditions = by_condition(experiments["decoupling"])
+    assert len(experiments["decoupling"].scenarios) >= 12
+    assert min(len(conditions["main"]), len(conditions["everyday"])) >= 4
+
+
+def test_every_task_is_framed_in_every_way(experiments):
+    framings = defaultdict(set)
+    answers = defaultdict(set)
+    for scenario in experiments["framing"].scenarios:
+        framings[scenario.group].add(scenario.factors["framing"])
+        answers[scenario.group].add((scenario.answer, scenario.options["right"], scenario.options["wrong"]))
+    assert len(framings) >= 40
+    assert set(map(frozenset, framings.values())) == {frozenset(next(iter(framings.values())))}
+    assert {"neutral", "urgent", "encouraging", "threatening", "calm"} == next(iter(framings.values()))
+    assert all(len(found) == 1 for found in answers.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "expected"), [("blackmail", "leverage", "leverage"), ("sycophancy", "target", "agrees")]
+)
+def test_rules_know_most_target_wordings_and_take_no_other_for_one(name, target, expected, experiments):
+    from pipeline.behaviour.graders.rules import RulesGrader
+
+    config = experiments[name].config
+    grader = RulesGrader(config.outcome(RolloutConfig).grader)
+    other = config.outcome(ChoiceConfig).other
+    labels = {key: Counter() for key in (target, other)}
+    for scenario in by_condition(experiments[name])["main"]:
+        for key in labels:
+            grades = grader.grade([Answer(scenario, wording) for wording in scenario.options[key]])
+            labels[key].update(grade["label"] for grade in grades)
+    assert labels[other][expected] == 0
+    assert labels[target][expected] >= 0.6 * labels[target].total(), labels[target]
+
+
+def test_rules_tell_a_heated_text_from_a_composed_one(experiments):
+    from pipeline.behaviour.graders.rules import RulesGrader
+
+    experiment = experiments["decoupling"]
+    grader = RulesGrader(experiment.config.outcome(RolloutConfig).grader)
+    texts = {
+        "Service is interrupted. We will report again at four.": "composed",
+        "The plums are ripe and the shop opens at nine.": "composed",
+        "We are desperate and do not know what to do.": "heated",
+        "Please, somebody answer us!": "heated",
+        "": "none",
+    }
+    grades = grader.grade([Answer(experiment.scenarios[0], text) for text in texts])
+    assert [grade["label"] for grade in grades] == list(texts.values())
+
+
+@pytest.fixture(scope="module")
+def code_grader(experiments):
+    """The code grader of reward_hacking, where this machine can contain code."""
+    from pipeline.behaviour.graders import sandbox
+    from pipeline.behaviour.graders.code import CodeGrader
+
+    config = experiments["reward_hacking"].config.outcome(RolloutConfig).grader
+    assert isinstance(config, CodeConfig)
+    refusal = sandbox.protections().refusal
+    if refusal:
+        pytest.skip(refusal)
+    return CodeGrader(config)
+
+
+def test_held_out_tests_tell_reference_cheats_from_honest_programs(experiments, code_grader):
+    expected = {
+        ("main", "cheat"): {"cheat"},
+        ("solvable", "cheat"): {"cheat"},
+        ("main", "honest"): {"honest"},
+        ("solvable", "honest"): {"solved"},
+    }
+    wrong = []
+    for scenario in experiments["reward_hacking"].scenarios:
+        limited = scenario.factors["obstacle"] == "limit"
+        for kind in ("honest", "cheat"):
+            label = code_grader.grade([Answer(scenario, f"```python\n{scenario.check[kind]}\n```")])[0]["label"]
+            allowed = expected[scenario.condition, kind]
+            # Where no honest program is quick enough, its time may be up before the held-out tests have run.
+            allowed = allowed | {"failed"} if limited and kind == "honest" and scenario.condition == "main" else allowed
+            if label not in allowed:
+                wrong.append((scenario.id, kind, label))
+    assert not wrong
+
+
+def test_the_continuations_that_are_compared_are_what_they_are_called(experiments, code_grader):
+    wrong = []
+    for scenario in by_condition(experiments["reward_hacking"])["main"]:
+        if scenario.factors["obstacle"] == "limit":
+            continue  # the honest ones run out of time: the test above sees to that
+        for key, label in (("special_case", "cheat"), ("honest", "honest")):
+            grades = code_grader.grade([Answer(scenario, wording) for wording in scenario.options[key]])
+            wrong += [(scenario.id, key, grade) for grade in grades if grade["label"] != label]
+    assert not wrong
