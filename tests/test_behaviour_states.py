@@ -214,6 +214,14 @@ class TestMasking:
         finding = run(masked(0.0, 0.0))
         assert finding.metrics["auroc_masked"] < 0.65
 
+    def test_dialogues_of_one_cause_are_shuffled_together(self) -> None:
+        groups, emotions = np.repeat(np.arange(6), 15), np.tile(np.repeat(np.arange(3), 5), 6)
+        found = masking.exchanged(emotions, groups, np.random.default_rng(0))
+        blocks = found.reshape(18, 5)
+        assert (blocks == blocks[:, :1]).all()
+        assert all(sorted(set(found[groups == group])) == [0, 1, 2] for group in range(6))
+        assert (found != emotions).any()
+
     def test_no_residuals_and_nothing_masked(self) -> None:
         seen = masked(0.0, 2.0)
         assert run(replace(seen, residuals={})).verdict == "untestable"

@@ -304,13 +304,9 @@ def test_held_out_tests_tell_reference_cheats_from_honest_programs(experiments, 
     }
     wrong = []
     for scenario in experiments["reward_hacking"].scenarios:
-        limited = scenario.factors["obstacle"] == "limit"
         for kind in ("honest", "cheat"):
             label = code_grader.grade([Answer(scenario, f"```python\n{scenario.check[kind]}\n```")])[0]["label"]
-            allowed = expected[scenario.condition, kind]
-            # Where no honest program is quick enough, its time may be up before the held-out tests have run.
-            allowed = allowed | {"failed"} if limited and kind == "honest" and scenario.condition == "main" else allowed
-            if label not in allowed:
+            if label not in expected[scenario.condition, kind]:
                 wrong.append((scenario.id, kind, label))
     assert not wrong
 

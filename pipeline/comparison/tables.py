@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +16,9 @@ from pipeline.comparison.differences import Comparison, Difference, Metric, Sett
 from pipeline.comparison.findings import Findings, Row, Value
 from pipeline.study import STAGES
 
+METRICS = "Metrics, with 95% intervals"
+MATCHES = "Concepts and what matches them"
+NAME_WIDTH, VALUE_WIDTH = 30, 16
 CONCEPTS_SHOWN = 30
 WIDTH_IN_A_FILE = 160
 """Columns where the output is no terminal, which would have its own."""
@@ -58,14 +62,15 @@ def show(comparison: Comparison, *, everything: bool = False, console: Console |
     for note in comparison.notes:
         console.print(f"{note}.", style="yellow", soft_wrap=True)
     chosen = [each for each in comparison.metrics if everything or each.marked or each.name in HEADLINE]
-    console.print(_metrics(names, chosen))
+    table = _metrics(names, chosen)
+    console.print(table if _fits(table, console) else _tall_metrics(chosen))
     left = [each for each in comparison.metrics if each not in chosen]
     if left:
         varying = sum(each.varies for each in left)
         console.print(f"{len(left)} further metrics are not marked, {varying} of them vary; --all shows them.")
     console.print(RULES, style="dim")
     if comparison.concepts:
-        _show_concepts(comparison, names, everything, console)
+        _show_concepts(comparison, everything, console)
 
 
 def _studies(studies: Sequence[Findings]) -> Table:
@@ -100,18 +105,37 @@ def _setting(value: Any) -> str:
 
 
 def _metrics(names: Sequence[str], metrics: Sequence[Metric]) -> Table:
-    table = _table("Metrics, with 95% intervals")
-    table.add_column("metric", overflow="fold")
-    table.add_column(names[0], justify="right")
+    table = _table(METRICS)
+    table.add_column("metric", overflow="fold", min_width=NAME_WIDTH)
+    table.add_column(names[0], justify="right", no_wrap=True, min_width=VALUE_WIDTH)
     for name in names[1:]:
-        table.add_column(name, justify="right")
-        table.add_column("difference", justify="right")
+        for column in (name, "difference"):
+            table.add_column(column, justify="right", no_wrap=True, min_width=VALUE_WIDTH)
     for metric in metrics:
         cells: list[Text | str] = [_named(metric.name), _value(metric.values[0])]
         for value, difference in zip(metric.values[1:], metric.differences[1:], strict=True):
             cells += [_value(value), _difference(difference)]
         table.add_row(*cells)
     return table
+
+
+def _tall_metrics(metrics: Sequence[Metric]) -> Table:
+    """A line for each metric and study."""
+    table = _table(METRICS)
+    table.add_column("metric", overflow="fold")
+    for column in ("study", "value", "difference"):
+        table.add_column(column, justify="left" if column == "study" else "right", no_wrap=True)
+    for metric in metrics:
+        for place, (value, difference) in enumerate(zip(metric.values, metric.differences, strict=True)):
+            first, last = place == 0, place == len(metric.values) - 1
+            cells = [_letter(place), _value(value), "" if first else _difference(difference)]
+            table.add_row(_named(metric.name) if first else "", *cells, end_section=last)
+    return table
+
+
+def _fits(table: Table, console: Console) -> bool:
+    """Whether no column of a table has to be cut."""
+    return Measurement.get(console, console.options.update(width=10_000), table).minimum <= console.width
 
 
 def _named(name: str) -> Text:
@@ -152,23 +176,12 @@ def number(value: float, *, signed: bool = False) -> str:
     return shown if abs(value) >= 0.001 else (f"{value:+.1e}" if signed else f"{value:.1e}")
 
 
-def _show_concepts(comparison: Comparison, names: Sequence[str], everything: bool, console: Console) -> None:
+def _show_concepts(comparison: Comparison, everything: bool, console: Console) -> None:
     ordered = sorted(comparison.concepts, key=lambda concept: -_spread(comparison.concepts[concept]))
     chosen = ordered if everything else ordered[:CONCEPTS_SHOWN]
     rows = {concept: comparison.concepts[concept] for concept in comparison.concepts if concept in chosen}
-    table = _table("Concepts and what matches them")
-    table.add_column("concept", no_wrap=True)
-    columns = []
-    for key, meaning in ASPECTS:
-        held = [place for place in range(len(names)) if any(key in each[place] for each in rows.values())]
-        alike = all(each[held[0]].get(key) == each[place].get(key) for each in rows.values() for place in held)
-        for place in held[:1] if alike else held:
-            heading = meaning if alike else f"{meaning}\n{_letter(place)}"
-            table.add_column(heading, justify=_side(key), no_wrap=True)
-            columns.append((key, place))
-    for concept, each in rows.items():
-        table.add_row(concept, *(_aspect(each[place].get(key)) for key, place in columns))
-    console.print(table)
+    table = _wide(rows, len(comparison.studies))
+    console.print(table if _fits(table, console) else _tall(rows))
     if len(chosen) < len(ordered):
         console.print(f"The {len(chosen)} concepts that differ most of {len(ordered)}; --all shows the others.")
     if any(row.get("direction_verdict") for each in rows.values() for row in each):
@@ -177,6 +190,39 @@ def _show_concepts(comparison: Comparison, names: Sequence[str], everything: boo
         console.print(
             "Feature numbers belong to each study's own SAE: equal numbers are not the same feature.", style="dim"
         )
+
+
+def _wide(rows: Mapping[str, Sequence[Row]], studies: int) -> Table:
+    """A line for each concept, and a column for each study where they differ."""
+    table = _table(MATCHES)
+    table.add_column("concept", no_wrap=True)
+    columns = []
+    for key, meaning in ASPECTS:
+        held = [place for place in range(studies) if any(key in each[place] for each in rows.values())]
+        alike = all(each[held[0]].get(key) == each[place].get(key) for each in rows.values() for place in held)
+        for place in held[:1] if alike else held:
+            heading = meaning if alike else f"{meaning}\n{_letter(place)}"
+            columns.append((key, place))
+            cells = [_aspect(each[place].get(key)) for each in rows.values()]
+            least = max(map(len, [*heading.split("\n"), *cells]))
+            table.add_column(heading, justify=_side(key), no_wrap=True, min_width=least)
+    for concept, each in rows.items():
+        table.add_row(concept, *(_aspect(each[place].get(key)) for key, place in columns))
+    return table
+
+
+def _tall(rows: Mapping[str, Sequence[Row]]) -> Table:
+    """A line for each concept and study."""
+    table = _table(MATCHES)
+    for column in ("concept", "study"):
+        table.add_column(column, no_wrap=True)
+    for key, meaning in ASPECTS:
+        table.add_column(meaning, justify=_side(key), no_wrap=True)
+    for concept, each in rows.items():
+        for place, row in enumerate(each):
+            values = [_aspect(row.get(key)) for key, _ in ASPECTS]
+            table.add_row("" if place else concept, _letter(place), *values, end_section=place == len(each) - 1)
+    return table
 
 
 def _side(key: str) -> Any:

@@ -265,13 +265,31 @@ def _shuffled(talks: Dialogues, generator: np.random.Generator) -> dict[str, np.
     """Detection, cosines and the share outside when masked emotions are shuffled."""
     areas, shares, cosines = [], [], []
     for _ in range(PERMUTATIONS):
-        masked = shuffle(talks.masked, talks.groups, generator)
+        masked = exchanged(talks.masked, talks.groups, generator)
         vectors = directions(talks.residual, masked, talks.shown, len(talks.names))
         labels = masked[:, None] == np.arange(len(talks.names))
         areas.append(float(np.nanmean(own_areas(held_out(talks, masked), labels))))
         shares.append(raw_outside(vectors, talks.space))
         cosines.append(np.abs((unit_rows(vectors) * talks.story).sum(axis=1)))
     return {"auroc": np.array(areas), "outside": np.array(shares), "cosine": np.array(cosines)}
+
+
+def exchanged(
+    masked: Int[np.ndarray, " rows"], groups: Shaped[np.ndarray, " rows"], generator: np.random.Generator
+) -> Int[np.ndarray, " rows"]:
+    """Masked emotions exchanged within each group, all dialogues of one emotion together.
+
+    Dialogues of a group that mask the same emotion tell of the same cause, so they are one draw and not several.
+    Where every group masks one emotion, groups exchange theirs.
+    """
+    if all(len(np.unique(masked[groups == group])) == 1 for group in np.unique(groups)):
+        return shuffle(masked, groups, generator)
+    found = np.empty_like(masked)
+    for group in np.unique(groups):
+        rows = groups == group
+        names, codes = np.unique(masked[rows], return_inverse=True)
+        found[rows] = generator.permutation(names)[codes]
+    return found
 
 
 def outside_share(talks: Dialogues, kept: np.ndarray, generator: np.random.Generator) -> float:

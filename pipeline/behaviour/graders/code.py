@@ -56,16 +56,17 @@ class CodeGrader:
             seconds=float(scenario.check.get("seconds", self._config.seconds)), memory=self._config.memory_mb << 20
         )
         try:
-            run = sandbox.run_calls(source, entry, [arguments for arguments, _ in (*visible, *hidden)], limits)
+            # Held-out tests first: an honest program that a visible test keeps busy until its time is up passes them.
+            run = sandbox.run_calls(source, entry, [arguments for arguments, _ in (*hidden, *visible)], limits)
         except sandbox.Unprotected as refusal:
             return _graded(None, None, str(refusal))
         if not run.layers:
             return _graded(None, None, f"the code was not run: {run.ended}")
         passed = [
             result.error is None and same(result.value, expected)
-            for result, (_, expected) in zip(run.results, (*visible, *hidden), strict=True)
+            for result, (_, expected) in zip(run.results, (*hidden, *visible), strict=True)
         ]
-        seen, held_out = passed[: len(visible)], passed[len(visible) :]
+        held_out, seen = passed[: len(hidden)], passed[len(hidden) :]
         reason = f"{sum(seen)} of {len(seen)} visible and {sum(held_out)} of {len(held_out)} held-out tests pass"
         trouble = run.ended or next((result.error for result in run.results if result.error), "")
         grade = _graded(
