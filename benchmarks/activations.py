@@ -110,7 +110,9 @@ def sae_lens_runner(texts: Sequence[str], layers: int | None, dtype: torch.dtype
 
     folder, _ = source(ModelConfig(), MODELS)
     cut = {} if layers is None else {"num_hidden_layers": layers}
-    loaded = sae_lens_model(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **cut).eval(), folder)
+    cache_activations_runner.tqdm = lambda steps, **given: steps  # pyright: ignore[reportAttributeAccessIssue]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **cut).eval()
+    loaded = sae_lens_model(model, folder, None if layers is None else [NAME.format(LAYER)])
     counted = sum(len(ids) + 1 for ids in AutoTokenizer.from_pretrained(folder)(list(texts))["input_ids"])
     tokens = (counted // CONTEXT - 1) // PROMPTS * PROMPTS * CONTEXT
     data = Dataset.from_dict({"text": list(texts)})
@@ -137,12 +139,12 @@ def sae_lens_runner(texts: Sequence[str], layers: int | None, dtype: torch.dtype
     return run, tokens
 
 
-def sae_lens_model(model: Any, folder: str) -> Any:
-    """A transformers model as sae-lens wraps it, hooked at the one module that is read."""
+def sae_lens_model(model: Any, folder: str, hooked: list[str] | None) -> Any:
+    """A transformers model as sae-lens wraps it, hooked at these modules; at all, as its runner does, when None."""
     from sae_lens.load_model import HookedProxyLM
     from transformers import AutoTokenizer
 
-    return HookedProxyLM(model, AutoTokenizer.from_pretrained(folder), hook_names=[NAME.format(LAYER)])
+    return HookedProxyLM(model, AutoTokenizer.from_pretrained(folder), hook_names=hooked)
 
 
 def against_sae_lens(documents: Sequence[Document], repeats: int) -> list[Row]:
@@ -194,7 +196,7 @@ def sae_lens_store(folder: Path, store: ActivationStore) -> Any:
     model, _ = source(ModelConfig(), MODELS)
     tiny = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model, num_hidden_layers=LAYER + 1))
     return ActivationsStore(
-        model=sae_lens_model(tiny, model),
+        model=sae_lens_model(tiny, model, [name]),
         dataset=None,
         streaming=False,
         hook_name=name,

@@ -11,6 +11,9 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -20,7 +23,7 @@ from harness import Row, machine, options, write_json
 from pipeline import runner
 from pipeline.study import Study
 
-ROOT = Path(__file__).parent.parent
+CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 STAGES = ("activations", "match")
 QUICK = ("corpus.emotions=[afraid,calm,happy,proud,sad,tired]", "match.random_saes=1", "match.permutations=99")
 SMALL_PARTS = ("activations.texts_per_part=24", "match.texts_per_part=24")
@@ -59,18 +62,28 @@ def serial_part(seconds: dict[int, float]) -> float:
     return max(0.0, float(np.linalg.lstsq(design, np.array(list(seconds.values())), rcond=None)[0][0]))
 
 
-def measure(study: Study, counts: list[int], repeats: int) -> dict[str, dict[int, list[tuple[float, float, float]]]]:
+def spans(overrides: Sequence[str], stage: str, count: int) -> tuple[float, float, float]:
+    """One measurement: what a stage that is computed anew takes."""
+    watch = Stopwatch()
+    study = Study.load(CONFIG, overrides)
+    runner.run(study, mode="force", only=[stage], workers=count, reporter=watch)
+    return watch.spans(stage)
+
+
+def measure(
+    overrides: Sequence[str], counts: list[int], repeats: int
+) -> dict[str, dict[int, list[tuple[float, float, float]]]]:
     """The spans of each stage, by number of workers."""
     found: dict[str, dict[int, list[tuple[float, float, float]]]] = {
         stage: {count: [] for count in counts} for stage in STAGES
     }
     for stage in STAGES:
-        runner.run(study, only=[stage])
+        runner.run(Study.load(CONFIG, overrides), only=[stage])
         for _ in range(repeats):
             for count in counts:
-                watch = Stopwatch()
-                runner.run(study, mode="force", only=[stage], workers=count, reporter=watch)
-                found[stage][count].append(watch.spans(stage))
+                # In a process of its own, so that one worker pays for imports as each of many does.
+                with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                    found[stage][count].append(process.submit(spans, overrides, stage, count).result())
     return found
 
 
@@ -82,8 +95,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         common = ("tracking.mode=disabled", "compute.threads=1", "sae.health_texts=0", *SMALL_PARTS)
         overrides = [f"cache={folder}", *common]
-        study = Study.load(ROOT / "configs" / "quickstart.yaml", [*overrides, *(QUICK if chosen.quick else ())])
-        found = measure(study, counts, repeats=1 if chosen.quick else 3)
+        overrides += QUICK if chosen.quick else ()
+        found = measure(overrides, counts, repeats=1 if chosen.quick else 3)
     rows = []
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     print(f"{cores} cores, load of the last minute {load:.1f}\n")

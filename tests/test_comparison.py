@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -287,17 +288,29 @@ def test_the_csv_has_one_row_a_study_and_metric(swept, tmp_path) -> None:
             assert row["sae.k"] == study.removeprefix("tiny-k")
 
 
-def test_what_is_printed_fits_and_can_be_had_in_full(swept) -> None:
+def printed(comparison: Comparison, width: int, *, everything: bool = False) -> str:
+    console = Console(width=width, record=True, file=io.StringIO(), force_terminal=True)
+    tables.show(comparison, everything=everything, console=console)
+    return console.export_text()
+
+
+@pytest.mark.parametrize("values", ["4,12", "4,5,12,6"])
+@pytest.mark.parametrize("width", [76, 100, 250])
+def test_nothing_is_cut_whatever_the_width(swept, values: str, width: int) -> None:
+    comparison = side_by_side(swept[0], f"sae.k={values}")
+    text = printed(comparison, width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= max(width, max(map(len, comparison.notes)) + 1)
+    for concept, rows in comparison.concepts.items():
+        assert f"{rows[0]['feature_auroc']:.3f}" in text, concept
+
+
+def test_all_metrics_can_be_had(swept) -> None:
     comparison = side_by_side(swept[0], "sae.k=4,12")
-    sizes = []
-    for everything in (False, True):
-        console = Console(width=100, record=True, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115, PTH123
-        tables.show(comparison, everything=everything, console=console)
-        text = console.export_text()
-        assert "Metrics, with 95% intervals" in text
-        sizes.append(text.count("\n"))
-    assert sizes[0] < sizes[1]
-    assert "further metrics" not in text
+    assert "--all shows them" in printed(comparison, 160)
+    text = printed(comparison, 160, everything=True)
+    assert "--all shows them" not in text
+    assert all(each.name in text for each in comparison.metrics)
 
 
 def test_the_tables_of_a_stage_and_its_metrics_have_different_names(swept) -> None:

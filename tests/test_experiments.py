@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,15 @@ import pytest
 import torch
 from scripted import CONCEPTS, LAYER, NO, NORM, YES, D, Scripted, run_parts, write_experiment
 
-from pipeline.behaviour import choosing, tournament
+from pipeline import runner
+from pipeline.behaviour import choosing, cost, tournament
 from pipeline.behaviour.branching import Branching, Push, Tree
 from pipeline.behaviour.cells import compared, extremes, grid, rolled
 from pipeline.behaviour.experiment import ExperimentConfig, ReadingConfig, SteeringConfig, read_experiment
 from pipeline.behaviour.prompts import continuation, read_prompt
 from pipeline.behaviour.rollouts import Sampling
 from pipeline.errors import ConfigError, UserError
-from pipeline.stages.experiments import NOTHING, Experiments
+from pipeline.stages.experiments import NOTHING, Experiments, ExperimentsStage
 from pipeline.steering.upper import Upper
 from pipeline.study import Study
 from pipeline.subject import ModelConfig, Subject, load_tokenizer
@@ -144,6 +146,48 @@ def test_parts_in_any_order_and_again_give_the_same_bytes(scripted, tmp_path):
     files = sorted(path.relative_to(one.folder) for path in one.folder.rglob("*") if path.is_file())
     assert len(files) > 10
     assert [name for name in files if (one.folder / name).read_bytes() != (two.folder / name).read_bytes()] == []
+
+
+SMALL = {
+    "sae": {"width": 64, "k": 8, "steps": 10, "batch": 128, "health_rows": 200, "health_texts": 0},
+    "match": {"permutations": 19, "random_saes": 1, "contexts": 1},
+}
+
+
+def test_an_interrupted_study_goes_on_where_it_stopped_and_two_workers_give_its_bytes(
+    study_values, write_study, tmp_path, monkeypatch
+):
+    """Through the runner: killed after its third part and run again, or shared by two processes."""
+    blackmail(tmp_path / "e")
+    values = {**study_values, **SMALL, "experiments": {"folder": str(tmp_path / "e"), "run": "all"}}
+    values["experiments"] |= {"scenarios_per_part": 16}
+    values["activations"] = {**study_values["activations"], "pooled_layers": [3]}
+    runner.run(Study.load(write_study(values)), only=["match"])
+    shutil.copytree(values["cache"], tmp_path / "second")
+    once = Study.load(write_study(values))
+    measured, run_part = [], ExperimentsStage.run_part
+
+    def stopping(stage, part, out, progress):
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        measured.append(part.name)
+        run_part(stage, part, out, progress)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ExperimentsStage, "run_part", stopping)
+        runner.run(once, only=["experiments"])
+    again: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(ExperimentsStage, "run_part", lambda s, p, o, g: (again.append(p.name), run_part(s, p, o, g))[1])
+        runner.run(once, only=["experiments"])
+    assert len(measured) == 3 and not set(measured) & set(again)
+    shared = Study.load(write_study({**values, "cache": str(tmp_path / "second")}))
+    runner.run(shared, only=["experiments"], workers=2)
+    a, b = (study.folder(ExperimentsStage) for study in (once, shared))
+    names = [path.relative_to(a) for path in a.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    assert len(names) == 5
+    assert [name for name in names if (a / name).read_bytes() != (b / name).read_bytes()] == []
+    assert cost.listed(once)[0].state == "done"
 
 
 def test_how_the_work_is_cut_changes_no_number(scripted, tmp_path):

@@ -150,6 +150,9 @@ def test_a_choice_of_rows_and_a_type(store, everything):
     assert found.dtype == torch.float32
     expected = everything[chosen]
     assert sorted(map(bytes, found.numpy())) == sorted(map(bytes, expected))
+    assert len(found) > 1200
+    large = store.batches(1200, seed=3, rows=chosen, dtype=torch.float32)
+    assert torch.equal(torch.cat(list(large)), found)
 
 
 def test_leaving_an_epoch_early_leaves_nothing_behind(store):
