@@ -246,11 +246,15 @@ def training_batches(rows: int, repeats: int) -> list[Row]:
         each = {name: rows / median(seconds) for name, seconds in taken.items()}
         each["sae-lens"] *= few * BATCH / rows
     title = f"(c) shuffled batches of {rows:,} rows of {WIDTH}"
-    peers = {"float32": ("float32", "sae-lens"), "stored": ("bfloat16", "memmap")}
-    named = {"sae-lens": "sae-lens's store on disk", "memmap": "np.memmap gather"}
+    compared = (
+        ("float32", "float32", "sae-lens"),
+        ("stored", "bfloat16", "sae-lens"),
+        ("stored", "bfloat16", "memmap"),
+    )
+    named = {"sae-lens": "sae-lens's store on disk, float32", "memmap": "np.memmap gather, bfloat16"}
     return [
         Row(f"{title}, {kind}, {where}; peer: {named[peer]}", each[name + suffix], each[peer], "rows/s", more=True)
-        for name, (kind, peer) in peers.items()
+        for name, kind, peer in compared
         for suffix, where in (("", "as the store chooses (memory)"), (", disk", "memory-mapped"))
     ]
 

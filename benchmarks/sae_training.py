@@ -147,18 +147,17 @@ def sparsify_steps(task: Task) -> Callable[[int], None] | None:
     return run
 
 
-def speed(task: Task, steps: int, repeats: int, *, half: bool) -> list[Row]:
-    """Tokens a second of everything that can train this SAE."""
+def speed(task: Task, repeats: int, *, half: bool) -> list[Row]:
+    """Tokens a second of everything that can train this SAE, by single steps."""
     name = f"{task.recipe.architecture}, {task.width:,} features"
     lens = task.sae_lens()
-    contenders: dict[str, Callable[[], None]] = {"sae-lens": partial(_lens_steps, lens, steps)}
+    contenders: dict[str, Callable[[], None]] = {"sae-lens": partial(_lens_steps, lens, 1)}
     for kind in (False, True) if half else (False,):
-        contenders[OURS[kind]] = partial(_our_steps, task.ours(half=kind), steps)
+        contenders[OURS[kind]] = partial(_our_steps, task.ours(half=kind), 1)
     other = sparsify_steps(task) if task.recipe.architecture == "topk" else None
     if other is not None:
-        contenders["sparsify"] = partial(other, steps)
-    tokens = steps * task.recipe.batch
-    rate = {key: tokens / median(taken) for key, taken in interleaved(contenders, repeats).items()}
+        contenders["sparsify"] = partial(other, 1)
+    rate = {key: task.recipe.batch / median(taken) for key, taken in interleaved(contenders, repeats).items()}
     return [
         Row(f"{name}, {kind}; peer: {peer}", rate[kind], rate[peer], "tokens/s", more=True)
         for peer in ("sae-lens", "sparsify")
@@ -190,13 +189,15 @@ def main() -> None:
     rows = Rows(4096 if given.quick else 32_768)
     recipe = partial(Recipe, warm_up=WARM_UP, decay=DECAY)
     table: list[Row] = []
-    for width, steps, repeats in ((1152, 1, 3),) if given.quick else ((4608, 2, 5), (16_384, 1, 3)):
+    for width, repeats in ((1152, 3),) if given.quick else ((4608, 5), (16_384, 3)):
         for architecture in ARCHITECTURES:
-            task = Task(recipe(architecture=architecture, steps=1000, batch=256 if given.quick else 1024), rows, width)
-            table += speed(task, steps, repeats, half=half)
-    steps, batch, width = (40, 256, 576) if given.quick else (200, 512, 2304)
+            chosen = recipe(architecture=architecture, steps=1000, batch=256 if given.quick else 1024)
+            table += speed(Task(chosen, rows, width), repeats, half=half)
+    steps, batch, width = (40, 256, 576) if given.quick else (60, 512, 4608)
     for architecture in ARCHITECTURES:
-        table += whole(Task(recipe(architecture=architecture, steps=steps, batch=batch), rows, width), half=half)
+        # Dead early, so that the auxiliary loss takes part.
+        chosen = recipe(architecture=architecture, steps=steps, batch=batch, dead_after=steps // 4)
+        table += whole(Task(chosen, rows, width), half=half)
     print_table(table)
     if given.json:
         write_json(given.json, table, machine("torch", "sae-lens") | {"threads": 1})

@@ -120,6 +120,15 @@ def test_a_planted_direction_gives_the_planted_dose_response(scripted, tmp_path)
     json.dumps(found.findings, allow_nan=False)
 
 
+def test_without_steering_many_scenarios_are_scored_at_once(scripted, tmp_path):
+    config = {"outcomes": [{"kind": "choice"}], "analyses": []}
+    asked = [*ASKED[:4], {**ASKED[4], "options": {}}, {**ASKED[5], "options": {"target": [YES, NO], "other": [NO]}}]
+    write_experiment(tmp_path / "e", "plain", config, asked)
+    measured = finished(scripted(1.0).stage(tmp_path / "e"), tmp_path / "out")[1].measured("plain")
+    mixed = np.log((np.e + 1) / 2)
+    np.testing.assert_allclose(measured.choice[0], [1, 1, 1, 1, np.nan, mixed], atol=1e-4)
+
+
 def test_controls_have_the_norm_of_the_push_and_are_the_same_for_every_experiment(scripted, tmp_path):
     blackmail(tmp_path / "e")
     bench = scripted(0.0).stage(tmp_path / "e").bench
@@ -225,6 +234,10 @@ def test_a_tree_gives_what_its_branches_give_one_by_one(model_folder, family):
     apart = [scores(Tree(stem, (branch,)), torch.arange(7 + len(branch)) >= 2)[:, 0] for branch in branches]
     np.testing.assert_allclose(together, np.stack(apart, axis=1), atol=1e-4)
     assert np.ptp(together, axis=0).min() > 1e-3, "the push does something"
+    several = [Tree(stem, tuple(branches)), Tree(stem[:4], (branches[2],)), Tree(stem[:5], tuple(branches[:2]))]
+    for tree, found in zip(several, branching.plain_scores(several), strict=True):
+        alone = branching.branch_scores(tree, branching.lower(tree), None)[0]
+        np.testing.assert_allclose(found.numpy(), alone.numpy(), atol=1e-4)
     assert sum(len(piece.branches) for piece in branching.split(Tree(stem, tuple(branches)), 11)) == 3
 
 

@@ -198,11 +198,12 @@ def test_a_killed_worker_is_reported_and_costs_nothing(study):
         ("report.title=Other", {"report"}),
         ("tracking.project=other", set()),
         ("compute.threads=2", set()),
-        ("sae.k=7", {"sae", "match", "compare", "causal", "report"}),
+        ("sae.k=7", {"sae", "match", "compare", "causal", "experiments", "report"}),
         ("geometry.components=3", {"geometry", "report"}),
-        ("directions.neutral_variance=0.2", {"directions", "compare", "geometry", "causal", "report"}),
+        ("directions.neutral_variance=0.2", {"directions", "compare", "geometry", "causal", "experiments",
+                                           "report"}),
         ("activations.first_token=40", {"activations", "sae", "directions", "match", "compare", "geometry", "causal",
-                                        "report"}),
+                                        "experiments", "report"}),
     ],
 )  # fmt: skip
 def test_a_change_reaches_just_the_stages_that_depend_on_it(study_values, write_study, override, changed):

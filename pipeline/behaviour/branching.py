@@ -48,6 +48,23 @@ class Tree:
             place += len(branch)
         return found
 
+    @property
+    def places(self) -> list[int]:
+        """Positions before each token of a branch: the end of the stem, then all but the last of each branch."""
+        inner = [range(start, start + len(each) - 1) for start, each in zip(self.starts, self.branches, strict=True)]
+        return [len(self.stem) - 1, *(place for places in inner for place in places)]
+
+    def collect(self, found: Float[Tensor, "rows places vocabulary"]) -> Float[Tensor, "rows branches"]:
+        """Log-probability of each branch, from those of all tokens after :attr:`places`."""
+        import torch
+
+        columns, place = [], 1
+        for branch in self.branches:
+            own = [0, *range(place, place + len(branch) - 1)]
+            place += len(branch) - 1
+            columns.append(found[:, own, list(branch)].sum(dim=-1))
+        return torch.stack(columns, dim=-1)
+
     def split(self, budget: int) -> Iterator[Tree]:
         """Trees of at most ``budget`` tokens, or with one branch, that hold all branches in order."""
         taken: list[tuple[int, ...]] = []
@@ -129,23 +146,32 @@ class Branching:
         self, tree: Tree, lower: Float[Tensor, "one positions d_model"], push: Push | None
     ) -> Float[Tensor, "rows branches"]:
         """Log-probability of each branch after the stem, in nats."""
+        return tree.collect(self.log_probabilities(tree, lower, push, tree.places))
+
+    def plain_scores(self, trees: Sequence[Tree]) -> list[Float[Tensor, "branches"]]:
+        """Log-probability of each branch of several trees, untouched, in one pass of the whole model."""
         import torch
 
-        places, targets = [len(tree.stem) - 1], [branch[0] for branch in tree.branches]
-        for start, branch in zip(tree.starts, tree.branches, strict=True):
-            places += range(start, start + len(branch) - 1)
-            targets += branch[1:]
-        owners = [0] * len(tree.branches) + list(range(1, len(places)))
-        found = self.log_probabilities(tree, lower, push, places)
-        index = torch.tensor(targets, device=found.device)
-        chosen = found[:, owners].gather(-1, index.expand(len(found), -1)[..., None])[..., 0]
-        own = torch.zeros(len(targets), len(tree.branches), device=found.device)
-        row = len(tree.branches)
-        for number, branch in enumerate(tree.branches):
-            own[number, number] = 1
-            own[row : row + len(branch) - 1, number] = 1
-            row += len(branch) - 1
-        return chosen @ own
+        subject, width = self.upper.subject, max(len(tree.ids) for tree in trees)
+        rows = [[*tree.ids, *[tree.ids[-1]] * (width - len(tree.ids))] for tree in trees]
+        options: dict[str, Any] = {}
+        if any(len(tree.branches) > 1 for tree in trees):
+            layouts = [layout(tree, subject.dtype, subject.device, width) for tree in trees]
+            options = {key: torch.cat([each[key] for each in layouts]) for key in layouts[0]}
+        places = sorted({place for tree in trees for place in tree.places})
+        kept = torch.tensor(places, device=subject.device)
+        with torch.no_grad():
+            tokens = torch.tensor(rows, device=subject.device)
+            if self.upper.keeps_chosen:
+                logits = subject.bridge(tokens, logits_to_keep=kept, **options)
+            else:
+                logits = subject.bridge(tokens, **options)[:, kept]
+        index = {place: number for number, place in enumerate(places)}
+        found = []
+        for row, tree in enumerate(trees):
+            mine = logits[row : row + 1, [index[place] for place in tree.places]]
+            found.append(tree.collect(torch.log_softmax(mine.float(), dim=-1))[0])
+        return found
 
     @contextmanager
     def _pushed(self, lower: Any, push: Push | None) -> Iterator[None]:
@@ -187,12 +213,19 @@ class Branching:
         return max(gaps) < 0.1 * spread
 
 
-def layout(tree: Tree, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """Attention mask and positions by which a model reads a tree: each branch sees the stem and itself."""
+def layout(tree: Tree, dtype: torch.dtype, device: str, width: int = 0) -> dict[str, Any]:
+    """Attention mask and positions by which a model reads a tree: each branch sees the stem and itself.
+
+    Args:
+        width: padded to so many positions, which see what stands before them and are not seen.
+    """
     import torch
 
-    owner = torch.tensor([0] * len(tree.stem) + [1 + n for n, branch in enumerate(tree.branches) for _ in branch])
+    padding = max(0, width - len(tree.ids))
+    owners = [0] * len(tree.stem) + [1 + n for n, branch in enumerate(tree.branches) for _ in branch]
+    owner = torch.tensor(owners + [-1] * padding)
     positions = [*range(len(tree.stem)), *(len(tree.stem) + n for branch in tree.branches for n in range(len(branch)))]
+    positions += [0] * padding
     order = torch.arange(len(owner))
     seen = (order[None, :] <= order[:, None]) & ((owner[None, :] == 0) | (owner[None, :] == owner[:, None]))
     mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)

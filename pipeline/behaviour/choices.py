@@ -14,6 +14,7 @@ from pipeline.behaviour.experiment import ChoiceConfig, Experiment, Scenario
 from pipeline.behaviour.measured import Cell
 from pipeline.behaviour.prompts import Prompt, continuation
 from pipeline.behaviour.readings import prompts_of, value_of
+from pipeline.capture.tokens import plan_batches
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -35,12 +36,39 @@ def measure(
     """
     config = experiment.config
     prompts = prompts_of(bench, experiment, *scenarios, bench.subject)
+    if config.steering is None:
+        return {"choice": _plain(bench, experiment, experiment.scenarios[slice(*scenarios)], prompts)[None]}
     chosen = grid(config.steering)[slice(*cells)]
     found: dict[str, list[np.ndarray]] = {}
     for scenario, prompt in zip(experiment.scenarios[slice(*scenarios)], prompts, strict=True):
         for key, values in _scenario(bench, experiment, scenario, prompt, chosen).items():
             found.setdefault(key, []).append(values)
     return {key: np.stack(values, axis=1).astype(np.float32) for key, values in found.items()}
+
+
+def _plain(
+    bench: Bench, experiment: Experiment, scenarios: Sequence[Scenario], prompts: Sequence[Prompt]
+) -> Float[np.ndarray, "scenarios"]:
+    """Log-odds of the untouched model, many scenarios at once."""
+    choice: ChoiceConfig = experiment.config.outcome(ChoiceConfig)
+    budget = bench.config.tokens_per_batch
+    pieces = [
+        (index, piece)
+        for index, (scenario, prompt) in enumerate(zip(scenarios, prompts, strict=True))
+        for piece in bench.branching.split(Tree(prompt.ids, _branches(bench, scenario, choice)), budget)
+        if piece.branches
+    ]
+    scores: dict[int, list[tuple[int, np.ndarray]]] = {}
+    for batch in plan_batches([len(piece.ids) for _, piece in pieces], budget):
+        found = bench.branching.plain_scores([pieces[number][1] for number in batch])
+        for number, values in zip(batch, found, strict=True):
+            scores.setdefault(pieces[number][0], []).append((number, values.cpu().numpy()))
+    result = np.full(len(scenarios), np.nan, np.float32)
+    for index, each in scores.items():
+        scenario, values = scenarios[index], np.concatenate([values for _, values in sorted(each, key=lambda e: e[0])])
+        lengths = [len(branch) for branch in _branches(bench, scenario, choice)]
+        result[index] = log_odds(values[None], lengths, len(scenario.options.get(choice.target, ())), choice)[0]
+    return result
 
 
 def _scenario(

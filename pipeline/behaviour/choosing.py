@@ -178,8 +178,6 @@ def _tournament_faults(experiment: Experiment, tournament: TournamentConfig) -> 
             yield f"`question` of the tournament must hold {name} once"
     if len(experiment.scenarios) < 2 or not all(scenario.text for scenario in experiment.scenarios):
         yield "the items of a tournament are scenarios with a `text`, two at least"
-    if tournament.steered >= len(experiment.scenarios) and tournament.steered:
-        yield f"`steered: {tournament.steered}`: no item is left to compare the steered ones with; lower it"
 
 
 def _analysis_faults(experiment: Experiment, analysis: AnalysisConfig, concepts: Sequence[str]) -> Iterator[str]:

@@ -64,7 +64,7 @@ class TournamentConfig(Config):
     tie: float = Field(default=0.1, ge=0)
     """Log-odds within which a comparison counts as a tie."""
     steered: int = Field(default=0, ge=0)
-    """How many of the items are steered on their own tokens (every second one, in order)."""
+    """How many of the items are steered on their own tokens: every second one in order, so half of them at most."""
     opponents: int = Field(default=8, ge=0)
     """With how many items that are not steered each steered one is compared under a vector, in both orders; 0: all."""
     items: Path | None = None

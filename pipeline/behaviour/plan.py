@@ -86,7 +86,8 @@ def _of_experiment(experiment: Experiment, config: ExperimentsConfig, share: flo
             if settings.against:
                 yield _part(experiment.name, "against", index, work, start=start, end=end)
     if settings.outcome(ChoiceConfig) is not None or (settings.read_under_steering and settings.steering):
-        cells, step = grid(settings.steering), max(1, config.scenarios_per_part // 8)
+        cells = grid(settings.steering)
+        step = config.scenarios_per_part if len(cells) == 1 else max(1, config.scenarios_per_part // 8)
         blocks = [(a, b) for a in _slices(len(lengths), step) for b in _slices(len(cells), config.cells_per_part)]
         for index, ((start, end), (low, high)) in enumerate(blocks):
             tokens = sum(

@@ -202,9 +202,9 @@ class Caching:
                 while len(pending) > IN_FLIGHT:
                     pending.popleft().result()
                 progress(sum(1 / self._windows_of[each.text] for each in batch.windows))
+                _close_holes()
             for waiting in pending:
                 waiting.result()
-        _close_holes()
 
     def _plan(self, limit: int, overlap: int) -> list[Window]:
         plan: list[Window] = []

@@ -178,7 +178,7 @@ def test_the_quickstart_gives_the_bytes_of_a_plain_run(slurm, plain, tmp_path):
     file = ROOT / "configs" / "quickstart.yaml"
     overrides = [*QUICKSTART, f"cache={tmp_path / 'cache'}"]
     for folder in (plain / "models", tmp_path / "cache"):
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
     (tmp_path / "cache" / "models").symlink_to(plain / "models")  # converted once, by whoever is first
     said = affectlens("submit", str(file), *overrides)
     assert "jobs submitted" in said
