@@ -435,7 +435,11 @@ def test_words_are_single_balanced_and_belong_to_one_concept(model_folder) -> No
     assert b.whole
     assert not c.whole, "no word of it is one token, so first pieces stand in, and it says so"
     assert c.words == ("zyxwv",)
-    with pytest.raises(UserError, match="also belongs to another"):
+    d, e = choose_words(tokenizer, ("d", "e"), {"d": ["the", "both"], "e": ["both"]}, most=2)
+    assert not d.shared
+    assert e.shared, "it has no word of its own, so one that d has too stands in, and it says so"
+    assert e.words == ("both",)
+    with pytest.raises(UserError, match="also belongs to `c`"):
         choose_words(tokenizer, ("c", "d"), {"c": ["zyxwv"], "d": ["zyxwv"]}, most=2)
 
 
@@ -525,3 +529,17 @@ def test_stories_that_do_not_evoke_show_no_necessity() -> None:
     first = measured.verdicts()["verdicts"]["afraid"]
     assert not first["necessary"]
     assert "necessity cannot be judged" in first["words"]
+
+
+def test_all_concepts_can_be_studied_at_once() -> None:
+    """Also where long words fall into pieces, so that some concepts have no token that is theirs alone."""
+    known: dict[str, int] = {}
+
+    def tokenizer(text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        word = text.strip()
+        pieces = [word] if len(word) < 9 else [word[:5], word[5:]]
+        return {"input_ids": [known.setdefault(piece, len(known)) for piece in pieces]}
+
+    found = choose_words(tokenizer, emotion_list(), read_lexicon(), most=6)
+    assert len({frozenset(each.tokens) for each in found}) == len(found) == 171
+    assert any(each.shared for each in found)

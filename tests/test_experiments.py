@@ -14,7 +14,7 @@ import torch
 from scripted import CONCEPTS, LAYER, NO, NORM, YES, D, Scripted, run_parts, write_experiment
 
 from pipeline import runner
-from pipeline.behaviour import choosing, cost, tournament
+from pipeline.behaviour import choosing, cost, keeping, tournament
 from pipeline.behaviour.branching import Branching, Push, Tree
 from pipeline.behaviour.cells import compared, extremes, grid, rolled
 from pipeline.behaviour.experiment import ExperimentConfig, ReadingConfig, SteeringConfig, read_experiment
@@ -424,6 +424,12 @@ def test_cells_are_the_grid_with_controls_at_the_extremes():
     assert [(cells[index].family, cells[index].strength) for index in rolled(config)] == [
         ("none", 0.0), ("concept", 0.1), ("concept", 0.1), ("isotropic", 0.1), ("covariance", 0.1)
     ]  # fmt: skip
+
+
+def test_whatever_a_model_says_is_kept_as_it_was_said(tmp_path):
+    rows = [{"text": "one\u2028two\x85three\x0b\r\n\x1c\ud7ff", "loss": float("nan")}, {"text": "", "loss": 0.5}]
+    keeping.write_jsonl(tmp_path / "said.jsonl", rows)
+    assert keeping.read_jsonl(tmp_path / "said.jsonl") == [{**rows[0], "loss": None}, rows[1]]
 
 
 def test_nothing_is_run_unless_it_is_asked_for(scripted, tmp_path):

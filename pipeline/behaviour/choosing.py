@@ -217,7 +217,7 @@ def _analysis_faults(experiment: Experiment, analysis: AnalysisConfig, concepts:
 def _readings_of(analysis: AnalysisConfig) -> tuple[str, ...]:
     if isinstance(analysis, ArcConfig | CourseConfig):
         return analysis.readings
-    return (analysis.reading,) if hasattr(analysis, "reading") else ()
+    return () if isinstance(analysis, DoseConfig | RateConfig | PartingConfig) else (analysis.reading,)
 
 
 def _factors_of(analysis: AnalysisConfig) -> list[tuple[str, str]]:

@@ -55,6 +55,7 @@ def load(folder: Path) -> Measured:
         name, dot, rest = key.partition(".")
         if dot:
             named[name][rest] = values
+    single: dict[str, Any] = {name: arrays.get(name) for name in SINGLE}
     return Measured(
         experiment=Experiment(card["name"], config, tuple(_scenario(row) for row in card["scenarios"])),
         concepts=tuple(card["concepts"]),
@@ -63,7 +64,7 @@ def load(folder: Path) -> Measured:
         items=tuple((text, category) for text, category in card["items"]),
         rollouts=tuple(rollout_of(row) for row in rows),
         **named,
-        **{name: arrays.get(name) for name in SINGLE},  # pyright: ignore[reportArgumentType]
+        **single,
     )
 
 
@@ -79,12 +80,14 @@ def rollout_of(row: Mapping[str, Any]) -> Rollout:
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     """One object a line, without numbers that JSON does not have."""
-    path.write_text("".join(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    lines = [json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The objects of a file, one a line."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    # Only at "\n": sampled text may hold other characters that str.splitlines takes for the end of a line.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def plain(value: Any) -> Any:

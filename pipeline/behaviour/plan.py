@@ -67,12 +67,13 @@ def parts(experiments: Sequence[Experiment], config: ExperimentsConfig, share: f
         config: sizes of the parts.
         share: of the model that lies above the layer of the steering.
     """
-    found = [part for experiment in experiments for part in _of_experiment(experiment, config, share)]
-    wanted = checks(experiments)
+    # The checks come first: if a concept has no words of its own for this tokenizer, that shows at once.
+    found, wanted = [], checks(experiments)
     tokens = 2 * FRAMES * FRAME + TEXTS * NEUTRAL
     for index, (start, end) in enumerate(_slices(len(wanted), config.cells_per_part)):
         work = Work(share * tokens * (end - start) + tokens)
         found.append(_part("", "manipulation", index, work, start=start, end=end))
+    found += [part for experiment in experiments for part in _of_experiment(experiment, config, share)]
     return found
 
 

@@ -202,7 +202,8 @@ class Caching:
                 while len(pending) > IN_FLIGHT:
                     pending.popleft().result()
                 progress(sum(1 / self._windows_of[each.text] for each in batch.windows))
-                _close_holes()
+                if self._reader.device == "cpu":
+                    _close_holes()
             for waiting in pending:
                 waiting.result()
 

@@ -154,6 +154,7 @@ class CausalStage(Stage[CausalConfig, Causal]):
     """Inject and ablate directions and features."""
 
     name = "causal"
+    version = 2
     config_class = CausalConfig
     needs = ("corpus", "activations", "sae", "directions", "match")
     reads_model = True
@@ -323,7 +324,10 @@ class CausalStage(Stage[CausalConfig, Causal]):
 
         tokenizer = load_tokenizer(self.setting.model, self.setting.models)
         words = choose_words(tokenizer, self.concepts, read_lexicon(), self.config.words)
-        return {each.concept: {"words": list(each.words), "whole_words": each.whole} for each in words}
+        return {
+            each.concept: {"words": list(each.words), "whole_words": each.whole, "shared_words": each.shared}
+            for each in words
+        }
 
     @classmethod
     def open(cls, folder: Path) -> Causal:

@@ -33,13 +33,15 @@ class ConceptWords:
     Attributes:
         words: as written in the lexicon.
         tokens: one token of each, with the leading space.
-        whole: whether the tokens are the whole words; else they are first pieces no other concept's word begins with.
+        whole: whether the tokens are the whole words; else they are first pieces.
+        shared: whether a word of another concept begins with a token too, because this one has none of its own.
     """
 
     concept: str
     words: tuple[str, ...]
     tokens: tuple[int, ...]
     whole: bool
+    shared: bool = False
 
 
 def choose_words(
@@ -50,10 +52,12 @@ def choose_words(
     Words are single tokens with a leading space. Words that two of the concepts share are dropped. Of more than
     ``most``, those stay whose token ids are nearest to the median over all concepts on a logarithmic scale: merges
     are learned in the order of frequency, so this balances how common the concepts' words are. A concept without a
-    whole word is scored by the first pieces of its words, as far as they point to no other concept.
+    whole word is scored by the first pieces of its words, as far as they point to no other concept; where all of them
+    do, by those that point to the fewest. Such words count for the others too, which makes an effect on this concept
+    against the others smaller than it is.
 
     Raises:
-        UserError: a concept of which nothing can be scored.
+        UserError: two concepts that would be scored by the very same tokens.
     """
     lists = {concept: list(dict.fromkeys(lexicon.get(concept) or [concept])) for concept in concepts}
     uses = Counter(word for words in lists.values() for word in words)
@@ -70,15 +74,27 @@ def choose_words(
     for concept, words in lists.items():
         whole = bool(own[concept])
         usable = own[concept] if whole else [word for word in words if starts[pieces[word][0]] == 1]
-        if not usable:
-            raise UserError(
-                f"concept `{concept}`: every word that expresses it also belongs to another studied concept; "
-                "leave one of the two out of `corpus.emotions`"
-            )
+        shared = not usable
+        if shared:
+            fewest = min(starts[pieces[word][0]] for word in words)
+            usable = [word for word in words if starts[pieces[word][0]] == fewest]
+            whole = all(len(pieces[word]) == 1 for word in usable)
         chosen = _nearest(usable, pieces, common, most)
         tokens = dict.fromkeys(pieces[word][0] for word in chosen)
-        found.append(ConceptWords(concept, tuple(chosen), tuple(tokens), whole))
+        found.append(ConceptWords(concept, tuple(chosen), tuple(tokens), whole, shared))
+    _check_distinct(found)
     return found
+
+
+def _check_distinct(found: Sequence[ConceptWords]) -> None:
+    seen: dict[frozenset[int], str] = {}
+    for each in found:
+        other = seen.setdefault(frozenset(each.tokens), each.concept)
+        if other != each.concept:
+            raise UserError(
+                f"concept `{each.concept}`: every word that expresses it also belongs to `{other}`; leave one of the "
+                "two out of `corpus.emotions`"
+            )
 
 
 def _median_log_id(tokens: Iterable[int]) -> float:
