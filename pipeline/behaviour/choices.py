@@ -35,12 +35,13 @@ def measure(
         under steering ``residual.NAME`` of shape ``cells scenarios d_model``.
     """
     config = experiment.config
-    prompts = prompts_of(bench, experiment, *scenarios, bench.subject)
+    start, end = scenarios
+    prompts = prompts_of(bench, experiment, start, end, bench.subject)
     if config.steering is None:
-        return {"choice": _plain(bench, experiment, experiment.scenarios[slice(*scenarios)], prompts)[None]}
+        return {"choice": _plain(bench, experiment, experiment.scenarios[start:end], prompts)[None]}
     chosen = grid(config.steering)[slice(*cells)]
     found: dict[str, list[np.ndarray]] = {}
-    for scenario, prompt in zip(experiment.scenarios[slice(*scenarios)], prompts, strict=True):
+    for scenario, prompt in zip(experiment.scenarios[start:end], prompts, strict=True):
         for key, values in _scenario(bench, experiment, scenario, prompt, chosen).items():
             found.setdefault(key, []).append(values)
     return {key: np.stack(values, axis=1).astype(np.float32) for key, values in found.items()}

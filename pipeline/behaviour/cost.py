@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 SHAPE = subject.Shape(layers=30, width=576)
 """Of the model at which the speeds below were measured, on two processor cores."""
-FORWARD, SAMPLED = 2500.0, 250.0
-"""Tokens a second through the whole model, and tokens sampled a second."""
+FORWARD, SAMPLED = 1500.0, 250.0
+"""Tokens a second through the whole model, its output matrix at the answers included; and tokens sampled a second."""
 NOTE = (
     "Tokens are counted from characters and may be off by a quarter; those that go through the upper half of the model "
     "count by half. Minutes are those of two processor cores; an accelerator needs a small part of them."
