@@ -572,7 +572,7 @@ def test_colours_can_be_read(name: palette.Name) -> None:
 def results(root: Path, moment: str) -> dict[str, Any]:
     """Artifacts as the stage gets them, with manifests written at ``moment``."""
     whole, opened = study(), {}
-    names = ("corpus", "activations", "sae", "directions", "match", "compare", "geometry", "causal")
+    names = ("corpus", "activations", "sae", "directions", "match", "compare", "geometry", "causal", "experiments")
     metrics = {"activations": {"rows": 1234.0}, "sae": {"features": 128.0}, **whole.metrics}
     for name in names:
         folder = root / name
@@ -607,6 +607,7 @@ def results(root: Path, moment: str) -> dict[str, Any]:
     vars(opened["causal"]).update(
         effects=whole.effects, matrix=whole.matrix, dose=whole.dose, verdicts=whole.verdicts, controls=whole.controls
     )
+    vars(opened["experiments"]).update(findings=whole.experiments)
     return opened
 
 
@@ -638,7 +639,7 @@ def test_stage_writes_the_same_page_whenever_and_wherever_it_runs(tmp_path: Path
     text = first.decode()
     assert "2031" not in visible(text)
     assert str(tmp_path) not in text
-    for shown in ("org/tiny", "cd" * 32, "folder:00", "corpus: stories", "torch 2.0"):
+    for shown in ("org/tiny", "could not be tested here", "cd" * 32, "folder:00", "corpus: stories", "torch 2.0"):
         assert shown in visible(text)
 
 

@@ -323,7 +323,7 @@ def test_huge_output_is_dropped_and_huge_results_are_cut():
         ("import os; os._exit(0)", "it left before it was through"),
         ("import os; os._exit(3)", "it left before it was through"),
         ("import ctypes; ctypes.string_at(0)", "it was ended by SIGSEGV"),
-        ("import os; os.closerange(0, 64); [0 for _ in iter(int, 1)]", "it closed its results"),
+        ("import os; os.closerange(0, 64); any(iter(int, 1))", "it closed its results"),
     ],
 )
 def test_leaving_early_fails_the_calls_that_were_not_made(leave: str, how: str):

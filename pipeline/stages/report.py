@@ -19,6 +19,7 @@ from pipeline.stages.causal import CausalStage
 from pipeline.stages.compare import CompareStage
 from pipeline.stages.corpus import CorpusStage
 from pipeline.stages.directions import DirectionsStage
+from pipeline.stages.experiments import ExperimentsStage
 from pipeline.stages.geometry import GeometryStage
 from pipeline.stages.match import MatchStage
 from pipeline.stages.sae import SaeStage
@@ -62,6 +63,7 @@ class ReportStage(Stage[ReportConfig, Report]):
     """Put everything on a page."""
 
     name = "report"
+    version = 2
     config_class = ReportConfig
     needs = ("corpus", "activations", "sae", "directions", "match", "compare", "geometry", "causal", "experiments")
     unit = "pages"
@@ -116,6 +118,7 @@ class ReportStage(Stage[ReportConfig, Report]):
             confounds=comparison.confounds,
             pursuit=comparison.pursuit,
             subspace=comparison.subspace,
+            experiments=self.need(ExperimentsStage).findings,
             geometry=self.need(GeometryStage).data,
             effects=causal.effects,
             matrix=causal.matrix,
