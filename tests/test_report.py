@@ -437,6 +437,7 @@ def test_an_experiment_that_could_not_be_tested_is_not_called_refuted(page: str)
     seen = visible(page)
     assert "could not be tested here" in seen
     assert "0.50 [0.20, 0.80]" in seen
+    assert "Dose." in seen
     without = render(dataclasses.replace(study(), experiments=()))
     assert "Behavioural experiments" not in visible(without)
 

@@ -45,12 +45,12 @@ class Section:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one analysis says."""
+    """What one analysis says; charts come with their captions, tables with their notes."""
 
     standing: Standing
     badge: str
     sentences: Sequence[str]
-    charts: Sequence[Chart]
+    charts: Sequence[tuple[Chart, str]]
     tables: Sequence[tuple[Table, str]]
 
 
@@ -100,7 +100,10 @@ def _answer(name: str, index: int, found: Row) -> Answer:
         STANDING.get(verdict, "not shown"),
         ANSWER[verdict],
         list(found["sentences"]),
-        [chart(f"experiment-{name}-{index}-{place}", each) for place, each in enumerate(found.get("charts", ()))],
+        [
+            (chart(f"experiment-{name}-{index}-{place}", each), f"{each['title']}.")
+            for place, each in enumerate(found.get("charts", ()))
+        ],
         [
             (table(f"experiment-{name}-{index}-{place}", each), each.get("note", ""))
             for place, each in enumerate(found.get("tables", ()))

@@ -111,7 +111,7 @@ def _figures(evidence: Evidence) -> dict[str, Any]:
 def _drawn(experiments: Sequence[behaviour.Section]) -> Iterator[Chart]:
     for section in experiments:
         for answer in section.answers:
-            yield from answer.charts
+            yield from (chart for chart, _ in answer.charts)
 
 
 def _flat(figures: Any) -> Iterator[Chart]:
