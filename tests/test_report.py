@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.page import cards, charts, numbers, palette, sentences, tables
+from pipeline.page import behaviour, cards, charts, numbers, palette, sentences, tables
 from pipeline.page.evidence import OPERATIONS, VECTORS, Evidence, Provenance
 from pipeline.page.render import SECTIONS, render
 from tests.browser import browser, visit
@@ -438,6 +438,8 @@ def test_an_experiment_that_could_not_be_tested_is_not_called_refuted(page: str)
     assert "could not be tested here" in seen
     assert "0.50 [0.20, 0.80]" in seen
     assert "Dose." in seen
+    assert behaviour._led(["Short: as it is."]) == ["Short: as it is."]
+    assert behaviour._led(["None shown: " + "long " * 40, "More."])[::2] == ["None shown.", "More."]
     without = render(dataclasses.replace(study(), experiments=()))
     assert "Behavioural experiments" not in visible(without)
 

@@ -15,6 +15,8 @@ from pipeline.page.tables import Cell, Column, Table, mark, word
 
 COLOURS = ("direction", "feature", "ink", "low", "high", "control")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x")
+LEAD = 160
+"""Letters of an answer that may stand in bold."""
 DASHES = ("solid", "dash", "dot", "dashdot")
 STANDING: Mapping[str, Standing] = {"shown": "shown", "described": "partly shown"}
 ANSWER = {
@@ -99,7 +101,7 @@ def _answer(name: str, index: int, found: Row) -> Answer:
     return Answer(
         STANDING.get(verdict, "not shown"),
         ANSWER[verdict],
-        list(found["sentences"]),
+        _led(found["sentences"]),
         [
             (chart(f"experiment-{name}-{index}-{place}", each), f"{each['title']}.")
             for place, each in enumerate(found.get("charts", ()))
@@ -109,6 +111,14 @@ def _answer(name: str, index: int, found: Row) -> Answer:
             for place, each in enumerate(found.get("tables", ()))
         ],
     )
+
+
+def _led(sentences: Sequence[str]) -> list[str]:
+    """A long first sentence in two: up to its colon it is the heading of the rest."""
+    if not sentences or len(sentences[0]) <= LEAD or ": " not in sentences[0]:
+        return list(sentences)
+    head, _, rest = sentences[0].partition(": ")
+    return [f"{head}.", f"{rest[0].upper()}{rest[1:]}", *sentences[1:]]
 
 
 def chart(name: str, found: Row) -> Chart:
