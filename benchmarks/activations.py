@@ -159,7 +159,31 @@ def against_sae_lens(documents: Sequence[Document], repeats: int) -> list[Row]:
     return [
         rate(title, taken, rows, "plain"),
         rate(f"{title}, its model cut and in bfloat16 by hand", taken, rows, "tuned"),
+        products(repeats),
     ]
+
+
+def products(repeats: int) -> Row:
+    """The matrix products of a block alone: the most that half precision can gain on a peer that stops there too."""
+    from torch.nn.functional import linear
+    from transformers import AutoConfig
+
+    model = AutoConfig.from_pretrained(source(ModelConfig(), MODELS)[0])
+    wide, narrow = model.hidden_size, model.num_key_value_heads * model.hidden_size // model.num_attention_heads
+    hidden = model.intermediate_size
+    shapes = [(wide, wide)] * 2 + [(wide, narrow)] * 2 + [(wide, hidden)] * 2 + [(hidden, wide)]
+
+    def block(dtype: torch.dtype) -> Callable[[], object]:
+        pairs = [
+            (torch.ones(CONTEXT * PROMPTS, given, dtype=dtype), torch.ones(to, given, dtype=dtype))
+            for given, to in shapes
+        ]
+        return lambda: [linear(rows, weights) for _ in range(8) for rows, weights in pairs]
+
+    taken = interleaved({"ours": block(torch.bfloat16), "peer": block(torch.float32)}, repeats)
+    done = 8 * 2 * CONTEXT * PROMPTS * sum(given * to for given, to in shapes) / 1e9
+    title = "(b) the bound: matrix products of one block alone in bfloat16; peer: in float32"
+    return Row(title, done / median(taken["ours"]), done / median(taken["peer"]), "GFLOP/s", more=True)
 
 
 def random_store(folder: Path, rows: int, shards: int) -> ActivationStore:
