@@ -22,7 +22,7 @@ EMOTIONS = ("afraid", "calm", "proud", "sad")
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory):
-    """``model_folder("llama" | "gpt2" | "qwen2")`` -> path, built on first use."""
+    """``model_folder("llama" | "gpt2" | ...)`` -> path, built on first use."""
     root, built = tmp_path_factory.mktemp("models"), {}
 
     def get(family: str) -> Path:

@@ -46,14 +46,16 @@ def manipulation(
     cells: Sequence[Cell], moves: Sequence[str] | None = None, limit: float = 1.0
 ) -> dict[str, np.ndarray]:
     """Every vector (or those named) moves its own words by 20 nats a norm, controls hardly any; all is coherent."""
-    own, other, perplexity = (np.full(len(cells), value) for value in (np.nan, 0.1, 1.1))
+    rises, perplexity = np.zeros((len(cells), len(CONCEPTS))), np.full(len(cells), 1.1)
     for index, cell in enumerate(cells):
         if cell.family == "concept":
-            own[index] = 20 * cell.strength if moves is None or cell.vector in moves else 0.01
-            other[index] = abs(own[index])
+            moved = 20 * cell.strength if moves is None or cell.vector in moves else 0.01
+            rises[index, CONCEPTS.index(cell.vector)] = moved
+        elif cell.family != "none":
+            rises[index] = 0.1 * np.sign(cell.strength) * (-1) ** int(cell.vector)
         if abs(cell.strength) > limit:
             perplexity[index] = 9.0
-    return {"own_words": own, "any_words": other, "perplexity": perplexity}
+    return {"rises": rises, "perplexity": perplexity}
 
 
 def measured(

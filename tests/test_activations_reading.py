@@ -2,53 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from tiny import TINY, build_model
 
 from pipeline.capture.reading import FAMILIES, SITES, BridgeReader, PlainReader, Site, open_reader
 from pipeline.errors import UserError
 from pipeline.subject import ModelConfig
 
 WANTED = [Site(layer, name) for layer in (0, 2) for name in SITES]
-CONFIGS = {
-    "gpt_neox": "GPTNeoXConfig",
-    "mistral": "MistralConfig",
-    "qwen3": "Qwen3Config",
-    "gemma": "GemmaConfig",
-    "gemma2": "Gemma2Config",
-    "gemma3_text": "Gemma3TextConfig",
-    "olmo2": "Olmo2Config",
-}
-"""transformers' class for the families that the fixtures do not build."""
-
-
-@pytest.fixture
-def folder(tmp_path: Path, model_folder):
-    """``folder(family)`` -> a random model of four layers."""
-
-    def get(family: str) -> Path:
-        import transformers
-
-        if family not in CONFIGS:
-            return model_folder(family)
-        place = build_model(tmp_path / family, "llama")  # for its tokenizer
-        sizes = {**TINY, "intermediate_size": 64, "max_position_embeddings": 512, "pad_token_id": 2}
-        if family != "gpt_neox":
-            sizes |= {"num_key_value_heads": 2, "head_dim": 8}
-        config = getattr(transformers, CONFIGS[family])(**sizes, bos_token_id=0, eos_token_id=1)
-        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(place)
-        return place
-
-    return get
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_site_equals_transformer_lens(tmp_path, folder, family):
+def test_every_site_equals_transformer_lens(tmp_path, model_folder, family):
     torch.set_num_threads(1)
-    config = ModelConfig(name=str(folder(family)), layer=2, dtype="float32")
+    config = ModelConfig(name=str(model_folder(family)), layer=2, dtype="float32")
     reader = open_reader(config, WANTED, device="cpu", models=tmp_path)
     assert isinstance(reader, PlainReader)
     bridge = BridgeReader(config, WANTED, 3, device="cpu", models=tmp_path)

@@ -101,6 +101,16 @@ class TestDose:
         assert finding.verdict == "untestable"
         assert "manipulation check failed" in finding.sentences[0]
 
+    def test_the_check_compares_the_same_words(self) -> None:
+        """What controls do to other words does not matter, what they do to these does."""
+        cells = grid(["desperate"])
+        controls = [cell.family not in ("none", "concept") for cell in cells]
+        signs = np.sign([cell.strength for cell in cells])
+        for concept, verdict in (("proud", "shown"), ("desperate", "untestable")):
+            moved = manipulation(cells)
+            moved["rises"][controls, CONCEPTS.index(concept)] = 9 * signs[controls]
+            assert run(Steered({"desperate": 20}).choices(RAISES, manipulation=moved)).verdict == verdict
+
     def test_effects_outside_the_coherence_window_do_not_count(self) -> None:
         planted, cells = Steered({"desperate": 20}), grid(["desperate"])
         nowhere = run(planted.choices(RAISES, manipulation=manipulation(cells, limit=0.01)))

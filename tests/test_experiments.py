@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,11 @@ from pipeline.behaviour.branching import Branching, Push, Tree
 from pipeline.behaviour.cells import compared, extremes, grid, rolled
 from pipeline.behaviour.experiment import ExperimentConfig, ReadingConfig, SteeringConfig, read_experiment
 from pipeline.behaviour.prompts import continuation, read_prompt
-from pipeline.behaviour.rollouts import Sampling
+from pipeline.behaviour.rollouts import Sampling, losses
 from pipeline.errors import ConfigError, UserError
 from pipeline.stages.experiments import NOTHING, Experiments, ExperimentsStage
+from pipeline.steering.generation import choose
+from pipeline.steering.interventions import Edit, Span, add, editing
 from pipeline.steering.upper import Upper
 from pipeline.study import Study
 from pipeline.subject import ModelConfig, Subject, load_tokenizer
@@ -241,9 +244,10 @@ def test_a_tree_gives_what_its_branches_give_one_by_one(model_folder, family):
     assert sum(len(piece.branches) for piece in branching.split(Tree(stem, tuple(branches)), 11)) == 3
 
 
-def test_sampled_answers_depend_on_their_own_chances_and_push_alone(model_folder):
-    """On a model with attention: nine rows at once say what each says by itself."""
-    subject = Subject.load(ModelConfig(name=str(model_folder("llama")), dtype="float32"), device="cpu", models=Path())
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "gemma2", "gemma3_text", "qwen3"])
+def test_sampled_answers_depend_on_their_own_chances_and_push_alone(model_folder, family):
+    """On a model with attention: nine rows at once say what each says by itself, and what it says without any cache."""
+    subject = Subject.load(ModelConfig(name=str(model_folder(family)), dtype="float32"), device="cpu", models=Path())
     config = ExperimentConfig(
         title="",
         claim="",
@@ -254,13 +258,34 @@ def test_sampled_answers_depend_on_their_own_chances_and_push_alone(model_folder
     chances = np.random.default_rng(0).random((3, 12))
     vectors = torch.randn(3, D, generator=torch.Generator().manual_seed(1))
 
-    sampling = Sampling(subject, 1, 1, config.outcomes[0], 2)
+    sampling = Sampling(Upper(subject, 1), 1, config.outcomes[0], 2)
+    assert sampling.upper.resumes
     together = sampling.answers([0, 5, 6, 7, 8], vectors, chances)
     apart = [sampling.answers([0, 5, 6, 7, 8], push[None], row[None])[0] for push in vectors for row in chances]
     assert [answer.tokens for answer in together] == [answer.tokens for answer in apart]
     assert len({tuple(answer.tokens) for answer in together}) == 9
+    for number, answer in enumerate(together):
+        delta = partial(add, direction=vectors[[number // 3]], strength=torch.ones(1), unit=1.0)
+        ids = [0, 5, 6, 7, 8]
+        for token, chance in zip(answer.tokens, torch.tensor(chances[number % 3]), strict=False):
+            with torch.no_grad(), editing(subject.bridge, [Edit(1, delta, span=Span.text(1, 1))]):
+                logits = subject.bridge(torch.tensor([ids]))[:, -1]
+            assert choose(logits.float(), chance[None], 1.0).item() == token
+            ids.append(token)
     for one, other in zip(together, apart, strict=True):
         np.testing.assert_allclose(one.state, other.state, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "gemma2", "gemma3_text", "qwen3"])
+def test_answers_are_scored_as_if_each_were_read_whole(model_folder, family):
+    subject = Subject.load(ModelConfig(name=str(model_folder(family)), dtype="float32"), device="cpu", models=Path())
+    prompt, answers = [0, 5, 6, 7, 8], [[9, 10, 11], [12], [], [13, 14, 15, 16, 17, 18], [9, 10, 11]]
+    expected = []
+    for answer in answers:
+        scores = subject.log_probabilities(torch.tensor([prompt + answer]))[0, len(prompt) - 1 :]
+        expected.append(-np.mean([scores[place, token] for place, token in enumerate(answer)]) if answer else np.nan)
+    for budget in (1, 6, 100):
+        np.testing.assert_allclose(losses(subject, prompt, answers, budget), expected, rtol=1e-4)
 
 
 def test_read_positions_under_a_chat_template(model_folder, tmp_path):

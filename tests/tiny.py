@@ -11,6 +11,18 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 TINY = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 640}
+CONFIGS = {
+    "llama": "LlamaConfig",
+    "mistral": "MistralConfig",
+    "qwen2": "Qwen2Config",
+    "qwen3": "Qwen3Config",
+    "gemma": "GemmaConfig",
+    "gemma2": "Gemma2Config",
+    "gemma3_text": "Gemma3TextConfig",
+    "gpt_neox": "GPTNeoXConfig",
+    "olmo2": "Olmo2Config",
+}
+"""transformers' class for each family; GPT-2 names its sizes differently."""
 
 
 def _tokenizer(folder: Path, *, bos: bool, padding_side: str = "right") -> None:
@@ -51,8 +63,10 @@ def build_model(folder: Path, family: str, **changes: object) -> Path:
             n_positions=512, bos_token_id=0, eos_token_id=1,
         )  # fmt: skip
     else:
-        kind = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config}[family]
-        sizes = {**TINY, "intermediate_size": 64, "num_key_value_heads": 2, "max_position_embeddings": 512}
+        sizes = {**TINY, "intermediate_size": 64, "max_position_embeddings": 512}
+        if family != "gpt_neox":
+            sizes |= {"num_key_value_heads": 2, "head_dim": 8}
+        kind = getattr(transformers, CONFIGS[family])
         config = kind(**{**sizes, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, **changes})
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     _tokenizer(folder, bos=family != "qwen2", padding_side="left" if family == "qwen2" else "right")

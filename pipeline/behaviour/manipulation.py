@@ -93,16 +93,14 @@ def measure(bench: Bench, wanted: Sequence[Check]) -> dict[str, np.ndarray]:
 def for_experiment(
     experiment: Experiment, wanted: Sequence[Check], found: Mapping[str, np.ndarray], concepts: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """The arrays of ``Measured.manipulation``: one value for each cell of the experiment."""
+    """The arrays of ``Measured.manipulation``: one row for each cell of the experiment."""
     import numpy as np
 
     cells = grid(experiment.config.steering)
-    result = {"own_words": np.zeros(len(cells)), "any_words": np.zeros(len(cells)), "perplexity": np.ones(len(cells))}
+    result = {"rises": np.zeros((len(cells), len(concepts))), "perplexity": np.ones(len(cells))}
     place = {check: index for index, check in enumerate(wanted)}
     for number, cell in enumerate(cells[1:], start=1):
         row = place[check_of(cell, experiment)]
-        effect = found["effect"][row]
-        result["own_words"][number] = effect[concepts.index(cell.vector)] if cell.family == "concept" else np.nan
-        result["any_words"][number] = effect.max()
+        result["rises"][number] = found["effect"][row]
         result["perplexity"][number] = found["perplexity"][row]
     return result

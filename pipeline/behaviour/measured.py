@@ -67,9 +67,8 @@ class Measured:
         ratings: valence and arousal of each concept, NaN where unknown.
         directions: unit directions of the concepts at the study's layer.
         cells: ``cells[0]`` is the model as it is.
-        manipulation: by ``own_words`` (rise of the vector's own concept words in neutral frames, nats; NaN for
-            controls), ``any_words`` (largest rise of any concept's words), ``perplexity`` (ratio on neutral text), per
-            cell.
+        manipulation: ``rises`` of shape ``cells concepts`` (how much every concept's words rise in neutral frames, in
+            nats) and ``perplexity`` of shape ``cells`` (ratio on neutral text).
         readings: by name of the reading. One cell, or all of them if the experiment reads under steering. Centred
             cosines, or activations of features. NaN where a scenario lacks the span.
         words: the same concepts read from the scenarios' words alone (TF-IDF fitted on the study's stories).
@@ -93,7 +92,7 @@ class Measured:
     ratings: Mapping[str, Float[np.ndarray, "concepts"]]
     directions: Float[np.ndarray, "concepts d_model"]
     cells: tuple[Cell, ...]
-    manipulation: Mapping[str, Float[np.ndarray, "cells"]]
+    manipulation: Mapping[str, Float[np.ndarray, "cells ..."]]
     readings: Mapping[str, Float[np.ndarray, "cells_or_one scenarios concepts"]]
     words: Float[np.ndarray, "scenarios concepts"]
     against: Mapping[str, Float[np.ndarray, "scenarios concepts"]] = field(default_factory=dict)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.behaviour.branching import Tree, capturing
+from pipeline.behaviour.branching import capturing
 from pipeline.behaviour.cells import grid, rolled
 from pipeline.behaviour.choices import first_pushed, runs
 from pipeline.behaviour.experiment import Experiment, RolloutConfig, Scenario
@@ -20,6 +21,7 @@ from pipeline.behaviour.prompts import Prompt, read_prompt
 from pipeline.capture.tokens import plan_batches
 from pipeline.steering.generation import choose, repetition
 from pipeline.steering.interventions import Edit, Span, add, editing
+from pipeline.steering.upper import Upper, resumed
 from pipeline.subject import Subject
 
 if TYPE_CHECKING:
@@ -82,16 +84,17 @@ def measure(
         answers = _answers(
             bench, experiment, scenario, prompt, [grid(experiment.config.steering)[cell] for cell in cells]
         )
-        losses = _losses(bench, prompt, [answer.tokens for answer in answers])
-        for number, (answer, loss) in enumerate(zip(answers, losses, strict=True)):
+        said = [answer.tokens for answer in answers]
+        lost = losses(bench.subject, prompt.ids, said, bench.config.tokens_per_batch)
+        for number, (answer, loss) in enumerate(zip(answers, lost, strict=True)):
             cell, sample = divmod(number, rollout.samples)
-            said = bench.subject.tokenizer.decode(answer.tokens, skip_special_tokens=True)
+            text = bench.subject.tokenizer.decode(answer.tokens, skip_special_tokens=True)
             rows.append(
                 {
                     "cell": cells[cell],
                     "scenario": index,
                     "sample": sample,
-                    "text": _until(scenario.answer.rstrip(" ") + said, rollout.stop, len(scenario.answer)),
+                    "text": _until(scenario.answer.rstrip(" ") + text, rollout.stop, len(scenario.answer)),
                     "loss": None if math.isnan(loss) else loss,
                     "repetition": repetition(answer.tokens),
                 }
@@ -110,7 +113,7 @@ def _answers(
     names = [json.dumps([experiment.name, scenario.id, sample]) for sample in range(rollout.samples)]
     chances = np.stack([bench.generator(name).random(rollout.tokens) for name in names])
     pushes = bench.pushes(cells, steering.by if steering else "directions")
-    sampling = Sampling(bench.subject, bench.layer, first_pushed(experiment, prompt), rollout, bench.readout_layer)
+    sampling = Sampling(bench.branching.upper, first_pushed(experiment, prompt), rollout, bench.readout_layer)
     width = rollout.samples * (len(prompt.ids) + rollout.tokens)
     chosen = runs(len(pushes), width, bench.config.rollout_tokens_per_batch)
     return [answer for run in chosen for answer in sampling.answers(prompt.ids, pushes[run], chances)]
@@ -121,18 +124,21 @@ class Sampling:
     """How answers are sampled.
 
     Attributes:
-        subject: the model.
-        layer: after which is pushed.
+        upper: the model, and the layer after which is pushed.
         first: the first position that is pushed.
         rollout: temperature and stop strings.
         read: the layer where the state is read.
     """
 
-    subject: Subject
-    layer: int
+    upper: Upper
     first: int
     rollout: RolloutConfig
     read: int
+
+    @property
+    def subject(self) -> Subject:
+        """The model."""
+        return self.upper.subject
 
     def answers(
         self,
@@ -143,7 +149,8 @@ class Sampling:
         """Continue one prompt, for each push and each row of chances, until a special token or a stop string.
 
         An answer depends on its own chances and push alone, so a batch gives what its rows give one by one. The prompt
-        is read once for all samples of a push, and rows that are done leave the batch.
+        is read once up to the layer of the push, from there on once for all samples of a push; rows that are done
+        leave the batch.
 
         Args:
             prompt: token ids, with the begin token.
@@ -158,14 +165,11 @@ class Sampling:
         samples, steps = chances.shape
         vectors, rows = pushes.repeat_interleave(samples, dim=0), list(range(len(pushes) * samples))
         found = [Answer([], np.zeros(self.subject.shape.width), 0) for _ in rows]
-        fed = torch.tensor([list(prompt)], device=self.subject.device).expand(len(pushes), -1)
         with torch.no_grad():
-            logits, state, cache = self._step(fed, None, pushes, Span.onward(len(pushes), self.first))
+            logits, state, cache = self._begin(prompt, pushes)
             cache.batch_repeat_interleave(samples)
             logits, state = logits.repeat_interleave(samples, dim=0), state.repeat_interleave(samples, dim=0)
             for step in range(steps):
-                if step:
-                    logits, state, cache = self._step(fed, cache, vectors, None)
                 drawn = torch.tensor(chances[:, step], device=logits.device)[[row % samples for row in rows]]
                 chosen = choose(logits, drawn, self.rollout.temperature)
                 tokens, states = chosen.tolist(), state.float().cpu().numpy()
@@ -176,8 +180,31 @@ class Sampling:
                     kept = torch.tensor(going, device=self.subject.device)
                     cache.batch_select_indices(kept)
                     rows, vectors, chosen = [rows[place] for place in going], vectors[kept], chosen[kept]
-                fed = chosen[:, None]
+                logits, state, cache = self._step(chosen[:, None], cache, vectors, None)
         return found
+
+    def _begin(
+        self, prompt: Sequence[int], pushes: Float[Tensor, "cells d_model"]
+    ) -> tuple[Float[Tensor, "cells vocabulary"], Float[Tensor, "cells d_model"], Any]:
+        """The prompt under every push, as :meth:`_step` returns it."""
+        import torch
+
+        bridge, layer, rows = self.subject.bridge, self.upper.layer, len(pushes)
+        tokens, span = torch.tensor([list(prompt)], device=self.subject.device), Span.onward(rows, self.first)
+        if not self.upper.resumes:
+            return self._step(tokens.expand(rows, -1), None, pushes, span)
+        with capturing(bridge, layer) as seen:
+            _, stem = bridge(tokens, use_cache=True, return_type="logits_and_cache", **self._last)
+        with resumed(bridge, layer, seen[-1].expand(rows, -1, -1)):
+            logits, state, cache = self._step(tokens.expand(rows, -1), None, pushes, span)
+        stem.batch_repeat_interleave(rows)
+        cache.layers[: layer + 1] = stem.layers[: layer + 1]
+        return logits, state, cache
+
+    @property
+    def _last(self) -> dict[str, Any]:
+        """What keeps the output matrix from positions that nobody looks at."""
+        return {"logits_to_keep": 1} if self.upper.keeps_chosen else {}
 
     def _step(
         self, fed: Tensor, cache: Any, vectors: Float[Tensor, "rows d_model"], span: Span | None
@@ -185,8 +212,10 @@ class Sampling:
         """Logits of the next token, the state at the last, and the keys and values so far."""
         bridge = self.subject.bridge
         delta = partial(add, direction=vectors, strength=vectors.new_ones(len(vectors)), unit=1.0)
-        with capturing(bridge, self.read) as seen, editing(bridge, [Edit(self.layer, delta, span=span)]):
-            logits, cache = bridge(fed, use_cache=True, past_key_values=cache, return_type="logits_and_cache")
+        with capturing(bridge, self.read) as seen, editing(bridge, [Edit(self.upper.layer, delta, span=span)]):
+            logits, cache = bridge(
+                fed, use_cache=True, past_key_values=cache, return_type="logits_and_cache", **self._last
+            )
         return logits[:, -1].float(), seen[-1][:, -1], cache
 
     def _add(self, answer: Answer, token: int, state: Float[np.ndarray, "d_model"]) -> bool:
@@ -210,16 +239,37 @@ def _until(text: str, stops: Sequence[str], begun: int) -> str:
     return text[: min(places)] if places else text
 
 
-def _losses(bench: Bench, prompt: Prompt, answers: Sequence[Sequence[int]]) -> list[float]:
-    """Nats a token of each answer under the untouched model; NaN for one without tokens."""
+def losses(subject: Subject, prompt: Sequence[int], answers: Sequence[Sequence[int]], budget: int) -> list[float]:
+    """Nats a token of each answer under the untouched model; NaN for one without tokens.
+
+    The prompt is read once.
+
+    Args:
+        prompt: token ids, with the begin token.
+        answers: token ids.
+        budget: tokens of answers that are read at once, about.
+    """
+    import torch
+
     unique = list(dict.fromkeys(tuple(answer) for answer in answers if answer))
     found: dict[tuple[int, ...], float] = {}
-    budget = bench.config.tokens_per_batch
-    for piece in bench.branching.split(Tree(prompt.ids, tuple(unique)), budget) if unique else ():
-        lower = bench.branching.lower(piece)
-        scores = bench.branching.branch_scores(piece, lower, None)[0]
-        for branch, score in zip(piece.branches, scores.cpu().tolist(), strict=True):
-            found[branch] = -score / len(branch)
+    options = {"use_cache": True, "return_type": "logits_and_cache"}
+    with torch.no_grad():
+        logits, stem = subject.bridge(torch.tensor([list(prompt)], device=subject.device), **options)
+        opening = torch.log_softmax(logits[0, -1].float(), dim=-1)
+        for batch in plan_batches([len(answer) for answer in unique], budget):
+            chosen, width = [unique[index] for index in batch], max(len(unique[index]) for index in batch)
+            # What follows an answer cannot reach it, so any token will do there.
+            tokens = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in chosen], device=subject.device)
+            scores = opening[tokens[:, :1]]
+            if width > 1:
+                cache = deepcopy(stem)
+                cache.batch_repeat_interleave(len(chosen))
+                logits, _ = subject.bridge(tokens[:, :-1], past_key_values=cache, **options)
+                later = torch.log_softmax(logits.float(), dim=-1).gather(-1, tokens[:, 1:, None])[..., 0]
+                scores = torch.cat([scores, later], dim=1)
+            for answer, row in zip(chosen, scores.cpu().tolist(), strict=True):
+                found[answer] = -sum(row[: len(answer)]) / len(answer)
     return [found.get(tuple(answer), math.nan) for answer in answers]
 
 

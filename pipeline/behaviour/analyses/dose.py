@@ -261,7 +261,7 @@ def _table(measured: Measured, dose: Dose) -> Table:
             measured.cells[index].vector,
             measured.cells[index].strength,
             wording.cell(change),
-            float(measured.manipulation["own_words"][index]),
+            checks.own_words(measured, index),
             float(measured.manipulation["perplexity"][index]),
             "yes" if usable[index] else "no",
         )
@@ -282,7 +282,8 @@ def _slopes(measured: Measured, change: np.ndarray, groups: np.ndarray, generato
             continue
         slope = strengths @ change[cells] / (strengths**2).sum() / 10
         check = checks.manipulation(measured, vector)
-        rows.append((vector, wording.cell(intervals.over_groups(slope, groups, generator)), check.reason or "passed"))
+        passed = f"passed; {check.ahead} other concepts' words rise more"
+        rows.append((vector, wording.cell(intervals.over_groups(slope, groups, generator)), check.reason or passed))
     return Table("Slopes", ("vector", "nats per tenth of the norm", "manipulation check"), rows)
 
 
