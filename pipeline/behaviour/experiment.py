@@ -102,8 +102,9 @@ class SteeringConfig(Config):
     """Random vectors, in turn isotropic, covariance-matched and permuted, at the largest strength of each sign."""
     positions: Literal["all", "answer"] = "all"
     """Every text token, or only those from the read position of the answer on."""
-    rollout_controls: int = Field(default=2, ge=0)
-    """How many of the controls are rolled out too, where there are rollouts."""
+    rollout_controls: int = Field(default=21, ge=0)
+    """How many of the controls are rolled out too, where there are rollouts; a rate beside fewer than 20 is never
+    counted as shown. They are most of the time."""
     rollout_strengths: tuple[float, ...] = ()
     """The strengths that are rolled out; the largest of each sign by default."""
 
