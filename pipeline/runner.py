@@ -322,7 +322,8 @@ def claim_parts(
                     worked = True
         if not worked:
             if not told:
-                waiting(f"{stage.name}: waiting for {len(pending)} parts that another run is working on")
+                count = "a part" if len(pending) == 1 else f"{len(pending)} parts"
+                waiting(f"{stage.name}: waiting for {count} that another run is working on")
                 told = True
             time.sleep(0.2)
 
@@ -447,11 +448,17 @@ def _share_parts(
     reporter: Reporter,
 ) -> None:
     """Let several processes work on a stage, one device each."""
+    idle = 0
+
+    def heard(kind: str, value: Any) -> None:
+        nonlocal idle
+        # A worker that waits for another of this run is nobody's concern; that all of them wait is.
+        idle += kind == "waiting"
+        if kind != "waiting" or idle == len(devices):
+            getattr(reporter, kind)(value)
+
     try:
-        pool.run(
-            [(study, stage.name, names, device) for device in devices],
-            lambda kind, value: getattr(reporter, kind)(value),
-        )
+        pool.run([(study, stage.name, names, device) for device in devices], heard)
     except WorkersDied as error:
         raise UserError(
             f"stage `{stage.name}`: {error}; finished parts are kept, run again, with fewer --workers if memory is "

@@ -14,6 +14,8 @@ from pipeline.errors import UserError
 
 Send = Callable[[str, Any], None]
 """``send(kind, value)``: how a task talks to the parent while it runs."""
+PATIENCE = 10.0
+"""Seconds in which an idle worker has to end by itself."""
 
 
 class WorkersDied(UserError):
@@ -38,7 +40,17 @@ class Workers:
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        if kind is None:
+            # All of them are idle. Those that end by themselves release what they hold; a signal would leave it to a
+            # warning when the interpreter ends.
+            for inbox in self._tasks:
+                inbox.put(None)
+            for process in self._processes:
+                process.join(PATIENCE)
+        self._stop()
+
+    def _stop(self) -> None:
         for process in self._processes:
             if process.is_alive():
                 process.terminate()
@@ -80,7 +92,7 @@ class Workers:
             raise errors[0]
         if died:
             code = self._processes[died[0]].exitcode
-            self.__exit__()
+            self._stop()
             reason = f"signal {-code}" if code and code < 0 else f"exit status {code}"
             raise WorkersDied(f"{len(died)} of {len(tasks)} workers died ({reason})")
 
@@ -106,6 +118,8 @@ def _serve(index: int, body: Callable[..., None], inbox: Any, messages: Any) -> 
 
     while True:
         task = inbox.get()
+        if task is None:
+            return
         try:
             body(*task, send)
         except UserError as error:

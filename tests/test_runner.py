@@ -96,6 +96,40 @@ def test_the_number_of_workers_changes_no_byte(study, undisturbed):
     assert result_bytes(outcome.folder) == undisturbed
 
 
+def test_a_worker_that_waits_for_its_neighbour_is_not_worth_a_word(study):
+    told = []
+
+    class Reporter(runner.Reporter):
+        def waiting(self, message: str) -> None:
+            told.append(message)
+
+    class Pool:
+        def run(self, jobs, heard):
+            heard("waiting", "a")
+            assert not told
+            heard("waiting", "b")
+
+    runner._share_parts(study, ActivationsStage, (), ["cpu", "cpu"], Pool(), Reporter())
+    assert told == ["b"], "nobody of this run works: another one does"
+
+
+def test_workers_end_in_order(tmp_path):
+    """What they hold is released, so that Python has nothing to warn of after the result."""
+    script = tmp_path / "holding.py"
+    script.write_text(
+        "import multiprocessing\n"
+        "from pipeline.workers import Workers\n"
+        "held = []\n"
+        "def body(send):\n"
+        "    held.append(multiprocessing.get_context('spawn').Lock())\n"
+        "if __name__ == '__main__':\n"
+        "    with Workers(body) as pool:\n"
+        "        pool.run([(), ()], print)\n"
+    )
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_two_runs_at_once_share_the_parts(study, undisturbed):
     command = [sys.executable, "-m", "pipeline.cli", "run", study.source, "--stage", "activations"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]

@@ -205,6 +205,8 @@ def _steered_sentences(measured: Measured, steered: Sequence[Parted]) -> list[st
     for each in steered:
         cell = measured.cells[each.cell]
         reason = each.reason or f"corrected {wording.p(each.adjusted)}, {each.against.count} controls"
+        if not each.reason and each.verdict == "untestable" and each.against.count >= controls.ENOUGH:
+            reason += f", a rise below {wording.percent(each.smallest)} may be missed"
         told.append(f"{cell.vector} at {cell.strength:+g} {wording.rate(each.change)} ({reason}: {each.verdict})")
     shown = sum(each.verdict == "shown" for each in steered)
     few = min(each.against.count for each in steered)

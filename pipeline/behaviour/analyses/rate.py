@@ -38,11 +38,12 @@ def analyse(measured: Measured, config: RateConfig, generator: np.random.Generat
     base = _counted(answers, 0, config.label)
     effects = claims.Effects(shares - shares[0], groups, MATTERS, rates=True)
     found = claims.judge(measured, effects, claimed, generator)
+    never = [] if np.nansum(shares) else [f"No graded answer is `{config.label}`, steered or not."]
     agreement, metrics = _agreement(answers, measured, generator)
     rates = _rates(measured, answers, shares, groups, config.label, generator)
     return Finding(
         claims.overall(found),
-        [*_answer(found, base, config.label), f"{graded[0].upper()}{graded[1:]}.", *agreement],
+        [*_answer(found, base, config.label), *never, f"{graded[0].upper()}{graded[1:]}.", *agreement],
         intervals.flat("rate_unsteered", base)
         | intervals.defined({"ungraded": missing, "answers": float(len(answers))})
         | _claim_metrics(found)
