@@ -44,18 +44,18 @@ class TestDose:
         assert finding.metrics["effect_desperate"] == pytest.approx(2.0, abs=0.15)
         assert finding.metrics["effect_calm"] == pytest.approx(-2.0, abs=0.15)
         assert finding.metrics["p_desperate"] == pytest.approx(1 / 44)
-        assert "21 controls" in finding.sentences[0]
+        assert "21 controls" in finding.sentences[1]
 
     def test_the_claimed_sign_counts(self) -> None:
         finding = run(Steered({"desperate": -20}).choices(RAISES))
         assert finding.verdict == "not shown"
-        assert "does not go the claimed way" in finding.sentences[0]
+        assert "does not go the claimed way" in finding.sentences[1]
 
     def test_an_effect_no_larger_than_that_of_random_vectors_is_not_shown(self) -> None:
         finding = run(Steered({"desperate": 20}, wobble=20).choices(RAISES))
         assert finding.metrics["effect_desperate_low"] > 0
         assert finding.verdict == "not shown"
-        assert "not beyond all 21 controls" in finding.sentences[0]
+        assert "not beyond all 21 controls" in finding.sentences[1]
 
     def test_nothing_planted_nothing_shown(self, few_draws) -> None:
         planted = Steered({"desperate": 0, "calm": 0}, controls=21)
@@ -78,7 +78,7 @@ class TestDose:
         assert specific.verdict == "shown"
         assert specific.metrics["beyond_twin_desperate"] == pytest.approx(2.0, abs=0.2)
         assert general.verdict == "not shown"
-        assert "twin" in general.sentences[0]
+        assert "twin" in general.sentences[1]
 
     def test_a_missing_twin_is_said(self) -> None:
         finding = run(Steered({"desperate": 20}).choices(RAISES | {"twin": "twin"}))
@@ -92,14 +92,14 @@ class TestDose:
         unseen[[cell.family == "concept" for cell in seen.cells]] = np.nan
         finding = run(replace(seen, choice=unseen))
         assert finding.verdict == "untestable"
-        assert "nothing was measured under desperate" in finding.sentences[0]
+        assert "nothing was measured under desperate" in finding.sentences[1]
 
     def test_a_failed_manipulation_check_is_untestable(self) -> None:
         planted = Steered({"desperate": 20})
         cells = grid(["desperate"])
         finding = run(planted.choices(RAISES, manipulation=manipulation(cells, moves=())))
         assert finding.verdict == "untestable"
-        assert "manipulation check failed" in finding.sentences[0]
+        assert "manipulation check failed" in finding.sentences[1]
 
     def test_the_check_compares_the_same_words(self) -> None:
         """What controls do to other words does not matter, what they do to these does."""
@@ -116,13 +116,13 @@ class TestDose:
         nowhere = run(planted.choices(RAISES, manipulation=manipulation(cells, limit=0.01)))
         small = run(planted.choices(RAISES, manipulation=manipulation(cells, limit=0.05)))
         assert nowhere.verdict == "untestable"
-        assert "breaks coherence" in nowhere.sentences[0]
+        assert "breaks coherence" in nowhere.sentences[1]
         assert small.metrics["effect_desperate"] == pytest.approx(1.0, abs=0.15)
 
     def test_too_few_controls_cannot_show_anything(self) -> None:
         finding = run(Steered({"desperate": 20}, controls=12).choices(RAISES))
         assert finding.verdict == "untestable"
-        assert "12 controls are too few" in finding.sentences[0]
+        assert "12 controls are too few" in finding.sentences[1]
 
     def test_every_further_claim_costs(self) -> None:
         """A vector that stands out alone may not do so as one of six that were claimed."""
@@ -133,7 +133,7 @@ class TestDose:
         ratio = together.metrics["p_adjusted_desperate"] / alone.metrics["p_adjusted_desperate"]
         assert ratio == pytest.approx(6)
         assert alone.verdict == "shown"
-        assert together.metrics["claims_shown"] == 0 and "not far beyond" in together.sentences[0]
+        assert together.metrics["claims_shown"] == 0 and "not far beyond" in together.sentences[1]
 
     def test_a_bend_is_told_from_a_line(self) -> None:
         grid = (-0.1, -0.05, 0.05, 0.1)
@@ -153,7 +153,7 @@ class TestDose:
     def test_few_noisy_groups_are_untestable_not_a_null(self) -> None:
         finding = run(Steered({"desperate": 0}, groups=6, noise=3).choices(RAISES))
         assert finding.verdict == "untestable"
-        assert "80% power" in finding.sentences[0]
+        assert "80% power" in finding.sentences[1]
 
     def test_one_scenario_and_no_choice(self) -> None:
         assert run(Steered({"desperate": 20}, groups=1).choices(RAISES)).verdict == "untestable"
@@ -249,7 +249,7 @@ class TestRate:
     def test_two_controls_are_too_few(self) -> None:
         finding = run(rates(cheats(0.9, 0.05), controls=2))
         assert finding.verdict == "untestable"
-        assert "2 controls are too few" in finding.sentences[0]
+        assert "2 controls are too few" in finding.sentences[1]
 
     def test_answers_without_a_grade_are_told_and_left_out(self) -> None:
         def half(cell: Cell, generator: np.random.Generator) -> str | None:

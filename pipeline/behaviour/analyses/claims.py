@@ -201,6 +201,16 @@ def overall(found: Sequence[Claim]) -> Literal["shown", "not shown", "untestable
     return "not shown" if "not shown" in verdicts else "untestable" if "untestable" in verdicts else "shown"
 
 
+def answer(found: Sequence[Claim], shown_to: str, unit: str) -> list[str]:
+    """How many claims are shown, and a sentence on each."""
+    shown = sum(each.verdict == "shown" for each in found)
+    each_told = [told(each, unit) for each in found]
+    return [
+        f"{shown} of {wording.counted(len(found), 'claimed vector')} shown to {shown_to}.",
+        *(f"{said[0].upper()}{said[1:]}." for said in each_told),
+    ]
+
+
 def told(claim: Claim, unit: str) -> str:
     """One claimed vector in plain words."""
     if math.isnan(claim.effect.value):

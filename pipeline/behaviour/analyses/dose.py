@@ -193,12 +193,7 @@ def _sentences(
 ) -> list[str]:
     sentences = []
     if found:
-        shown = sum(claim.verdict == "shown" for claim in found)
-        sentences.append(
-            f"{shown} of {wording.counted(len(found), 'claimed vector')} shown to move the log-odds of the target: "
-            + "; ".join(claims.told(claim, "nats") for claim in found)
-            + "."
-        )
+        sentences += claims.answer(found, "move the log-odds of the target", "nats")
     sentences += [_bend_sentence(bend) for bend in bends]
     if not sentences:
         sentences.append("No vector is claimed to move the choice here: the dose-response is described, not tested.")

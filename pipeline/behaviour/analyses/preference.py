@@ -185,14 +185,8 @@ def _answer(related: Related, together: Estimate, p: float, rated: int, words: E
 def _steered(found: Sequence[claims.Claim], related: Related) -> list[str]:
     if not found:
         return ["No tournament was held under steering, so that readings go with preference is a correlation only."]
-    shown = sum(each.verdict == "shown" for each in found)
-    sentences = [
-        f"{shown} of {wording.counted(len(found), 'steered vector')} shown to move the Elo of the items they are put "
-        f"on against the others, up where pleasant and down where not: "
-        + "; ".join(claims.told(each, "Elo points") for each in found)
-        + ".",
-        claims.power(found, "Elo points"),
-    ]
+    moved = "move the Elo of the items they are put on against the others, up where pleasant and down where not"
+    sentences = [*claims.answer(found, moved, "Elo points"), claims.power(found, "Elo points")]
     effect = agreement(found, related)
     if math.isfinite(effect.value):
         sentences.append(

@@ -73,11 +73,8 @@ def _answer(found: Sequence[claims.Claim], base: Estimate, label: str) -> list[s
     unsteered = f"Unsteered, {wording.rate(base)} of {base.n} graded answers are `{label}`"
     if not found:
         return [f"{unsteered}; no vector is claimed to change that."]
-    shown = sum(each.verdict == "shown" for each in found)
-    told = "; ".join(claims.told(each, "") for each in found)
-    count = wording.counted(len(found), "claimed vector")
-    first = f"{shown} of {count} shown to change the rate (0 to 1) of `{label}`: {told}."
-    return [first, f"{unsteered}.", claims.power(found, "shares (0 to 1)")]
+    told = claims.answer(found, f"change the rate (0 to 1) of `{label}`", "")
+    return [*told, f"{unsteered}.", claims.power(found, "shares (0 to 1)")]
 
 
 def _claim_metrics(found: Sequence[claims.Claim]) -> dict[str, float]:
