@@ -22,7 +22,7 @@ def artifact(study: Study, stage: type[Stage[Any, Any]], record: Mapping[str, An
 
     Args:
         study: whose result; its config says how large it may be to be uploaded.
-        stage: that made it. One whose result consists of its parts (activations) is always a reference.
+        stage: that made it. One that does not upload (activations) is always a reference.
         record: its manifest, which holds a host name and times, and is therefore not part of the artifact.
     """
     folder, files = study.folder(stage), record["files"]
@@ -32,7 +32,7 @@ def artifact(study: Study, stage: type[Stage[Any, Any]], record: Mapping[str, An
         name=f"{stage.name}-{record['fingerprint'][:16]}",
         type=stage.name,
         files={name: Path(folder) / name for name in sorted(files)},
-        reference=stage.keeps_parts or size > study.config.tracking.upload_mb * 1e6,
+        reference=not stage.uploads or size > study.config.tracking.upload_mb * 1e6,
         digests=files,
         metadata={
             "fingerprint": record["fingerprint"],

@@ -76,7 +76,9 @@ class Stage(ABC, Generic[C, A]):
         reads_model: whether the identity and settings of the model enter the fingerprint directly.
         seeded: whether the study's seed enters the fingerprint.
         resumes_parts: whether an unfinished part's folder is handed to ``run_part`` again as it was left (checkpoints).
-        keeps_parts: whether ``parts/`` stays in the result (because the parts *are* the result).
+        keeps_parts: whether ``parts/`` stays in the result (because the parts *are* the result, or cost hours, so that
+            a damaged merge must not cost them).
+        uploads: whether Weights & Biases may be given the files, and not only where they lie.
         unit: what ``Part.size`` counts, for the progress bar.
         headline: metrics shown when a study ends, as (metric, what it is); its interval is found by itself.
     """
@@ -88,6 +90,7 @@ class Stage(ABC, Generic[C, A]):
     reads_model: ClassVar[bool] = False
     seeded: ClassVar[bool] = False
     keeps_parts: ClassVar[bool] = False
+    uploads: ClassVar[bool] = True
     resumes_parts: ClassVar[bool] = False
     unit: ClassVar[str] = "parts"
     headline: ClassVar[tuple[tuple[str, str], ...]] = ()

@@ -196,10 +196,18 @@ def test_an_interrupted_study_goes_on_where_it_stopped_and_two_workers_give_its_
     shared = Study.load(write_study({**values, "cache": str(tmp_path / "second")}))
     runner.run(shared, only=["experiments"], workers=2)
     a, b = (study.folder(ExperimentsStage) for study in (once, shared))
-    names = [path.relative_to(a) for path in a.rglob("*") if path.is_file() and path.name != "manifest.json"]
-    assert len(names) == 5
+    records = ("manifest.json", "part.json")
+    names = [path.relative_to(a) for path in a.rglob("*") if path.is_file() and path.name not in records]
+    assert len([name for name in names if name.parts[0] != "parts"]) == 5
     assert [name for name in names if (a / name).read_bytes() != (b / name).read_bytes()] == []
     assert cost.listed(once)[0].state == "done"
+
+    said = (a / "findings.json").read_bytes()
+    (a / "findings.json").write_bytes(b"[]")
+    with monkeypatch.context() as patch:
+        patch.setattr(ExperimentsStage, "run_part", lambda *given: pytest.fail("a finished part was measured again"))
+        runner.run(once, only=["experiments"])
+    assert (a / "findings.json").read_bytes() == said
 
 
 def test_how_the_work_is_cut_changes_no_number(scripted, tmp_path):

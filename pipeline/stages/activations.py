@@ -84,6 +84,7 @@ class ActivationsStage(Stage[ActivationsConfig, "ActivationStore"]):
     needs = ("corpus",)
     reads_model = True
     keeps_parts = True
+    uploads = False
     unit = "texts"
 
     @classmethod

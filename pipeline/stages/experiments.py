@@ -89,10 +89,12 @@ class ExperimentsStage(Stage[ExperimentsConfig, Experiments]):
     """Run the behavioural experiments."""
 
     name = "experiments"
+    version = 2
     config_class = ExperimentsConfig
     needs = ("corpus", "activations", "sae", "directions", "match")
     reads_model = True
     seeded = True
+    keeps_parts = True
     unit = "tokens"
 
     @classmethod
