@@ -26,18 +26,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from affectlens.activations import ActivationStore, to_bits
+from affectlens.activations.joining import write_index
+from affectlens.activations.writing import ShardWriter
+from affectlens.model.reading import load_trunk
+from affectlens.model.subject import ModelConfig, source
+from affectlens.model.tokens import Text, plan_batches
+from affectlens.run import manifest
+from affectlens.stage import Setting
+from affectlens.stages.activations import ActivationsConfig, ActivationsStage
+from affectlens.stages.corpus import CorpusConfig, Document, select
 from harness import Row, in_new_process, interleaved, machine, options, peak_memory, print_table, write_json
-
-from pipeline import manifest
-from pipeline.capture.reading import load_trunk
-from pipeline.capture.tokens import Text, plan_batches
-from pipeline.stage import Setting
-from pipeline.stages.activations import ActivationsConfig, ActivationsStage
-from pipeline.stages.corpus import CorpusConfig, Document, select
-from pipeline.store import ActivationStore, to_bits
-from pipeline.store.joining import write_index
-from pipeline.store.writing import ShardWriter
-from pipeline.subject import ModelConfig, source
 
 LAYER, LOW_LAYER = 15, 0
 MODELS = Path("cache/models")

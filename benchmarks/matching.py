@@ -12,10 +12,9 @@ from functools import partial
 
 import numpy as np
 import scipy.stats
+from affectlens import stats
 from harness import Row, in_new_process, interleaved, machine, medians, options, peak_memory, print_table, write_json
 from sklearn.metrics import average_precision_score, roc_auc_score
-
-from pipeline import stats
 
 CONCEPTS = 171
 TOPICS = 12

@@ -19,16 +19,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from affectlens.model.subject import resolve_dtype
+from affectlens.sae.architectures import build
+from affectlens.sae.recipe import Recipe
+from affectlens.sae.rows import Statistics, Stream
+from affectlens.sae.training import Trainer
 from harness import Row, interleaved, machine, options, print_table, write_json
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainStepInput
 from sae_lens.training.sae_trainer import SAETrainer
-
-from pipeline.dictionary.architectures import build
-from pipeline.dictionary.recipe import Recipe
-from pipeline.dictionary.rows import Statistics, Stream
-from pipeline.dictionary.training import Trainer
-from pipeline.subject import resolve_dtype
 
 D_MODEL = 576
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "standard", "gated", "jumprelu")

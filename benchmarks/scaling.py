@@ -18,11 +18,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from affectlens.run import runner
+from affectlens.study import Study
 from harness import Row, machine, options, write_json
 from jaxtyping import Float
-
-from pipeline import runner
-from pipeline.study import Study
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 STAGES = ("activations", "match")

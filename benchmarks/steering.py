@@ -17,16 +17,16 @@ from typing import Any
 import harness
 import numpy as np
 import torch
+from affectlens.files import file_digest
+from affectlens.interventions.grid import injection
+from affectlens.model import embedded
+from affectlens.model.partial import Upper
+from affectlens.model.sampling import sample
+from affectlens.model.steering import Edit, Span, add, editing
+from affectlens.model.subject import ModelConfig, Subject
+from affectlens.probing.control_vectors import isotropic
 from harness import Row
 from transformers import AutoModelForCausalLM
-
-from pipeline import embedded
-from pipeline.evidence.controls import isotropic
-from pipeline.steering.generation import sample
-from pipeline.steering.grid import injection
-from pipeline.steering.interventions import Edit, Span, add, editing
-from pipeline.steering.upper import Upper
-from pipeline.subject import ModelConfig, Subject
 
 LAYER, STRENGTHS, UNIT = 15, (0.05, 0.1, 0.2), 168.0
 """Where and how strongly is pushed; the unit is about the mean residual norm of the embedded model there."""
@@ -128,7 +128,7 @@ def measure(quick: bool) -> Sequence[Row]:
     """All rows, contenders taken in turns."""
     vectors, rows, steps, repeats = (8, 8, 8, 2) if quick else (43, 16, 20, 3)
     subject = Subject.load(ModelConfig(layer=LAYER), device="cpu", models=MODELS)
-    folder = embedded.model_folder(MODELS, embedded.file_digest(embedded.weights_file()))
+    folder = embedded.model_folder(MODELS, file_digest(embedded.weights_file()))
     loop = Loop(folder, subject.dtype)
     contenders, size = grids(subject, loop, vectors)
     grid = harness.medians(contenders, repeats)

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from pipeline.stage import Setting
-from pipeline.stages.activations import ActivationsConfig, ActivationsStage
-from pipeline.stages.corpus import CorpusConfig, CorpusStage
-from pipeline.store import ActivationStore
-from pipeline.subject import ModelConfig
+from affectlens.activations import ActivationStore
+from affectlens.model.subject import ModelConfig
+from affectlens.stage import Setting
+from affectlens.stages.activations import ActivationsConfig, ActivationsStage
+from affectlens.stages.corpus import CorpusConfig, CorpusStage
 
 LAYER = 2
 

@@ -13,9 +13,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
 
+from affectlens.corpus.texts import EMBEDDED, read_jsonl
 from tiny import build_model
-
-from pipeline.corpus.texts import EMBEDDED, read_jsonl
 
 EMOTIONS = ("afraid", "calm", "proud", "sad")
 

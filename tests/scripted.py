@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-
-from pipeline.evidence import controls
-from pipeline.stage import Setting
-from pipeline.stages.corpus import Document
-from pipeline.stages.experiments import ExperimentsConfig, ExperimentsStage
-from pipeline.subject import ModelConfig
+from affectlens.model.subject import ModelConfig
+from affectlens.probing import control_vectors as controls
+from affectlens.stage import Setting
+from affectlens.stages.corpus import Document
+from affectlens.stages.experiments import ExperimentsConfig, ExperimentsStage
 
 CONCEPTS = ("afraid", "calm", "proud", "sad")
 D, LAYER, NORM = 32, 1, 5.0

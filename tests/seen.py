@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-
-from pipeline.behaviour.analyses.conclusions import conclude
-from pipeline.behaviour.experiment import Experiment, ExperimentConfig, Scenario
-from pipeline.behaviour.measured import Cell, Finding, Measured, Rollout
+from affectlens.experiments.conclude.conclusions import conclude
+from affectlens.experiments.experiment import Experiment, ExperimentConfig, Scenario
+from affectlens.experiments.results import Cell, Finding, Measured, Rollout
 
 CONCEPTS = ("afraid", "angry", "calm", "desperate", "happy", "hostile", "loving", "proud", "sad", "tired")
 VALENCE = np.array([2.0, 2.5, 7.0, 2.0, 8.5, 2.2, 8.2, 7.5, 2.3, 4.0])

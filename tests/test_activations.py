@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from affectlens.config import validate
+from affectlens.errors import ConfigError, UserError
+from affectlens.model.tokens import plan_batches, windows
+from affectlens.stages.activations import ActivationsConfig
+from affectlens.stages.corpus import CorpusStage
 from cached import LAYER, build, write_texts
-
-from pipeline.capture.tokens import plan_batches, windows
-from pipeline.config import validate
-from pipeline.errors import ConfigError, UserError
-from pipeline.stages.activations import ActivationsConfig
-from pipeline.stages.corpus import CorpusStage
 
 LONG = "The lock has two gates. "
 
@@ -204,7 +203,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path, model_folder, short_ne
 
 def test_the_route_over_the_bridge_gives_the_same_rows(tmp_path, model_folder, short_neutral, monkeypatch):
     plain = build(tmp_path / "plain", model_folder("qwen2"), neutral=short_neutral)
-    monkeypatch.setattr("pipeline.capture.reading.FAMILIES", {})
+    monkeypatch.setattr("affectlens.model.reading.FAMILIES", {})
     bridged = build(tmp_path / "bridged", model_folder("qwen2"), neutral=short_neutral)
     a, b = plain.tokens(LAYER).read(np.arange(500)), bridged.tokens(LAYER).read(np.arange(500))
     assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(a)

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from affectlens.corpus.texts import read_texts
+from affectlens.errors import UserError
+from affectlens.model.tokens import tokenise
+from affectlens.stages.corpus import Document
 from cached import LAYER, build, write_texts
-
-from pipeline.capture.tokens import tokenise
-from pipeline.corpus.texts import read_texts
-from pipeline.errors import UserError
-from pipeline.stages.corpus import Document
 
 TEMPLATES = {
     "plain": None,  # the fixtures' own

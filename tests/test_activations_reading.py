@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from pipeline.capture.reading import FAMILIES, SITES, BridgeReader, PlainReader, Site, open_reader
-from pipeline.errors import UserError
-from pipeline.subject import ModelConfig
+from affectlens.errors import UserError
+from affectlens.model.reading import FAMILIES, SITES, BridgeReader, PlainReader, Site, open_reader
+from affectlens.model.subject import ModelConfig
 
 WANTED = [Site(layer, name) for layer in (0, 2) for name in SITES]
 

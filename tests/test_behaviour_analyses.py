@@ -7,13 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from affectlens.experiments.conclude import controls, intervals, selection
+from affectlens.experiments.conclude.conclusions import ANALYSES, conclude
+from affectlens.experiments.conclude.config import DoseConfig
+from affectlens.experiments.conclude.rate import kappa
+from affectlens.experiments.results import Cell, Finding, Measured
 from seen import CONCEPTS, FAMILIES, Steered, experiment, grid, manipulation, measured, rollouts, run, scenario
-
-from pipeline.behaviour.analyses import controls, intervals, selection
-from pipeline.behaviour.analyses.conclusions import ANALYSES, conclude
-from pipeline.behaviour.analyses.config import DoseConfig
-from pipeline.behaviour.analyses.rate import kappa
-from pipeline.behaviour.measured import Cell, Finding, Measured
 
 
 @pytest.fixture
@@ -21,7 +20,7 @@ def few_draws(monkeypatch):
     """Enough draws to tell shown from not shown, in a fraction of the time."""
     monkeypatch.setattr(intervals, "DRAWS", 200)
     for name in ("diagonal", "trend", "course"):
-        module = __import__(f"pipeline.behaviour.analyses.{name}", fromlist=["x"])
+        module = __import__(f"affectlens.experiments.conclude.{name}", fromlist=["x"])
         for constant in ("PERMUTATIONS", "NULL_DRAWS"):
             if hasattr(module, constant):
                 monkeypatch.setattr(module, constant, 199)
@@ -488,7 +487,7 @@ def test_the_same_seed_gives_the_same_finding() -> None:
 
 
 def test_a_reading_that_is_not_taken_is_named() -> None:
-    from pipeline.errors import UserError
+    from affectlens.errors import UserError
 
     seen = emotions(1.0)
     with pytest.raises(UserError, match="`nowhere`"):

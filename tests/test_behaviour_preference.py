@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from affectlens.errors import UserError
+from affectlens.experiments.conclude import bradley_terry, intervals, preference
+from affectlens.experiments.conclude.bradley_terry import ELO, Outcomes
+from affectlens.experiments.conclude.correlations import correlations, extreme, read_scores
+from affectlens.experiments.conclude.preference import print_table
+from affectlens.experiments.results import Measured
 from seen import CONCEPTS, VALENCE, experiment, grid, manipulation, measured, run, scenario
-
-from pipeline.behaviour.analyses import bradley_terry, intervals, preference
-from pipeline.behaviour.analyses.bradley_terry import ELO, Outcomes
-from pipeline.behaviour.analyses.correlations import correlations, extreme, read_scores
-from pipeline.behaviour.analyses.preference import print_table
-from pipeline.behaviour.measured import Measured
-from pipeline.errors import UserError
 
 
 def odds(strengths: np.ndarray, position: float = 0.0) -> np.ndarray:

@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from affectlens.experiments.conclude import accuracy, intervals, masking, shift
+from affectlens.experiments.conclude.masking import raw_outside
+from affectlens.experiments.results import Finding, Measured
 from seen import AROUSAL, CONCEPTS, WIDTH, experiment, grid, manipulation, measured, rollouts, run, scenario
-
-from pipeline.behaviour.analyses import accuracy, intervals, masking, shift
-from pipeline.behaviour.analyses.masking import raw_outside
-from pipeline.behaviour.measured import Finding, Measured
 
 
 def shown(draws: list[Finding]) -> int:

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-
-from pipeline.causality.effects import (
+from affectlens.config import validate
+from affectlens.corpus.quality import emotion_list
+from affectlens.errors import ConfigError, UserError
+from affectlens.interventions.effects import (
     Ablated,
     Injected,
     at_divergence,
@@ -20,19 +22,16 @@ from pipeline.causality.effects import (
     pooled_p,
     wrong_vectors,
 )
-from pipeline.causality.kinds import injected_kinds
-from pipeline.causality.verdicts import Rules, summarise
-from pipeline.config import validate
-from pipeline.corpus.gates import emotion_list
-from pipeline.dictionary.sae import Dictionary
-from pipeline.errors import ConfigError, UserError
-from pipeline.evidence import controls
-from pipeline.stage import Setting
-from pipeline.stages.causal import RESULT, CausalConfig, CausalStage
-from pipeline.stages.corpus import Document
-from pipeline.steering.frames import choose_words, read_frames, read_lexicon, story_end
-from pipeline.study import Study
-from pipeline.subject import ModelConfig, load_tokenizer
+from affectlens.interventions.frames import choose_words, read_frames, read_lexicon, story_end
+from affectlens.interventions.vector_kinds import injected_kinds
+from affectlens.interventions.verdicts import Rules, summarise
+from affectlens.model.subject import ModelConfig, load_tokenizer
+from affectlens.probing import control_vectors as controls
+from affectlens.sae.model import Dictionary
+from affectlens.stage import Setting
+from affectlens.stages.causal import RESULT, CausalConfig, CausalStage
+from affectlens.stages.corpus import Document
+from affectlens.study import Study
 
 CONCEPTS = ("afraid", "calm", "proud", "sad")
 PLANTED, NULL, D, LAYER = 0, 2, 32, 1

@@ -9,22 +9,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from affectlens import sweep
+from affectlens.cli import app
+from affectlens.cluster import config as settings
+from affectlens.cluster import graph, job, ledger, progress, slurm, submission
+from affectlens.cluster.config import ClusterConfig, Resources
+from affectlens.cluster.graph import Found, Task
+from affectlens.cluster.ledger import Entry
+from affectlens.cluster.slurm import JobState
+from affectlens.errors import ConfigError, PartFailed, UserError
+from affectlens.run import runner
+from affectlens.run.workspace import Workspace
+from affectlens.stage import Part
+from affectlens.stages.activations import ActivationsStage
+from affectlens.stages.corpus import CorpusStage
+from affectlens.study import STAGES, Study
 from typer.testing import CliRunner
-
-from pipeline import runner, sweep
-from pipeline.cli import app
-from pipeline.cluster import config as settings
-from pipeline.cluster import graph, job, ledger, progress, slurm, submission
-from pipeline.cluster.config import ClusterConfig, Resources
-from pipeline.cluster.graph import Found, Task
-from pipeline.cluster.ledger import Entry
-from pipeline.cluster.slurm import JobState
-from pipeline.errors import ConfigError, PartFailed, UserError
-from pipeline.stage import Part
-from pipeline.stages.activations import ActivationsStage
-from pipeline.stages.corpus import CorpusStage
-from pipeline.study import STAGES, Study
-from pipeline.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -368,7 +368,7 @@ def test_status_names_counts_states_and_reasons(study, capsys, monkeypatch):
     )
     (folder / "progress").mkdir()
     (folder / "progress" / "5_0.json").write_text('{"parts": ["00000", "00001"], "done": 12, "rate": 4.0}')
-    (folder / "5_1_0_log.err").write_text("pipeline.errors.PartFailed: it was planted\n", encoding="utf-8")
+    (folder / "5_1_0_log.err").write_text("affectlens.errors.PartFailed: it was planted\n", encoding="utf-8")
     known = {
         "5_0": JobState("RUNNING"), "5_1": JobState("FAILED", "NonZeroExitCode"),
         "5_2": JobState("PENDING", "Priority"), "6": JobState("CANCELLED", "DependencyNeverSatisfied"),
@@ -436,7 +436,7 @@ def test_mistakes_are_one_line(study, arguments, message):
 
 def test_submitting_needs_no_heavy_import(study):
     code = (
-        "import sys; from pipeline.cli import app\n"
+        "import sys; from affectlens.cli import app\n"
         f"app(['submit', {study.source!r}, '--dry-run'], standalone_mode=False)\n"
         f"app(['status', {study.source!r}], standalone_mode=False)\n"
         "heavy = {'torch', 'transformers', 'sae_lens', 'transformer_lens', 'h5py', 'sklearn', 'scipy', 'wandb'}\n"

@@ -11,16 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from pipeline import runner
-from pipeline.cluster import graph, job, ledger, submission
-from pipeline.cluster.config import Resources
-from pipeline.cluster.foresight import Foresight
-from pipeline.cluster.graph import Found, Task
-from pipeline.errors import PartFailed, UserError
-from pipeline.stages.activations import ActivationsStage
-from pipeline.study import STAGES, Study
-from pipeline.workspace import Workspace
+from affectlens.cluster import graph, job, ledger, submission
+from affectlens.cluster.config import Resources
+from affectlens.cluster.foresight import Foresight
+from affectlens.cluster.graph import Found, Task
+from affectlens.errors import PartFailed, UserError
+from affectlens.run import runner
+from affectlens.run.workspace import Workspace
+from affectlens.stages.activations import ActivationsStage
+from affectlens.study import STAGES, Study
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -146,8 +145,8 @@ SIGNALLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from pipeline.cluster import job
-from pipeline.cluster.graph import Task
+from affectlens.cluster import job
+from affectlens.cluster.graph import Task
 
 def requeue(number, frame):
     print("queued again")
@@ -158,7 +157,7 @@ signal.signal(signal.SIGTERM, lambda number, frame: print("passed over"))
 
 def work(self):
     if {hold}:
-        from pipeline.dictionary.training import termination
+        from affectlens.sae.training import termination
         with termination() as asked:
             os.kill(os.getpid(), signal.{name})
             print("asked" if asked() else "not asked")
@@ -205,7 +204,8 @@ def test_each_worker_gets_a_device_of_its_own_and_the_bytes_stay(study_values, w
 def test_results_of_others_wait_for_no_lock(study):
     """The lock of a submission belongs to living processes: one that is killed hands it on."""
     code = (
-        "import time; from pathlib import Path; from pipeline.study import Study; from pipeline.cluster import ledger\n"
+        "import time; from pathlib import Path; from affectlens.study import Study\n"
+        "from affectlens.cluster import ledger\n"
         f"with ledger.lock([Study.load(Path({study.source!r}))]):\n"
         "    print('held', flush=True); time.sleep(60)"
     )

@@ -7,16 +7,29 @@ import json
 
 import numpy as np
 import pytest
+from affectlens.corpus.texts import EMBEDDED, read_jsonl
+from affectlens.errors import UserError
+from affectlens.model.subject import ModelConfig, load_tokenizer
+from affectlens.probing import (
+    axes as affect,
+)
+from affectlens.probing import (
+    concept_table,
+    detection,
+    pairs,
+    subspaces,
+)
+from affectlens.probing import (
+    lexical as vocabulary,
+)
+from affectlens.probing import (
+    methods as readouts,
+)
+from affectlens.probing.methods import Linear, Vocabulary
+from affectlens.stages.compare import CompareStage, confounded
+from affectlens.stages.directions import DirectionsStage
+from affectlens.stages.match import MatchStage
 from test_planted import CONCEPTS, FAST, LAYER, Plant, run
-
-from pipeline.corpus.texts import EMBEDDED, read_jsonl
-from pipeline.errors import UserError
-from pipeline.evidence import affect, concept_table, detection, pairs, readouts, subspaces, vocabulary
-from pipeline.evidence.readouts import Linear, Vocabulary
-from pipeline.stages.compare import CompareStage, confounded
-from pipeline.stages.directions import DirectionsStage
-from pipeline.stages.match import MatchStage
-from pipeline.subject import ModelConfig, load_tokenizer
 
 PAIRS = EMBEDDED / "pairs.jsonl"
 ROW = {"id": "x", "emotion_a": "calm", "emotion_b": "sad", "device": "order"}

@@ -15,21 +15,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from affectlens.cli import app
+from affectlens.compare import arguments, export, folders, groups, tables
+from affectlens.compare.differences import UNKNOWN, Comparison, Metric, compare
+from affectlens.compare.findings import Findings
+from affectlens.compare.findings import Result as Stage
+from affectlens.corpus.texts import EMBEDDED, read_jsonl
+from affectlens.errors import ConfigError, UserError
+from affectlens.run import runner
+from affectlens.study import Study, stage_named
 from rich.console import Console
 from test_tracking import sync
 from typer.testing import CliRunner, Result
 from wandb_offline import read_runs
 from wandb_server import WandbServer
-
-from pipeline import runner
-from pipeline.cli import app
-from pipeline.comparison import arguments, export, folders, groups, tables
-from pipeline.comparison.differences import UNKNOWN, Comparison, Metric, compare
-from pipeline.comparison.findings import Findings
-from pipeline.comparison.findings import Result as Stage
-from pipeline.corpus.texts import EMBEDDED, read_jsonl
-from pipeline.errors import ConfigError, UserError
-from pipeline.study import Study, stage_named
 
 EMOTIONS = ("afraid", "calm", "proud", "sad")
 STAGES = ("corpus", "activations", "sae", "directions", "match", "compare", "causal")
@@ -394,7 +393,7 @@ def stage_needs() -> dict[str, tuple[str, ...]]:
 
 
 def test_a_large_result_is_recorded_by_reference(swept) -> None:
-    from pipeline import lineage, manifest
+    from affectlens.run import lineage, manifest
 
     sae = stage_named("sae")
     for limit, reference in ((100, False), (0, True)):
@@ -462,7 +461,7 @@ def test_mistakes_are_one_sentence(swept, tmp_path, words, said) -> None:
 
 def test_a_mistake_is_answered_before_anything_heavy_is_imported(swept) -> None:
     code = (
-        "import sys\nfrom pipeline import cli\n"
+        "import sys\nfrom affectlens import cli\n"
         f"sys.argv = ['affectlens', 'compare', {str(swept[0])!r}, 'sae.kk=1,2']\n"
         "try:\n    cli.main()\nexcept SystemExit as end:\n    print('STATUS', end.code)\n"
         "print('HEAVY', sorted({'torch', 'numpy', 'h5py', 'wandb', 'scipy', 'plotly'} & set(sys.modules)))\n"

@@ -8,10 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-
-from pipeline.config import apply_overrides
-from pipeline.errors import ConfigError
-from pipeline.study import STAGES, Study, StudyConfig
+from affectlens.config import apply_overrides
+from affectlens.errors import ConfigError
+from affectlens.study import STAGES, Study, StudyConfig
 
 
 @pytest.mark.parametrize(
@@ -94,7 +93,7 @@ def test_stages_need_only_earlier_stages():
 
 def affectlens(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The command line as a user runs it."""
-    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "affectlens.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, check=False)
 
 
@@ -112,7 +111,7 @@ def test_help_status_and_mistakes_import_no_heavy_library(study_values, write_st
     path = write_study(study_values)
     probe = (
         "import sys\n"
-        "from pipeline import cli\n"
+        "from affectlens import cli\n"
         "sys.argv = ['affectlens', *{arguments!r}]\n"
         "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
         "heavy = {{'torch', 'transformers', 'transformer_lens', 'sae_lens', 'h5py', 'scipy', 'sklearn', 'wandb',"

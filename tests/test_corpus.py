@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-
-from pipeline.corpus import gates
-from pipeline.corpus.texts import EMBEDDED, read_jsonl
-from pipeline.errors import UserError
-from pipeline.stages.corpus import CorpusConfig, read_ratings, select
+from affectlens.corpus import quality as gates
+from affectlens.corpus.texts import EMBEDDED, read_jsonl
+from affectlens.errors import UserError
+from affectlens.stages.corpus import CorpusConfig, read_ratings, select
 
 
 @dataclass

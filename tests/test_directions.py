@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from affectlens.errors import UserError
+from affectlens.probing import export, layers
+from affectlens.probing import methods as readouts
+from affectlens.stages.directions import DirectionsConfig, DirectionsStage
+from affectlens.stats import auroc
 from test_planted import FAST, LAYER, Plant, run
-
-from pipeline.errors import UserError
-from pipeline.evidence import export, layers, readouts
-from pipeline.stages.directions import DirectionsConfig, DirectionsStage
-from pipeline.stats import auroc
 
 
 def stories(seed: int = 0, concepts: int = 3, topics: int = 4, each: int = 5, width: int = 12, signal: float = 2.0):

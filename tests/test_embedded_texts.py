@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-
-from pipeline.corpus.gates import WORD, emotion_list, named_word, stem_of
-from pipeline.corpus.texts import EMBEDDED, read_jsonl, texts_path
+from affectlens.corpus.quality import WORD, emotion_list, named_word, stem_of
+from affectlens.corpus.texts import EMBEDDED, read_jsonl, texts_path
 
 KINDS = {"dialogue": 44, "prose": 40, "code": 20, "log": 14, "chat_markup": 14}
 PLEASANTRIES = {

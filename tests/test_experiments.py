@@ -12,22 +12,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from affectlens.errors import ConfigError, UserError
+from affectlens.experiments import cost
+from affectlens.experiments import pairwise as tournament
+from affectlens.experiments import serialization as keeping
+from affectlens.experiments import validation as choosing
+from affectlens.experiments.branching import Branching, Push, Tree
+from affectlens.experiments.completions import Sampling, losses
+from affectlens.experiments.conditions import compared, extremes, grid, rolled
+from affectlens.experiments.experiment import ExperimentConfig, ReadingConfig, SteeringConfig, read_experiment
+from affectlens.experiments.prompts import continuation, read_prompt
+from affectlens.model.partial import Upper
+from affectlens.model.sampling import choose
+from affectlens.model.steering import Edit, Span, add, editing
+from affectlens.model.subject import ModelConfig, Subject, load_tokenizer
+from affectlens.run import runner
+from affectlens.stages.experiments import NOTHING, Experiments, ExperimentsStage
+from affectlens.study import Study
 from scripted import CONCEPTS, LAYER, NO, NORM, YES, D, Scripted, run_parts, write_experiment
-
-from pipeline import runner
-from pipeline.behaviour import choosing, cost, keeping, tournament
-from pipeline.behaviour.branching import Branching, Push, Tree
-from pipeline.behaviour.cells import compared, extremes, grid, rolled
-from pipeline.behaviour.experiment import ExperimentConfig, ReadingConfig, SteeringConfig, read_experiment
-from pipeline.behaviour.prompts import continuation, read_prompt
-from pipeline.behaviour.rollouts import Sampling, losses
-from pipeline.errors import ConfigError, UserError
-from pipeline.stages.experiments import NOTHING, Experiments, ExperimentsStage
-from pipeline.steering.generation import choose
-from pipeline.steering.interventions import Edit, Span, add, editing
-from pipeline.steering.upper import Upper
-from pipeline.study import Study
-from pipeline.subject import ModelConfig, Subject, load_tokenizer
 
 STRENGTHS = (-0.2, -0.1, 0.1, 0.2)
 STEERING = {"vectors": ["afraid", "calm"], "strengths": list(STRENGTHS), "rollout_controls": 3}
@@ -546,7 +548,7 @@ def test_the_list_tells_costs_without_loading_torch(study_values, write_study, t
     values = {**study_values, "experiments": {"folder": str(tmp_path / "e"), "run": "all"}}
     values["activations"] = {**study_values["activations"], "pooled_layers": [3]}
     code = (
-        "import sys; from pipeline.cli import app; app(['experiments', sys.argv[1]], standalone_mode=False); "
+        "import sys; from affectlens.cli import app; app(['experiments', sys.argv[1]], standalone_mode=False); "
         "assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)"
     )
     path = write_study(values)

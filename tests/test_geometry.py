@@ -6,13 +6,12 @@ import json
 
 import numpy as np
 import pytest
+from affectlens.errors import ConfigError
+from affectlens.probing import similarity
+from affectlens.stages.directions import DirectionsStage
+from affectlens.stages.geometry import CLUSTERS, GeometryStage, principal_components
+from affectlens.study import Study
 from test_planted import CONCEPTS, FAST, Plant, run
-
-from pipeline.errors import ConfigError
-from pipeline.evidence import similarity
-from pipeline.stages.directions import DirectionsStage
-from pipeline.stages.geometry import CLUSTERS, GeometryStage, principal_components
-from pipeline.study import Study
 
 
 def options() -> dict:

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from pipeline.behaviour.experiment import Scenario
-from pipeline.behaviour.graders import code, judge, remote, sandbox
-from pipeline.behaviour.graders.config import CodeConfig, JudgeConfig, ModelJudgeConfig, RulesConfig
-from pipeline.behaviour.graders.grading import Answer, make_grader
-from pipeline.errors import ConfigError, UserError
+from affectlens.errors import ConfigError, UserError
+from affectlens.experiments.experiment import Scenario
+from affectlens.experiments.grade import code, judge, remote, sandbox
+from affectlens.experiments.grade.config import CodeConfig, JudgeConfig, ModelJudgeConfig, RulesConfig
+from affectlens.experiments.grade.grading import Answer, make_grader
 
 
 def scenario(answer: str = "", **check: Any) -> Scenario:

@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from pipeline.dictionary import architectures
-from pipeline.dictionary.recipe import Recipe
-from pipeline.errors import UserError
-from pipeline.steering.generation import Banned, repetition, sample
-from pipeline.steering.interventions import (
+from affectlens.errors import UserError
+from affectlens.model.partial import Upper, resumed
+from affectlens.model.sampling import Banned, repetition, sample
+from affectlens.model.steering import (
     Edit,
     Span,
     add,
@@ -25,8 +23,9 @@ from pipeline.steering.interventions import (
     scale_features,
     set_features,
 )
-from pipeline.steering.upper import Upper, resumed
-from pipeline.subject import ModelConfig, Subject
+from affectlens.model.subject import ModelConfig, Subject
+from affectlens.sae import architectures
+from affectlens.sae.recipe import Recipe
 
 FAMILIES = ("llama", "gpt2", "qwen2")
 ARCHITECTURES = {

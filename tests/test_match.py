@@ -7,12 +7,13 @@ from itertools import permutations
 import h5py
 import numpy as np
 import pytest
+from affectlens.probing import decomposition as pursuit
+from affectlens.probing import detection, matching
+from affectlens.probing import text_features as codes
+from affectlens.stages.match import MatchConfig, MatchStage
+from affectlens.stats import auroc
 from pydantic import ValidationError
 from test_planted import CONCEPTS, FAST, FIRST, SPLIT, Plant, run
-
-from pipeline.evidence import codes, detection, matching, pursuit
-from pipeline.stages.match import MatchConfig, MatchStage
-from pipeline.stats import auroc
 
 
 @pytest.fixture

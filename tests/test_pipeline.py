@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from affectlens.errors import ConfigError, MissingResult
+from affectlens.run import runner
+from affectlens.stages.match import MatchStage
+from affectlens.stages.sae import SaeStage
+from affectlens.study import STAGES, Study, stage_named
 from browser import browser, visit
-
-from pipeline import runner
-from pipeline.errors import ConfigError, MissingResult
-from pipeline.stages.match import MatchStage
-from pipeline.stages.sae import SaeStage
-from pipeline.study import STAGES, Study, stage_named
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -103,7 +102,7 @@ def test_status_and_report_say_what_is_there(small_study, write_study):
     path = write_study(small_study)
 
     def affectlens(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pipeline.cli", *arguments]
+        command = [sys.executable, "-m", "affectlens.cli", *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
     early = affectlens("report", str(path))

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-
-from pipeline.evidence import matching, probes
-from pipeline.stage import Setting
-from pipeline.stages.compare import CompareStage
-from pipeline.stages.corpus import Corpus, Document
-from pipeline.stages.directions import DirectionsStage
-from pipeline.stages.match import MatchStage
-from pipeline.subject import ModelConfig, load_tokenizer
+from affectlens.model.subject import ModelConfig, load_tokenizer
+from affectlens.probing import matching
+from affectlens.probing import sparse_probes as probes
+from affectlens.stage import Setting
+from affectlens.stages.compare import CompareStage
+from affectlens.stages.corpus import Corpus, Document
+from affectlens.stages.directions import DirectionsStage
+from affectlens.stages.match import MatchStage
 
 WIDTH, LAYER, FIRST = 32, 2, 2
 CONCEPTS = ("afraid", "calm", "proud", "sad")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from pipeline.dictionary import codes, relu
-from pipeline.dictionary.architectures import build, project_decoder_gradient
-from pipeline.dictionary.recipe import Recipe
+from affectlens.sae import feature_activations as codes
+from affectlens.sae import kernels_relu as relu
+from affectlens.sae.architectures import build, project_decoder_gradient
+from affectlens.sae.recipe import Recipe
 
 D, F, TOKENS = 16, 96, 48
 COEFFICIENTS = {"standard": {"l1": 0.7}, "gated": {"l1": 0.7}, "jumprelu": {"l0": 0.9}}

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import yaml
+from affectlens.report import behaviour, cards, charts, numbers, palette, sentences, tables
+from affectlens.report.evidence import OPERATIONS, VECTORS, Evidence, Provenance
+from affectlens.report.render import SECTIONS, render
 
-from pipeline.page import behaviour, cards, charts, numbers, palette, sentences, tables
-from pipeline.page.evidence import OPERATIONS, VECTORS, Evidence, Provenance
-from pipeline.page.render import SECTIONS, render
 from tests.browser import browser, visit
 
 NAN = math.nan
@@ -615,9 +615,9 @@ def results(root: Path, moment: str) -> dict[str, Any]:
 
 
 def run_stage(root: Path, moment: str) -> bytes:
-    from pipeline.stage import Setting
-    from pipeline.stages.report import PAGE, ReportConfig, ReportStage
-    from pipeline.subject import ModelConfig
+    from affectlens.model.subject import ModelConfig
+    from affectlens.stage import Setting
+    from affectlens.stages.report import PAGE, ReportConfig, ReportStage
 
     setting = Setting(seed=3, model=ModelConfig(name="org/tiny", layer=2), device="cpu", threads=1, models=root)
     stage = ReportStage(ReportConfig(), setting, results(root, moment))

@@ -11,12 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-
-from pipeline import manifest, runner
-from pipeline.errors import DamagedResult, MissingResult, PartFailed, UserError
-from pipeline.stages.activations import ActivationsStage
-from pipeline.stages.corpus import CorpusStage
-from pipeline.study import Study, stage_named
+from affectlens.errors import DamagedResult, MissingResult, PartFailed, UserError
+from affectlens.run import manifest, runner
+from affectlens.stages.activations import ActivationsStage
+from affectlens.stages.corpus import CorpusStage
+from affectlens.study import Study, stage_named
 
 
 def result_bytes(folder: Path) -> dict[str, bytes]:
@@ -69,7 +68,7 @@ def test_the_manifest_says_how_a_result_came_about(study):
 
 def test_killed_runs_resume_to_the_same_bytes(study, undisturbed, tmp_path):
     """``kill -9`` again and again in the middle of caching: finished parts are not repeated."""
-    command = [sys.executable, "-m", "pipeline.cli", "run", study.source, "--stage", "activations"]
+    command = [sys.executable, "-m", "affectlens.cli", "run", study.source, "--stage", "activations"]
     space = runner.Workspace(study, ActivationsStage)
     finished: dict[str, int] = {}
     for wanted in (1, 3, 4):
@@ -118,7 +117,7 @@ def test_workers_end_in_order(tmp_path):
     script = tmp_path / "holding.py"
     script.write_text(
         "import multiprocessing\n"
-        "from pipeline.workers import Workers\n"
+        "from affectlens.run.workers import Workers\n"
         "held = []\n"
         "def body(send):\n"
         "    held.append(multiprocessing.get_context('spawn').Lock())\n"
@@ -131,7 +130,7 @@ def test_workers_end_in_order(tmp_path):
 
 
 def test_two_runs_at_once_share_the_parts(study, undisturbed):
-    command = [sys.executable, "-m", "pipeline.cli", "run", study.source, "--stage", "activations"]
+    command = [sys.executable, "-m", "affectlens.cli", "run", study.source, "--stage", "activations"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
     outputs = [process.communicate(timeout=240)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
@@ -210,7 +209,7 @@ def test_an_unwritable_cache_is_one_sentence(study_values, write_study, tmp_path
 
 def test_a_killed_worker_is_reported_and_costs_nothing(study):
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", "run", study.source, "--stage", "activations", "--workers", "2"],
+        [sys.executable, "-m", "affectlens.cli", "run", study.source, "--stage", "activations", "--workers", "2"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline, workers = time.monotonic() + 120, []
@@ -241,7 +240,7 @@ def test_a_killed_worker_is_reported_and_costs_nothing(study):
     ],
 )  # fmt: skip
 def test_a_change_reaches_just_the_stages_that_depend_on_it(study_values, write_study, override, changed):
-    from pipeline.study import STAGES
+    from affectlens.study import STAGES
 
     path = write_study(study_values)
     before, after = Study.load(path), Study.load(path, [override])

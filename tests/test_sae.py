@@ -10,14 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from affectlens.model.subject import ModelConfig, Subject
+from affectlens.sae import metrics as health
+from affectlens.sae.model import Dictionary, Sae
+from affectlens.sae.training import CHECKPOINT, Trainer
+from affectlens.stage import Setting
+from affectlens.stages.sae import SaeConfig, SaeStage, combinations
 from planted import ACTIVE, D_MODEL, PlantedRows, results
-
-from pipeline.dictionary import health
-from pipeline.dictionary.sae import Dictionary, Sae
-from pipeline.dictionary.training import CHECKPOINT, Trainer
-from pipeline.stage import Setting
-from pipeline.stages.sae import SaeConfig, SaeStage, combinations
-from pipeline.subject import ModelConfig, Subject
 
 QUICK = {"width": 96, "k": ACTIVE, "batch": 128, "steps": 240, "learning_rate": 5e-3, "health_texts": 0}
 

@@ -9,16 +9,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from affectlens.errors import UserError
+from affectlens.model.subject import ModelConfig, Shape
+from affectlens.sae import loading, source
+from affectlens.sae.architectures import build, save_folded
+from affectlens.sae.model import Dictionary, open_folder
+from affectlens.sae.recipe import Recipe
+from affectlens.sae.source import LoadConfig
+from affectlens.stages.sae import SaeConfig, check_source
 from planted import D_MODEL, PlantedRows
-
-from pipeline.dictionary import loading, source
-from pipeline.dictionary.architectures import build, save_folded
-from pipeline.dictionary.recipe import Recipe
-from pipeline.dictionary.sae import Dictionary, open_folder
-from pipeline.dictionary.source import LoadConfig
-from pipeline.errors import UserError
-from pipeline.stages.sae import SaeConfig, check_source
-from pipeline.subject import ModelConfig, Shape
 
 WIDTH, K = 80, 5
 MODEL = ModelConfig(name="some/where/Tiny-Llama", layer=2)

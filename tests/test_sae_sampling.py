@@ -7,10 +7,9 @@ import sys
 
 import pytest
 import torch
-
-from pipeline.corpus.texts import EMBEDDED, read_jsonl
-from pipeline.dictionary import sampling
-from pipeline.subject import ModelConfig, Subject
+from affectlens.corpus.texts import EMBEDDED, read_jsonl
+from affectlens.model.subject import ModelConfig, Subject
+from affectlens.sae import text_sampling as sampling
 
 
 @pytest.fixture(autouse=True)

@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from affectlens.sae.architectures import build, save_folded
+from affectlens.sae.model import Dictionary, open_folder
+from affectlens.sae.recipe import Recipe
+from affectlens.sae.rows import Statistics, Stream
+from affectlens.sae.training import CHECKPOINT, Trainer, schedule
 from planted import ACTIVE, D_MODEL, FEATURES, PlantedRows
-
-from pipeline.dictionary.architectures import build, save_folded
-from pipeline.dictionary.recipe import Recipe
-from pipeline.dictionary.rows import Statistics, Stream
-from pipeline.dictionary.sae import Dictionary, open_folder
-from pipeline.dictionary.training import CHECKPOINT, Trainer, schedule
 
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "standard", "gated", "jumprelu")
 SHORT = {"width": 48, "k": 3, "batch": 32, "steps": 12, "checkpoint_steps": 4, "dead_after": 2, "auxiliary": 0.5}

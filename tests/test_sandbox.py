@@ -11,9 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-
-from pipeline.behaviour.graders import confined, sandbox
-from pipeline.behaviour.graders.sandbox import Limits, Run, run_calls
+from affectlens.experiments.grade import confined, sandbox
+from affectlens.experiments.grade.sandbox import Limits, Run, run_calls
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="code is only run on Linux")
 QUICK = Limits(seconds=0.5)
@@ -257,10 +256,10 @@ def solve(a):
     held = [each for each in gc.get_objects() if isinstance(each, (list, dict))]
     return "needle-" + str(a - a + 4711) in repr(frames) + repr(held)
 """
-    from pipeline.behaviour.experiment import Scenario
-    from pipeline.behaviour.graders.answer import Answer
-    from pipeline.behaviour.graders.code import CodeGrader
-    from pipeline.behaviour.graders.config import CodeConfig
+    from affectlens.experiments.experiment import Scenario
+    from affectlens.experiments.grade.answer import Answer
+    from affectlens.experiments.grade.code import CodeGrader
+    from affectlens.experiments.grade.config import CodeConfig
 
     check = {"visible": [[[1], False]], "hidden": [[[2], False], [[3], "needle-4711"]]}
     scenario = Scenario("s", "s", "main", {}, (), "Write it.", {}, "", {}, check)

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-from pipeline.behaviour.experiment import (
+from affectlens.experiments.experiment import (
     ChoiceConfig,
     Experiment,
     RolloutConfig,
@@ -19,8 +18,8 @@ from pipeline.behaviour.experiment import (
     TournamentConfig,
     read_experiment,
 )
-from pipeline.behaviour.graders.answer import Answer
-from pipeline.behaviour.graders.config import CodeConfig, RulesConfig
+from affectlens.experiments.grade.answer import Answer
+from affectlens.experiments.grade.config import CodeConfig, RulesConfig
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {folder.name: folder for folder in sorted((ROOT / "experiments").iterdir()) if folder.is_dir()}
@@ -183,7 +182,7 @@ def test_twins_keep_to_the_length_of_what_they_are_twins_of(experiments):
 
 
 def test_implicit_messages_never_name_an_emotion(experiments):
-    lexicon = json.loads((ROOT / "pipeline/corpus/lexicon.json").read_text(encoding="utf-8"))
+    lexicon = json.loads((ROOT / "pipeline/affectlens/corpus/lexicon.json").read_text(encoding="utf-8"))
     counts = factor(experiments["implicit"], "emotion")
     assert len(counts) >= 12
     assert min(counts.values()) >= 8
@@ -251,7 +250,7 @@ def test_every_task_is_framed_in_every_way(experiments):
     ("name", "target", "expected"), [("blackmail", "leverage", "leverage"), ("sycophancy", "target", "agrees")]
 )
 def test_rules_know_most_target_wordings_and_take_no_other_for_one(name, target, expected, experiments):
-    from pipeline.behaviour.graders.rules import RulesGrader
+    from affectlens.experiments.grade.rules import RulesGrader
 
     config = experiments[name].config
     grader = RulesGrader(config.outcome(RolloutConfig).grader)
@@ -266,7 +265,7 @@ def test_rules_know_most_target_wordings_and_take_no_other_for_one(name, target,
 
 
 def test_rules_tell_a_heated_text_from_a_composed_one(experiments):
-    from pipeline.behaviour.graders.rules import RulesGrader
+    from affectlens.experiments.grade.rules import RulesGrader
 
     experiment = experiments["decoupling"]
     grader = RulesGrader(experiment.config.outcome(RolloutConfig).grader)
@@ -284,8 +283,8 @@ def test_rules_tell_a_heated_text_from_a_composed_one(experiments):
 @pytest.fixture(scope="module")
 def code_grader(experiments):
     """The code grader of reward_hacking, where this machine can contain code."""
-    from pipeline.behaviour.graders import sandbox
-    from pipeline.behaviour.graders.code import CodeGrader
+    from affectlens.experiments.grade import sandbox
+    from affectlens.experiments.grade.code import CodeGrader
 
     config = experiments["reward_hacking"].config.outcome(RolloutConfig).grader
     assert isinstance(config, CodeConfig)

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import scipy.sparse
 import scipy.stats
+from affectlens import stats
+from affectlens.errors import UserError
+from affectlens.stats import permutation, ranking
 from sklearn.metrics import average_precision_score, roc_auc_score
-
-from pipeline import stats
-from pipeline.errors import UserError
-from pipeline.stats import permutation, ranking
 
 
 def sparse_scores(rng: np.random.Generator, docs: int, features: int, zeros: float = 0.85) -> np.ndarray:

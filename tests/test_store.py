@@ -9,13 +9,12 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from affectlens.activations import ActivationStore, to_float32
+from affectlens.activations.batches import shuffled
+from affectlens.activations.source import RowSource
+from affectlens.activations.writing import ShardWriter
+from affectlens.errors import DamagedResult, UserError
 from cached import LAYER, build, write_texts
-
-from pipeline.errors import DamagedResult, UserError
-from pipeline.store import ActivationStore, to_float32
-from pipeline.store.batches import shuffled
-from pipeline.store.source import RowSource
-from pipeline.store.writing import ShardWriter
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +65,7 @@ def test_shards_are_contiguous_and_can_be_mapped_where_the_index_says(store):
 
 
 def test_the_corpus_comes_along(store):
-    from pipeline.stages.corpus import CorpusStage
+    from affectlens.stages.corpus import CorpusStage
 
     documents = CorpusStage.open(store.folder.parent / "corpus").documents
     for column in ("kind", "emotion", "topic", "narrator", "split"):
@@ -137,7 +136,7 @@ def test_where_rows_lie_changes_nothing(store, options):
 def test_any_step_can_be_gone_on_from(store, monkeypatch, block):
     """From (seed, epoch, step) alone, whatever is fetched at once."""
     whole = list(store.batches(50, seed=1, epoch=2))
-    monkeypatch.setattr("pipeline.store.batches.ORDER_BLOCK", block)
+    monkeypatch.setattr("affectlens.activations.batches.ORDER_BLOCK", block)
     for step in (0, 1, 7, len(whole) - 1, len(whole)):
         rest = list(store.batches(50, seed=1, epoch=2, step=step))
         assert len(rest) == len(whole) - step
@@ -233,7 +232,7 @@ def test_a_lost_or_truncated_shard_is_named_before_a_row_is_read(store, tmp_path
 
 
 def test_merging_a_truncated_shard_is_one_sentence(store, tmp_path):
-    from pipeline.store.joining import write_index
+    from affectlens.activations.joining import write_index
 
     folder = copied(store, tmp_path / "copy")
     shard = folder / "parts" / "00001" / "activations.h5"

@@ -10,15 +10,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from affectlens import sweep
+from affectlens.cli import app
+from affectlens.errors import ConfigError
+from affectlens.stages.corpus import CorpusStage
+from affectlens.stages.sae import SaeStage
+from affectlens.study import Study
 from typer.testing import CliRunner
 from wandb_server import WandbServer
-
-from pipeline import sweep
-from pipeline.cli import app
-from pipeline.errors import ConfigError
-from pipeline.stages.corpus import CorpusStage
-from pipeline.stages.sae import SaeStage
-from pipeline.study import Study
 
 ROOT = Path(__file__).parent.parent
 
@@ -114,7 +113,7 @@ def test_a_sweep_agent_drives_studies_and_learns_their_figures(study, tmp_path):
     """The agent of the installed wandb, the example's command, and two values."""
     config = yaml.safe_load((ROOT / "configs" / "wandb_sweep.yaml").read_text(encoding="utf-8"))
     assert config["metric"]["name"] == "sae/explained_variance"
-    program = {"affectlens": [sys.executable, "-m", "pipeline.cli"], "configs/quickstart.yaml": [study.source]}
+    program = {"affectlens": [sys.executable, "-m", "affectlens.cli"], "configs/quickstart.yaml": [study.source]}
     changed = {"sae": ["corpus"]}
     config["command"] = [new for word in config["command"] for new in (program | changed).get(word, [word])]
     values = [{"corpus.ngram": 8}, {"corpus.ngram": 9}]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from pipeline.dictionary import topk
-from pipeline.dictionary.architectures import build, project_decoder_gradient
-from pipeline.dictionary.codes import Pairs
-from pipeline.dictionary.recipe import Recipe
+from affectlens.sae import kernels_topk as topk
+from affectlens.sae.architectures import build, project_decoder_gradient
+from affectlens.sae.feature_activations import Pairs
+from affectlens.sae.recipe import Recipe
 
 D, F, TOKENS = 16, 96, 48
 FAMILY = ("topk", "batchtopk", "matryoshka")

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from affectlens.config import validate
+from affectlens.errors import ConfigError
+from affectlens.tracking import interface as tracking
+from affectlens.tracking import session as wandb_session
+from affectlens.tracking.interface import Artifact, NullRun, Run, TrackingConfig
 from wandb_offline import OfflineRun, read_runs
 from wandb_server import API_KEY, WandbServer
-
-from pipeline import tracking, wandb_session
-from pipeline.config import validate
-from pipeline.errors import ConfigError
-from pipeline.tracking import Artifact, NullRun, Run, TrackingConfig
 
 FINGERPRINT = "0123456789abcdef" * 4
 SETTINGS = {"k": 32, "lr": 1e-3, "emotions": ["joy", "dread"], "nested": {"layer": 15}}
@@ -392,7 +392,7 @@ def test_disabled_does_not_even_import_wandb(directory: Path, configured: str, a
     code = f"""
 import sys
 from pathlib import Path
-from pipeline import tracking, wandb_session
+from affectlens.tracking import interface as tracking, session as wandb_session
 with tracking.start(tracking.TrackingConfig(mode={configured!r}), study="s", stage="t", fingerprint="f", settings={{}},
                     directory=Path({str(directory)!r})) as run:
     assert type(run) is tracking.NullRun and not run.active
@@ -445,7 +445,7 @@ def test_a_missing_key_is_never_asked_for(directory: Path) -> None:
     """At a terminal W&B would show a prompt; here the run is kept offline and the warning names the remedy."""
     code = f"""
 from pathlib import Path
-from pipeline import tracking, wandb_session
+from affectlens.tracking import interface as tracking, session as wandb_session
 run = tracking.start(tracking.TrackingConfig(mode="online"), study="s", stage="t", fingerprint="f", settings={{}},
                      directory=Path({str(directory)!r}))
 run.finish()

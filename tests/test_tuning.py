@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from pipeline.behaviour import tuning
-from pipeline.behaviour.tuning import TunedConfig, tuned_folder
-from pipeline.errors import ConfigError
-from pipeline.subject import ModelConfig, Subject, load_tokenizer
+from affectlens.errors import ConfigError
+from affectlens.experiments import tuning
+from affectlens.experiments.tuning import TunedConfig, tuned_folder
+from affectlens.model.subject import ModelConfig, Subject, load_tokenizer
 
 FEW = TunedConfig(tune=("calm", "proud"), steps=3, learning_rate=1e-3, batch=2, length=64)
 

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from pipeline import estimate, runner, verify
-from pipeline.cli import app
-from pipeline.errors import UserError
-from pipeline.stages.activations import ActivationsStage
-from pipeline.stages.corpus import CorpusStage
-from pipeline.study import Study
-from pipeline.workspace import Workspace
+from affectlens import plan as estimate
+from affectlens.cli import app
+from affectlens.errors import UserError
+from affectlens.run import runner, verify
+from affectlens.run.workspace import Workspace
+from affectlens.stages.activations import ActivationsStage
+from affectlens.stages.corpus import CorpusStage
+from affectlens.study import Study
 
 KILLS = 20
 
@@ -51,7 +51,7 @@ def undisturbed(study) -> dict[str, bytes]:
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["pipeline.runner", "pipeline.capture.caching", "transformers.models.llama.modeling_llama"]
+    ["affectlens.run.runner", "affectlens.activations.caching", "transformers.models.llama.modeling_llama"]
 )
 
 
@@ -59,7 +59,7 @@ def main_in_child(ready, source: str, said: Path, file_limit: int) -> None:
     """``affectlens run`` in a process that begins with everything imported."""
     import contextlib
 
-    from pipeline import cli
+    from affectlens import cli
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.comparison import offline
-from pipeline.comparison.offline import assign
+from affectlens.compare import offline
+from affectlens.compare.offline import assign
 
 
 @dataclass

@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 import yaml
+from affectlens import sweep
+from affectlens.cluster import ledger
+from affectlens.cluster.slurm import JobState, states
+from affectlens.run import runner
+from affectlens.run.workspace import Workspace
+from affectlens.sae.training import CHECKPOINT
+from affectlens.study import STAGES, Study, stage_named
 from safetensors import safe_open
 from slurm_node import SlurmNode
-
-from pipeline import runner, sweep
-from pipeline.cluster import ledger
-from pipeline.cluster.slurm import JobState, states
-from pipeline.dictionary.training import CHECKPOINT
-from pipeline.study import STAGES, Study, stage_named
-from pipeline.workspace import Workspace
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parent.parent.parent
@@ -32,7 +32,7 @@ SMALL_SAE = {"width": 64, "k": 8, "steps": 30, "batch": 128, "health_rows": 500,
 LONG_SAE = {**SMALL_SAE, "steps": 2000, "checkpoint_steps": 1_000_000}
 """A training that writes no checkpoint unless a signal asks for one."""
 FAILING_PART = """
-from pipeline.stages.activations import ActivationsStage
+from affectlens.stages.activations import ActivationsStage
 whole = ActivationsStage.run_part
 def broken(self, part, out, progress):
     if part.name == "00001":
@@ -42,7 +42,7 @@ ActivationsStage.run_part = broken
 """
 ENDLESS_PART = """
 import os, time
-from pipeline.stages.activations import ActivationsStage
+from affectlens.stages.activations import ActivationsStage
 whole = ActivationsStage.run_part
 def endless(self, part, out, progress):
     if part.name == "00002" and "SLURM_RESTART_COUNT" not in os.environ:
@@ -53,10 +53,10 @@ ActivationsStage.run_part = endless
 """Two parts are done, and the third until somebody ends the job; not when it is queued again."""
 SLOW_TRAINING = """
 import os, time
-from pipeline.stages.sae import SaeStage
+from affectlens.stages.sae import SaeStage
 whole = SaeStage.run_part
 def slow(self, part, out, progress):
-    from pipeline.dictionary.training import Trainer
+    from affectlens.sae.training import Trainer
     step = Trainer.step
     if "SLURM_RESTART_COUNT" not in os.environ:
         Trainer.step = lambda self: (time.sleep({pause}), step(self))[1]
@@ -85,7 +85,7 @@ QUICKSTART = (
 
 def affectlens(*arguments: str, check: bool = True) -> str:
     """What the command prints."""
-    command = [sys.executable, "-m", "pipeline.cli", *arguments]
+    command = [sys.executable, "-m", "affectlens.cli", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -351,7 +351,7 @@ def test_two_submissions_at_once_hand_over_each_job_once(slurm, study):
         return names.count(f"{study.config.name}.activations.merge")
 
     before = merges()
-    command = [sys.executable, "-m", "pipeline.cli", "submit", study.source, "--stage", "activations"]
+    command = [sys.executable, "-m", "affectlens.cli", "submit", study.source, "--stage", "activations"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
     said = [process.communicate(timeout=300)[0] for process in both]
     assert sorted("nothing to submit" in each for each in said) == [False, True]

@@ -1,0 +1,419 @@
+"""The command line. Every command reads one study file, and answers a mistake with one line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from affectlens import __version__
+from affectlens.errors import ConfigError, DamagedResult, MissingResult, UserError
+
+app = typer.Typer(
+    name="affectlens",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help=(
+        "Measure how a language model represents emotion concepts, and what those representations cause.\n\n"
+        "One YAML file describes a study; its stages are\n\n"
+        "corpus > activations > sae, directions > match > compare, geometry > causal, experiments > report.\n\n"
+        "Start with [bold]affectlens run configs/quickstart.yaml[/bold]; it needs no account, no network and no "
+        "accelerator. Everything that is computed is kept in the cache folder and used again."
+    ),
+)
+
+Config = Annotated[Path, typer.Argument(help="The study file, for example configs/quickstart.yaml.", metavar="CONFIG")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Changes to the study: sae.k=16 model.layer=10 ...", metavar="[KEY=VALUE]..."),
+]
+Sweep = Annotated[
+    bool, typer.Option("--sweep", help="sae.k=16,32 model.layer=10,15 means four studies, one for each combination.")
+]
+
+
+@app.command()
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="Only this stage and what it needs; may be given again.")
+    ] = None,
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="cached: use what is there. retry: also run failed parts again. force: compute anew (all stages, or "
+            "those given by --stage). read-only: compute nothing."
+        ),
+    ] = "cached",
+    workers: Annotated[
+        str | None,
+        typer.Option(help="Processes that share the work: a number, or auto. The results are the same."),
+    ] = None,
+    sweep: Sweep = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what it would take (tokens, disk, parts, time) and stop.")
+    ] = False,
+) -> None:
+    """Run a study: whatever is not in the cache yet is computed, in order.
+
+    Interrupt it whenever you like: finished parts stay, and the next run goes on from there.
+
+    Examples: [bold]affectlens run configs/quickstart.yaml[/bold], [bold]affectlens run my.yaml sae.k=64 --stage
+    match[/bold], [bold]affectlens run my.yaml --mode retry --workers 4[/bold], [bold]affectlens run my.yaml
+    sae.k=16,32,64 --sweep[/bold]
+    """
+    from affectlens.console import Console
+    from affectlens.run import runner
+    from affectlens.tracking import sweep_agent as wandb_sweep
+
+    studies = _studies(config, overrides, sweep)
+    if mode not in ("cached", "retry", "force", "read-only"):
+        raise ConfigError(f"--mode {mode}: choose cached, retry, force or read-only")
+    if workers is not None and workers != "auto" and not (workers.isdigit() and int(workers) > 0):
+        raise ConfigError(f"--workers {workers}: give a number from 1 up, or auto")
+    names = [_stage(name) for name in stage or ()]
+    for study in studies:
+        if dry_run:
+            _print_plan(study, names)
+            continue
+        with Console(study.config.name) as console:
+            outcomes = runner.run(study, mode=mode, only=names, workers=workers, reporter=console)  # pyright: ignore[reportArgumentType]
+            console.close(study, outcomes)
+        wandb_sweep.report(study, outcomes)
+    if len(studies) > 1 and not dry_run:
+        _show_sweep(studies)
+
+
+@app.command()
+def submit(
+    config: Config,
+    overrides: Overrides = None,
+    cluster: Annotated[
+        str,
+        typer.Option(
+            help="slurm: batch jobs; returns at once. local: the same jobs as processes of this machine. debug: one "
+            "after the other in this process."
+        ),
+    ] = "slurm",
+    profile: Annotated[
+        Path | None, typer.Option(help="What this site's jobs ask for, for example configs/cluster/gpu.yaml.")
+    ] = None,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="Only this stage and what it needs; may be given again.")
+    ] = None,
+    mode: Annotated[
+        str, typer.Option(help="cached: what is missing; stops at recorded failures. retry: failed parts again, too.")
+    ] = "cached",
+    sweep: Sweep = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the graph and the scripts; submit nothing.")
+    ] = False,
+) -> None:
+    """Run a study as batch jobs: for each stage an array over its parts and a merge, chained, handed over at once.
+
+    You can log out afterwards. What is finished, or queued by an earlier submission, is not submitted again; so after
+    a failure, a cancellation or a crash the same command with [bold]--mode retry[/bold] goes on.
+
+    Examples: [bold]affectlens submit my.yaml --profile configs/cluster/gpu.yaml[/bold], [bold]affectlens submit my.yaml
+    sae.k=16,32,64 --sweep --dry-run[/bold], [bold]affectlens submit my.yaml cluster.sae.time=12h[/bold]
+    """
+    from affectlens.cluster import config as settings
+    from affectlens.cluster import submission
+
+    if cluster not in ("slurm", "local", "debug"):
+        raise ConfigError(f"--cluster {cluster}: choose slurm, local or debug")
+    if mode not in ("cached", "retry"):
+        raise ConfigError(f"--mode {mode}: choose cached or retry; `affectlens run --mode force` computes anew")
+    order = submission.Order(
+        studies=_studies(config, overrides, sweep),
+        names=[_stage(name) for name in stage or ()],
+        where=cluster,  # pyright: ignore[reportArgumentType]
+        profile=settings.read_profile(profile) if profile else None,
+        retry=mode == "retry",
+    )
+    nodes = submission.plan(order) if dry_run else submission.submit(order, print)
+    if dry_run and nodes:
+        print(submission.preview(order, nodes))
+    print(submission.closing(order, nodes, shlex.join([str(config), *(overrides or ())]), handed=not dry_run))
+
+
+@app.command()
+def cancel(config: Config, overrides: Overrides = None, sweep: Sweep = False) -> None:
+    """Cancel a study's batch jobs, waiting and running. Finished parts stay; jobs that other studies need go on."""
+    from affectlens.cluster import submission
+
+    ids, kept = submission.cancel(_studies(config, overrides, sweep))
+    print(f"{len(ids)} jobs cancelled" + (f"; other studies need {', '.join(kept)}" if kept else ""))
+
+
+def _print_plan(study: Any, names: Sequence[str]) -> None:
+    from affectlens import plan as estimate
+    from affectlens.experiments import cost as experiments
+    from affectlens.run import runner
+
+    cost = estimate.of(study)
+    for each in runner.needed_for(names):
+        needs = {"activations": f"  {cost}", "experiments": f"  {experiments.summary(study)}"}.get(each.name, "")
+        print(f"{each.name:<12} {runner.inspect(study, each).state:<8}{needs}".rstrip())
+    print(f"{estimate.size(cost.free)} are free in {study.config.cache}.")
+
+
+@app.command()
+def experiments(
+    config: Annotated[
+        Path | None, typer.Argument(help="A study file; without one, the folder `experiments` is listed.")
+    ] = None,
+    overrides: Overrides = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead: a CSV with the columns item, category, elo and one of readings for each concept; prints "
+            "their correlations raw, without extreme categories, and within categories."
+        ),
+    ] = None,
+    leave_out: Annotated[
+        list[str] | None, typer.Option(help="With --table: a category that counts as extreme; may be given again.")
+    ] = None,
+) -> None:
+    """List the behavioural experiments with what they cost, before anything runs.
+
+    Those that the study runs, or all of its folder where it runs none. Add one by adding a folder with experiment.yaml,
+    scenarios.jsonl and README.md.
+
+    Examples: [bold]affectlens experiments[/bold], [bold]affectlens experiments configs/experiments.yaml[/bold],
+    [bold]affectlens experiments --table preferences.csv[/bold]
+    """
+    if table is not None:
+        from affectlens.experiments.conclude.preference import print_table
+
+        print_table(table, tuple(leave_out or ()))
+        return
+    from affectlens.experiments import cost
+    from affectlens.study import Study, StudyConfig
+
+    study = Study(StudyConfig(name="experiments"), "experiments") if config is None else _load(config, overrides)
+    for line in cost.lines(cost.listed(study)):
+        print(line)
+
+
+@app.command()
+def verify(config: Config, overrides: Overrides = None) -> None:
+    """Read every file of a study's results again and compare it with its checksum.
+
+    What is damaged is named and set aside: the next run computes just that again. Exit status 1 if there is any.
+    """
+    from affectlens.run import verify as verifying
+    from affectlens.run.workspace import Workspace
+    from affectlens.study import STAGES
+
+    study = _load(config, overrides)
+    damaged = 0
+    for each in STAGES:
+        space = Workspace(study, each)
+        found = verifying.damages(space, each, contents=True)
+        print(f"{each.name:<12} {verifying.summary(space, found)}", flush=True)
+        for damage in found:
+            print(f"  {damage}")
+        if found:
+            verifying.set_aside(space, each, contents=True)
+        damaged += len(found)
+    if damaged:
+        raise DamagedResult(f"{damaged} damaged file{'s' * (damaged > 1)} set aside; run the study again to repair it")
+
+
+@app.command()
+def status(
+    config: Config,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    sweep: Sweep = False,
+) -> None:
+    """What the cache holds of a study, and what its jobs do.
+
+    Per stage its state, fingerprint, folder, seconds and metrics; of unfinished ones the parts, the states of batch
+    jobs, rate, time left, and the last line of whatever failed.
+    """
+    from affectlens.cluster import progress
+    from affectlens.console import print_status
+    from affectlens.run.workspace import inspect
+    from affectlens.study import STAGES
+
+    found = []
+    for study in _studies(config, overrides, sweep):
+        states = [(inspect(study, each), study.fingerprint(each)) for each in STAGES]
+        jobs = progress.of_study(study)
+        if not as_json:
+            print_status(study, states, jobs)
+            continue
+        rows = {
+            state.stage: {
+                "state": state.state,
+                "fingerprint": fingerprint,
+                "folder": str(state.folder),
+                "seconds": state.record["run"]["seconds"] if state.record else None,
+                "parts_done": state.parts_done,
+                "failures": dict(state.failures),
+                "metrics": state.metrics,
+                "progress": asdict(jobs[state.stage]) if state.stage in jobs else None,
+            }
+            for state, fingerprint in states
+        }
+        found.append({"study": study.config.name, "stages": rows})
+    if as_json:
+        print(json.dumps({"studies": found} if sweep else found[0], indent=1))
+
+
+@app.command()
+def compare(
+    studies: Annotated[
+        list[str],
+        typer.Argument(
+            help="Study files, result folders, caches with one study, or groups of W&B runs; key=value changes the "
+            "study files, and sae.k=16,32 compares the studies of a sweep.",
+            metavar="A",
+        ),
+    ],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value for every study file; may be given again.")
+    ] = None,
+    to_json: Annotated[
+        str | None, typer.Option("--json", metavar="PATH|-", help="Write all of it as JSON; - for standard output.")
+    ] = None,
+    to_csv: Annotated[
+        str | None,
+        typer.Option("--csv", metavar="PATH|-", help="Write one row a study and metric, as a W&B report takes it."),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Show all metrics and concepts.")] = False,
+    wandb: Annotated[
+        Path | None, typer.Option("--wandb", help="Where offline runs of a group lie; cache/wandb by default.")
+    ] = None,
+) -> None:
+    """Hold studies side by side: what was set differently, and which results differ by more than their uncertainty.
+
+    The first is what the others are held against. What is not computed yet is named and left out; nothing is computed.
+
+    Examples: [bold]affectlens compare a.yaml b.yaml[/bold], [bold]affectlens compare my.yaml sae.k=16,32,64 --csv
+    sweep.csv[/bold], [bold]affectlens compare cache/report/0123456789abcdef other_cache --json -[/bold],
+    [bold]affectlens compare my-study lab/emotions/my-other-study[/bold] (groups of W&B runs)
+    """
+    from affectlens.compare import arguments, differences, export
+
+    if to_json == to_csv == "-":
+        raise ConfigError("compare: --json and --csv cannot both go to standard output; give one of them a path")
+    comparison = differences.compare(arguments.read(studies, changes or (), wandb))
+    for path, text in ((to_json, export.as_json), (to_csv, export.as_csv)):
+        if path == "-":
+            print(text(comparison), end="")
+        elif path is not None:
+            Path(path).write_text(text(comparison), encoding="utf-8")
+    if "-" not in (to_json, to_csv):
+        from affectlens.compare import tables
+
+        tables.show(comparison, everything=everything)
+
+
+@app.command()
+def report(config: Config, overrides: Overrides = None) -> None:
+    """Write the page of a finished study again and print where it lies; nothing else is computed."""
+    from affectlens.run import runner
+    from affectlens.study import STAGES, stage_named
+
+    study = _load(config, overrides)
+    for each in STAGES:
+        if each.name != "report" and runner.inspect(study, each).state != "done":
+            raise MissingResult(f"stage `{each.name}` is not finished; run `affectlens run {config}` first")
+    runner.run(study, only=["report"])
+    print(study.folder(stage_named("report")) / "report.html")
+
+
+def _show_sweep(studies: Sequence[Any]) -> None:
+    """Studies of a sweep side by side, once they have run."""
+    from affectlens.compare import differences, folders, tables
+
+    tables.show(differences.compare([folders.of_study(study) for study in studies]))
+
+
+def _load(config: Path, overrides: Sequence[str] | None) -> Any:
+    from affectlens.study import Study
+
+    return Study.load(config, overrides or ())
+
+
+def _studies(config: Path, overrides: Sequence[str] | None, sweep: bool) -> list[Any]:
+    """The study, or those of the sweep."""
+    from affectlens import sweep as sweeps
+
+    if sweep:
+        return sweeps.load(config, overrides or ())
+    try:
+        return [_load(config, overrides)]
+    except ConfigError as error:
+        if any(len(sweeps.alternatives(override)) > 1 for override in overrides or ()):
+            raise ConfigError(f"{error}; for one study a value, add --sweep") from None
+        raise
+
+
+def _stage(name: str) -> str:
+    from affectlens.study import stage_named
+
+    return stage_named(name).name
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"affectlens {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None: ...
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Mistakes end in one sentence on standard error: status 2 for a wrong config, 1 for the rest."""
+    try:
+        yield
+    except UserError as error:
+        print(f"affectlens: {error}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
+    except KeyboardInterrupt:
+        print("affectlens: interrupted; finished parts are kept, run the same command to go on", file=sys.stderr)
+        raise SystemExit(130) from None
+    except OSError as error:
+        if os.environ.get("AFFECTLENS_DEBUG"):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"affectlens: {error.strerror or error}{where}; finished parts are kept, put it right and run again",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from None
+
+
+def main() -> None:
+    """The entry point of ``affectlens``."""
+    logging.basicConfig(format="affectlens: %(message)s", level=logging.WARNING)
+    # The libraries below look for updates and accounts unless told otherwise; nothing here may ask or wait.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    with _one_line_errors():
+        app()
+
+
+if __name__ == "__main__":
+    main()

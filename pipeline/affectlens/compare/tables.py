@@ -1,0 +1,250 @@
+"""A comparison for a person at a terminal."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from affectlens.compare.differences import Comparison, Difference, Metric, Setting
+from affectlens.compare.findings import Findings, Row, Value
+from affectlens.study import STAGES
+
+METRICS = "Metrics, with 95% intervals"
+MATCHES = "Concepts and what matches them"
+NAME_WIDTH, VALUE_WIDTH = 30, 16
+CONCEPTS_SHOWN = 30
+WIDTH_IN_A_FILE = 160
+"""Columns where the output is no terminal, which would have its own."""
+HEADLINE = {f"{stage.name}/{metric}": meaning for stage in STAGES for metric, meaning in stage.headline}
+RULES = (
+    "* differs by more than its uncertainty. Where the difference has an interval (values of the same concepts paired, "
+    "concepts drawn with replacement, 95%): 0 lies outside it. Elsewhere: the two 95% intervals do not overlap, which "
+    "says less when they rest on few topics. Without intervals there is no mark. Each metric stands by itself: of "
+    "twenty that do not really differ, one is marked."
+)
+ASPECTS = (
+    ("feature", "best\nfeat."),
+    ("feature_auroc", "its\nAUROC"),
+    ("direction_auroc", "dir.\nAUROC"),
+    ("direction_verdict", "dir.\nshown"),
+    ("feature_verdict", "feat.\nshown"),
+)
+SHORT = {"sufficient": "S", "specific": "P", "necessary": "N", "not shown": "-"}
+
+
+def show(comparison: Comparison, *, everything: bool = False, console: Console | None = None) -> None:
+    """Print it.
+
+    Args:
+        comparison: what to show.
+        everything: all metrics and concepts, not only the main figures and what is marked or most different.
+        console: where; standard output when None.
+    """
+    console = console or Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH_IN_A_FILE)
+    names = [each.name for each in comparison.studies]
+    console.print(_studies(comparison.studies))
+    for title, rows in (("Set differently", comparison.settings), ("Beside the settings", comparison.circumstances)):
+        if rows:
+            console.print(_settings(title, names, rows))
+    if not comparison.settings:
+        console.print("No setting differs.")
+    if comparison.shared:
+        console.print(f"The same result in all: {', '.join(comparison.shared)}.", soft_wrap=True)
+    for note in comparison.notes:
+        console.print(f"{note}.", style="yellow", soft_wrap=True)
+    chosen = [each for each in comparison.metrics if everything or each.marked or each.name in HEADLINE]
+    table = _metrics(names, chosen)
+    console.print(table if _fits(table, console) else _tall_metrics(chosen))
+    left = [each for each in comparison.metrics if each not in chosen]
+    if left:
+        varying = sum(each.varies for each in left)
+        console.print(f"{len(left)} further metrics are not marked, {varying} of them vary; --all shows them.")
+    console.print(RULES, style="dim")
+    if comparison.concepts:
+        _show_concepts(comparison, everything, console)
+
+
+def _studies(studies: Sequence[Findings]) -> Table:
+    table = _table(f"{len(studies)} studies; the others are held against the first")
+    for column in ("", "study", "read from"):
+        table.add_column(column, overflow="fold")
+    for place, each in enumerate(studies):
+        table.add_row(_letter(place), each.name, each.source)
+    return table
+
+
+def _letter(place: int) -> str:
+    """What a study is called where there is no room for its name."""
+    return chr(ord("A") + place) if place < 26 else str(place + 1)
+
+
+def _settings(title: str, names: Sequence[str], rows: Sequence[Setting]) -> Table:
+    table = _table(title)
+    for column in ("", *names):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(row.key, *(_setting(value) for value in row.values))
+    return table
+
+
+def _setting(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return re.sub(r"\b([0-9a-f]{12})(?:[0-9a-f]{28}|[0-9a-f]{52})(?![0-9a-f])", r"\1", str(value))  # of digests enough
+
+
+def _metrics(names: Sequence[str], metrics: Sequence[Metric]) -> Table:
+    table = _table(METRICS)
+    table.add_column("metric", overflow="fold", min_width=NAME_WIDTH)
+    table.add_column(names[0], justify="right", no_wrap=True, min_width=VALUE_WIDTH)
+    for name in names[1:]:
+        for column in (name, "difference"):
+            table.add_column(column, justify="right", no_wrap=True, min_width=VALUE_WIDTH)
+    for metric in metrics:
+        cells: list[Text | str] = [_named(metric.name), _value(metric.values[0])]
+        for value, difference in zip(metric.values[1:], metric.differences[1:], strict=True):
+            cells += [_value(value), _difference(difference)]
+        table.add_row(*cells)
+    return table
+
+
+def _tall_metrics(metrics: Sequence[Metric]) -> Table:
+    """A line for each metric and study."""
+    table = _table(METRICS)
+    table.add_column("metric", overflow="fold")
+    for column in ("study", "value", "difference"):
+        table.add_column(column, justify="left" if column == "study" else "right", no_wrap=True)
+    for metric in metrics:
+        for place, (value, difference) in enumerate(zip(metric.values, metric.differences, strict=True)):
+            first, last = place == 0, place == len(metric.values) - 1
+            cells = [_letter(place), _value(value), "" if first else _difference(difference)]
+            table.add_row(_named(metric.name) if first else "", *cells, end_section=last)
+    return table
+
+
+def _fits(table: Table, console: Console) -> bool:
+    """Whether no column of a table has to be cut."""
+    return Measurement.get(console, console.options.update(width=10_000), table).minimum <= console.width
+
+
+def _named(name: str) -> Text:
+    found = Text(name)
+    if name in HEADLINE:
+        found.append(f"\n  {HEADLINE[name]}", style="dim")
+    return found
+
+
+def _value(value: Value | None) -> str:
+    if value is None:
+        return "-"
+    return (
+        f"{number(value.value)}\n[{number(value.low)}, {number(value.high)}]" if value.bounded else number(value.value)
+    )
+
+
+def _difference(difference: Difference | None) -> Text:
+    if difference is None:
+        return Text("-")
+    if difference.value == 0 and not difference.low < difference.high:
+        return Text("same  ", style="dim")
+    mark = " *" if difference.exceeds else "  "
+    found = Text(f"{number(difference.value, signed=True)}{mark}", style="bold yellow" if difference.exceeds else "")
+    if not math.isnan(difference.low):
+        low, high = (number(end, signed=True) for end in (difference.low, difference.high))
+        found.append(f"\n[{low}, {high}]", style="dim")
+    return found
+
+
+def number(value: float, *, signed: bool = False) -> str:
+    """Three decimals, or as many digits as tell something."""
+    if value == round(value) and abs(value) < 1e7:
+        return f"{value:+.0f}" if signed else f"{value:.0f}"
+    if abs(value) >= 1000:
+        return f"{value:+,.0f}" if signed else f"{value:,.0f}"
+    shown = f"{value:+.3f}" if signed else f"{value:.3f}"
+    return shown if abs(value) >= 0.001 else (f"{value:+.1e}" if signed else f"{value:.1e}")
+
+
+def _show_concepts(comparison: Comparison, everything: bool, console: Console) -> None:
+    ordered = sorted(comparison.concepts, key=lambda concept: -_spread(comparison.concepts[concept]))
+    chosen = ordered if everything else ordered[:CONCEPTS_SHOWN]
+    rows = {concept: comparison.concepts[concept] for concept in comparison.concepts if concept in chosen}
+    table = _wide(rows, len(comparison.studies))
+    console.print(table if _fits(table, console) else _tall(rows))
+    if len(chosen) < len(ordered):
+        console.print(f"The {len(chosen)} concepts that differ most of {len(ordered)}; --all shows the others.")
+    if any(row.get("direction_verdict") for each in rows.values() for row in each):
+        console.print("Shown by injection and ablation: S sufficient, P specific, N necessary, - none.", style="dim")
+    if "sae" not in comparison.shared:
+        console.print(
+            "Feature numbers belong to each study's own SAE: equal numbers are not the same feature.", style="dim"
+        )
+
+
+def _wide(rows: Mapping[str, Sequence[Row]], studies: int) -> Table:
+    """A line for each concept, and a column for each study where they differ."""
+    table = _table(MATCHES)
+    table.add_column("concept", no_wrap=True)
+    columns = []
+    for key, meaning in ASPECTS:
+        held = [place for place in range(studies) if any(key in each[place] for each in rows.values())]
+        alike = all(each[held[0]].get(key) == each[place].get(key) for each in rows.values() for place in held)
+        for place in held[:1] if alike else held:
+            heading = meaning if alike else f"{meaning}\n{_letter(place)}"
+            columns.append((key, place))
+            cells = [_aspect(each[place].get(key)) for each in rows.values()]
+            least = max(map(len, [*heading.split("\n"), *cells]))
+            table.add_column(heading, justify=_side(key), no_wrap=True, min_width=least)
+    for concept, each in rows.items():
+        table.add_row(concept, *(_aspect(each[place].get(key)) for key, place in columns))
+    return table
+
+
+def _tall(rows: Mapping[str, Sequence[Row]]) -> Table:
+    """A line for each concept and study."""
+    table = _table(MATCHES)
+    for column in ("concept", "study"):
+        table.add_column(column, no_wrap=True)
+    for key, meaning in ASPECTS:
+        table.add_column(meaning, justify=_side(key), no_wrap=True)
+    for concept, each in rows.items():
+        for place, row in enumerate(each):
+            values = [_aspect(row.get(key)) for key, _ in ASPECTS]
+            table.add_row("" if place else concept, _letter(place), *values, end_section=place == len(each) - 1)
+    return table
+
+
+def _side(key: str) -> Any:
+    return "left" if key.endswith("verdict") else "right"
+
+
+def _spread(rows: Sequence[Row]) -> float:
+    """How far apart studies are on one concept."""
+    found = 0.0
+    for key in ("feature_auroc", "direction_auroc"):
+        known = [row[key] for row in rows if row.get(key) is not None]
+        found = max(found, max(known) - min(known)) if known else found
+    return found
+
+
+def _aspect(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return " ".join(SHORT.get(claim, claim) for claim in value.split(", "))
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", show_edge=False, pad_edge=False)

@@ -1,0 +1,248 @@
+"""One beginning and many ways to go on, in a single pass: a tree of tokens whose branches do not see each other.
+
+Candidate answers to one question share the question, items set beside the same first item share the first half of the
+prompt. Read as a tree they cost what is different about them. A model that takes no attention mask of its own gets
+its branches one by one; which it is, is tried once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+from affectlens.model.partial import Upper, resumed
+from affectlens.model.steering import Edit, editing
+
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Token ids: a stem and what may follow it.
+
+    Attributes:
+        stem: with the begin token, if there is one; not empty.
+        branches: none, or some that are not empty.
+    """
+
+    stem: tuple[int, ...]
+    branches: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def ids(self) -> list[int]:
+        """All tokens, one branch after the other."""
+        return [*self.stem, *(token for branch in self.branches for token in branch)]
+
+    @property
+    def starts(self) -> list[int]:
+        """Where in :attr:`ids` each branch begins."""
+        found, place = [], len(self.stem)
+        for branch in self.branches:
+            found.append(place)
+            place += len(branch)
+        return found
+
+    @property
+    def places(self) -> list[int]:
+        """Positions before each token of a branch: the end of the stem, then all but the last of each branch."""
+        inner = [range(start, start + len(each) - 1) for start, each in zip(self.starts, self.branches, strict=True)]
+        return [len(self.stem) - 1, *(place for places in inner for place in places)]
+
+    def collect(self, found: Float[Tensor, "rows places vocabulary"]) -> Float[Tensor, "rows branches"]:
+        """Log-probability of each branch, from those of all tokens after :attr:`places`."""
+        import torch
+
+        columns, place = [], 1
+        for branch in self.branches:
+            own = [0, *range(place, place + len(branch) - 1)]
+            place += len(branch) - 1
+            columns.append(found[:, own, list(branch)].sum(dim=-1))
+        return torch.stack(columns, dim=-1)
+
+    def split(self, budget: int) -> Iterator[Tree]:
+        """Trees of at most ``budget`` tokens, or with one branch, that hold all branches in order."""
+        taken: list[tuple[int, ...]] = []
+        size = len(self.stem)
+        for branch in self.branches:
+            if taken and size + len(branch) > budget:
+                yield Tree(self.stem, tuple(taken))
+                taken, size = [], len(self.stem)
+            taken.append(branch)
+            size += len(branch)
+        yield Tree(self.stem, tuple(taken))
+
+
+@dataclass(frozen=True)
+class Push:
+    """What is added after the layer: a vector a row, at the same positions in every row.
+
+    Attributes:
+        vectors: already at their full length, one a row.
+        mask: which positions of the tree are changed.
+    """
+
+    vectors: Float[Tensor, "rows d_model"]
+    mask: Bool[Tensor, "positions"]
+
+    def edits(self, layer: int) -> list[Edit]:
+        """For the passes of a bridge."""
+        return [Edit(layer, self._delta)]
+
+    def _delta(self, residual: Float[Tensor, "rows positions d_model"]) -> Float[Tensor, "rows positions d_model"]:
+        return self.mask[None, :, None] * self.vectors[:, None, :]
+
+
+class Branching:
+    """Passes over trees, from the layer of the intervention up.
+
+    Attributes:
+        upper: the model and the layer.
+    """
+
+    def __init__(self, upper: Upper) -> None:
+        self.upper = upper
+
+    def split(self, tree: Tree, budget: int) -> list[Tree]:
+        """The tree in pieces that this model can read at once."""
+        return list(tree.split(budget if self.shares else 0))
+
+    def lower(self, tree: Tree) -> Float[Tensor, "one positions d_model"]:
+        """The residual stream after the layer, untouched."""
+        bridge, layer = self.upper.subject.bridge, self.upper.layer
+        with capturing(bridge, layer) as found:
+            self._pass(tree, 1, stop_at_layer=layer + 1)
+        return found[-1]
+
+    def residuals(
+        self, tree: Tree, lower: Float[Tensor, "one positions d_model"], push: Push, layer: int
+    ) -> Float[Tensor, "rows positions d_model"]:
+        """The residual stream after a layer above, under the push."""
+        with capturing(self.upper.subject.bridge, layer) as found, self._pushed(lower, push):
+            self._pass(tree, len(push.vectors), stop_at_layer=layer + 1)
+        return found[-1]
+
+    def log_probabilities(
+        self, tree: Tree, lower: Float[Tensor, "one positions d_model"], push: Push | None, places: Sequence[int]
+    ) -> Float[Tensor, "rows places vocabulary"]:
+        """float32, of the token after each of these positions."""
+        import torch
+
+        rows = 1 if push is None else len(push.vectors)
+        kept = torch.tensor(places, device=self.upper.subject.device)
+        with self._pushed(lower, push):
+            if self.upper.keeps_chosen:
+                logits = self._pass(tree, rows, logits_to_keep=kept)
+            else:
+                logits = self._pass(tree, rows)[:, kept]
+        return torch.log_softmax(logits.float(), dim=-1)
+
+    def branch_scores(
+        self, tree: Tree, lower: Float[Tensor, "one positions d_model"], push: Push | None
+    ) -> Float[Tensor, "rows branches"]:
+        """Log-probability of each branch after the stem, in nats."""
+        return tree.collect(self.log_probabilities(tree, lower, push, tree.places))
+
+    def plain_scores(self, trees: Sequence[Tree]) -> list[Float[Tensor, "branches"]]:
+        """Log-probability of each branch of several trees, untouched, in one pass of the whole model."""
+        import torch
+
+        subject, width = self.upper.subject, max(len(tree.ids) for tree in trees)
+        rows = [[*tree.ids, *[tree.ids[-1]] * (width - len(tree.ids))] for tree in trees]
+        options: dict[str, Any] = {}
+        if any(len(tree.branches) > 1 for tree in trees):
+            layouts = [layout(tree, subject.dtype, subject.device, width) for tree in trees]
+            options = {key: torch.cat([each[key] for each in layouts]) for key in layouts[0]}
+        places = sorted({place for tree in trees for place in tree.places})
+        kept = torch.tensor(places, device=subject.device)
+        with torch.no_grad():
+            tokens = torch.tensor(rows, device=subject.device)
+            if self.upper.keeps_chosen:
+                logits = subject.bridge(tokens, logits_to_keep=kept, **options)
+            else:
+                logits = subject.bridge(tokens, **options)[:, kept]
+        index = {place: number for number, place in enumerate(places)}
+        found = []
+        for row, tree in enumerate(trees):
+            mine = logits[row : row + 1, [index[place] for place in tree.places]]
+            found.append(tree.collect(torch.log_softmax(mine.float(), dim=-1))[0])
+        return found
+
+    @contextmanager
+    def _pushed(self, lower: Any, push: Push | None) -> Iterator[None]:
+        bridge, layer = self.upper.subject.bridge, self.upper.layer
+        with ExitStack() as stack:
+            if self.upper.resumes:
+                rows = 1 if push is None else len(push.vectors)
+                stack.enter_context(resumed(bridge, layer, lower.expand(rows, -1, -1)))
+            if push is not None:
+                stack.enter_context(editing(bridge, push.edits(layer)))
+            yield
+
+    def _pass(self, tree: Tree, rows: int, **options: Any) -> Any:
+        import torch
+
+        subject = self.upper.subject
+        tokens = torch.tensor([tree.ids], device=subject.device).expand(rows, -1)
+        if len(tree.branches) > 1:
+            options |= layout(tree, subject.dtype, subject.device)
+        with torch.no_grad():
+            return subject.bridge(tokens, **options)
+
+    @cached_property
+    def shares(self) -> bool:
+        """Whether branches read together give what they give alone."""
+        import torch
+
+        size = self.upper.subject.bridge.cfg.d_vocab
+        ids = [number * 7 % size for number in range(3, 15)]
+        tree = Tree(tuple(ids[:5]), (tuple(ids[5:9]), tuple(ids[9:])))
+        alone = [self._pass(Tree(tree.stem, (branch,)), 1)[0, -1].float() for branch in tree.branches]
+        try:
+            found = self._pass(tree, 1)[0].float()
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError):
+            return False
+        together = [found[len(tree.stem) + len(tree.branches[0]) - 1], found[-1]]
+        spread = float(torch.stack(alone).std())
+        gaps = [float((mine - apart).abs().max()) for mine, apart in zip(together, alone, strict=True)]
+        return max(gaps) < 0.1 * spread
+
+
+def layout(tree: Tree, dtype: torch.dtype, device: str, width: int = 0) -> dict[str, Any]:
+    """Attention mask and positions by which a model reads a tree: each branch sees the stem and itself.
+
+    Args:
+        width: padded to so many positions, which see what stands before them and are not seen.
+    """
+    import torch
+
+    padding = max(0, width - len(tree.ids))
+    owners = [0] * len(tree.stem) + [1 + n for n, branch in enumerate(tree.branches) for _ in branch]
+    owner = torch.tensor(owners + [-1] * padding)
+    positions = [*range(len(tree.stem)), *(len(tree.stem) + n for branch in tree.branches for n in range(len(branch)))]
+    positions += [0] * padding
+    order = torch.arange(len(owner))
+    seen = (order[None, :] <= order[:, None]) & ((owner[None, :] == 0) | (owner[None, :] == owner[:, None]))
+    mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+    return {"attention_mask": mask[None, None].to(device), "position_ids": torch.tensor([positions], device=device)}
+
+
+@contextmanager
+def capturing(bridge: Any, layer: int) -> Iterator[list[Tensor]]:
+    """Within, the residual stream after a layer is put into the list, pass by pass."""
+    found: list[Tensor] = []
+    keep = partial(_keep, found)
+    handle = bridge.blocks[layer].hook_out.register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def _keep(found: list[Tensor], module: Any, inputs: Any, residual: Tensor) -> None:
+    found.append(residual)

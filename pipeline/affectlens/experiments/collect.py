@@ -1,0 +1,185 @@
+"""From the parts of an experiment to everything seen in it, on shared axes and under one centre."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from affectlens.corpus.texts import EMBEDDED
+from affectlens.experiments.conditions import compared, grid
+from affectlens.experiments.experiment import Experiment, RolloutConfig, Scenario, TournamentConfig
+from affectlens.experiments.manipulation import Check, for_experiment
+from affectlens.experiments.pairwise import steered_items
+from affectlens.experiments.results import Measured
+from affectlens.experiments.serialization import read_jsonl, rollout_of
+from affectlens.probing.axes import AXES
+from affectlens.probing.control_vectors import unit_rows
+from affectlens.probing.methods import Vocabulary
+from affectlens.stages.corpus import read_ratings
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    from affectlens.stage import Part
+    from affectlens.stages.corpus import Corpus
+    from affectlens.stages.directions import Directions
+
+RESULT, ROLLOUTS = "part.safetensors", "rollouts.jsonl"
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """What all experiments of a study are put together with.
+
+    Attributes:
+        corpus, directions: results of the earlier stages.
+        layer: the study's.
+        readout_layer: where the state under steering was read.
+        checks: every push that was checked.
+        checked: what :func:`manipulation.measure` found of them.
+    """
+
+    corpus: Corpus
+    directions: Directions
+    layer: int
+    readout_layer: int
+    checks: Sequence[Check]
+    checked: Mapping[str, np.ndarray]
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """TF-IDF of the study's training stories."""
+        train = self.corpus.indices("train")
+        return Vocabulary.fit([self.corpus.documents[index].text for index in train], self.corpus.labels(train))
+
+    def measured(self, experiment: Experiment, parts: Sequence[tuple[Part, Path]]) -> Measured:
+        """Everything seen in one experiment."""
+        config, steering = experiment.config, experiment.config.steering
+        under = config.read_under_steering and steering is not None
+        found = {kind: _joined(parts, kind) for kind in ("read", "against", "choice", "tournament", "rollout")}
+        layer = self.readout_layer if under else self.layer
+        readings, against = self._readings(experiment, found, layer, under)
+        rows = [row for part, folder in parts if part.payload["kind"] == "rollout" for row in _rows(folder)]
+        tournament: TournamentConfig | None = config.outcome(TournamentConfig)
+        items = experiment.scenarios if tournament else ()
+        steered = np.isin(np.arange(len(items)), steered_items(len(items), tournament)) if tournament else None
+        return Measured(
+            experiment=experiment,
+            concepts=self.corpus.emotions,
+            ratings=self._ratings(),
+            directions=self.directions.unit(self.layer),
+            cells=grid(steering),
+            manipulation=for_experiment(experiment, self.checks, self.checked, self.corpus.emotions),
+            readings=readings,
+            words=self.vocabulary.scores([words_of(scenario) for scenario in experiment.scenarios]).astype(np.float32),
+            against=against,
+            residuals={
+                reading.name: found["read"][f"residual.{reading.name}"]
+                for reading in config.readings
+                if reading.keep_residual
+            },
+            choice=found["choice"].get("choice"),
+            tournament=found["tournament"].get("tournament"),
+            tournament_cells=compared(config),
+            steered=steered,
+            items=tuple((scenario.text, str(scenario.factors.get("category", ""))) for scenario in items),
+            rollouts=tuple(rollout_of(row) for row in rows),
+            **self._rollout_readings(experiment, found["rollout"], rows),
+        )
+
+    def _ratings(self) -> dict[str, Float[np.ndarray, "concepts"]]:
+        known = read_ratings(EMBEDDED / "ratings.csv")
+        return {
+            axis: np.array([known.get(concept, {}).get(axis, np.nan) for concept in self.corpus.emotions])
+            for axis in AXES
+        }
+
+    def _readings(
+        self, experiment: Experiment, found: Mapping[str, Mapping[str, np.ndarray]], layer: int, under: bool
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Readings of every cell, and of the second model, under the first model's centre."""
+        groups = [scenario.group for scenario in experiment.scenarios]
+        readings: dict[str, np.ndarray] = {}
+        against: dict[str, np.ndarray] = {}
+        for reading in experiment.config.readings:
+            key = f"{'feature' if reading.by == 'features' else 'residual'}.{reading.name}"
+            plain = found["choice"][key] if under else found["read"][key][None]
+            second = found["against"].get(key)
+            if reading.by == "features":
+                readings[reading.name] = plain
+                against |= {} if second is None else {reading.name: second}
+                continue
+            centre = group_centre(plain[0], groups)
+            readings[reading.name] = self._cosines(plain, centre, layer)
+            against |= {} if second is None else {reading.name: self._cosines(second, centre, layer)}
+        return readings, against
+
+    def _cosines(
+        self, residuals: Float[np.ndarray, "... d_model"], centre: Float[np.ndarray, "d_model"], layer: int
+    ) -> Float[np.ndarray, "... concepts"]:
+        """Cosines of centred residuals with the unit directions of a layer."""
+        moved = residuals - centre
+        norms = np.linalg.norm(moved, axis=-1, keepdims=True)
+        return (moved / np.where(norms > 0, norms, 1) @ unit_rows(self.directions.unit(layer)).T).astype(np.float32)
+
+    def _rollout_readings(
+        self, experiment: Experiment, found: Mapping[str, np.ndarray], rows: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        if experiment.config.outcome(RolloutConfig) is None or not rows:
+            return {}
+        plain = np.array([row["cell"] == 0 for row in rows])
+        groups = [experiment.scenarios[row["scenario"]].group for row in rows]
+        read = {}
+        for name in ("state", "text"):
+            own = [group for group, mine in zip(groups, plain, strict=True) if mine]
+            read[f"rollout_{name}"] = self._cosines(
+                found[name], group_centre(found[name][plain], own), self.readout_layer
+            )
+        words = self.vocabulary.scores([row["text"] for row in rows]).astype(np.float32)
+        return read | {"rollout_words": words}
+
+
+def group_centre(residuals: Float[np.ndarray, "rows d_model"], groups: Sequence[str]) -> Float[np.ndarray, "d_model"]:
+    """Mean over groups of their means, so that a scenario with many variants weighs no more; NaN rows are left out."""
+    names = np.array(groups)
+    there = np.isfinite(residuals).all(axis=1)
+    means = [
+        residuals[there & (names == name)].mean(axis=0, dtype=np.float64)
+        for name in dict.fromkeys(groups)
+        if (there & (names == name)).any()
+    ]
+    return np.mean(means, axis=0) if means else np.zeros(residuals.shape[1])
+
+
+def words_of(scenario: Scenario) -> str:
+    """All that a scenario says."""
+    return scenario.text or "\n".join(message["content"] for message in scenario.messages)
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    return read_jsonl(folder / ROLLOUTS)
+
+
+def _joined(parts: Sequence[tuple[Part, Path]], kind: str) -> dict[str, np.ndarray]:
+    """The arrays of all parts of a kind: slices of scenarios side by side, blocks of cells one above the other."""
+    from safetensors.numpy import load_file
+
+    blocks: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+    for part, folder in parts:
+        if part.payload["kind"] == kind:
+            blocks[part.payload["start"], part.payload.get("cells", [0])[0]] = load_file(folder / RESULT)
+    axis = {"choice": 1, "tournament": 1}.get(kind, 0)
+    columns: dict[str, list[np.ndarray]] = {}
+    for start in sorted({start for start, _ in blocks}):
+        stacked: dict[str, list[np.ndarray]] = {}
+        for place in sorted(place for place in blocks if place[0] == start):
+            for key, values in blocks[place].items():
+                stacked.setdefault(key, []).append(values)
+        for key, values in stacked.items():
+            columns.setdefault(key, []).append(np.concatenate(values, axis=0))
+    return {key: np.concatenate(values, axis=axis) for key, values in columns.items()}

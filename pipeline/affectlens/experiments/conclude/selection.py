@@ -1,0 +1,99 @@
+"""Which scenarios, cells and columns an analysis looks at; what it asks for in vain is said in one sentence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from affectlens.errors import UserError
+from affectlens.experiments.experiment import Factor
+from affectlens.experiments.results import Measured
+
+MAIN = "main"
+
+
+def rows(measured: Measured, conditions: Sequence[str] = ()) -> Int[np.ndarray, " rows"]:
+    """Indices of the scenarios of these conditions; of all conditions where none is named."""
+    chosen = [
+        index for index, each in enumerate(measured.scenarios) if not conditions or each.condition in set(conditions)
+    ]
+    return np.array(chosen, dtype=np.int64)
+
+
+def main_rows(measured: Measured) -> Int[np.ndarray, " rows"]:
+    """The scenarios of condition `main`; all of them where an experiment has no such condition."""
+    found = rows(measured, (MAIN,))
+    return found if len(found) else rows(measured)
+
+
+def groups(measured: Measured, chosen: Int[np.ndarray, " rows"]) -> np.ndarray:
+    """The group of each of the chosen scenarios: what is resampled as one."""
+    return np.array([measured.scenarios[index].group for index in chosen], dtype=object).astype(str)
+
+
+def factor(measured: Measured, name: str, chosen: Int[np.ndarray, " rows"]) -> list[Factor | None]:
+    """The value of a factor in each of the chosen scenarios; None where a scenario has no such factor."""
+    return [measured.scenarios[index].factors.get(name) for index in chosen]
+
+
+def intended(
+    measured: Measured, name: str, chosen: Int[np.ndarray, " rows"]
+) -> tuple[Int[np.ndarray, " kept"], Int[np.ndarray, " kept"]]:
+    """The scenarios whose factor is a concept of the study, and the column of that concept."""
+    places = {concept: place for place, concept in enumerate(measured.concepts)}
+    found = [
+        (index, places[str(value)])
+        for index, value in zip(chosen, factor(measured, name, chosen), strict=True)
+        if str(value) in places
+    ]
+    if not found:
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    kept, columns = (np.array(side, dtype=np.int64) for side in zip(*found, strict=True))
+    return kept, columns
+
+
+def reading(measured: Measured, name: str) -> Float[np.ndarray, "scenarios concepts"]:
+    """A reading of the model as it is.
+
+    Raises:
+        UserError: the experiment takes no reading of this name.
+    """
+    if name not in measured.readings:
+        raise UserError(
+            f"experiment {measured.experiment.name}: an analysis names the reading `{name}`, which is not taken; "
+            f"taken are {', '.join(measured.readings) or 'none'}"
+        )
+    return np.asarray(measured.readings[name][0], dtype=float)
+
+
+def column(measured: Measured, concept: str) -> int:
+    """Where a concept stands on the axis of the readings.
+
+    Raises:
+        UserError: it is no concept of the study.
+    """
+    if concept not in measured.concepts:
+        raise UserError(
+            f"experiment {measured.experiment.name}: an analysis names the concept `{concept}`, which the study does "
+            "not have; add it to the study's emotions or leave it out of the analysis"
+        )
+    return measured.concepts.index(concept)
+
+
+def signed(names: str | Sequence[str]) -> list[tuple[str, int]]:
+    """Concepts with the direction they are expected to take: ``-calm`` falls, ``+afraid`` and ``afraid`` rise."""
+    each = names.split(",") if isinstance(names, str) else names
+    stripped = [name.strip() for name in each if name.strip()]
+    return [(name.lstrip("+-").strip(), -1 if name.startswith("-") else 1) for name in stripped]
+
+
+def levels(values: Sequence[Factor]) -> Float[np.ndarray, " values"]:
+    """Numbers behind values of a factor: themselves, the first number in a text, or else the order of appearance."""
+    found = [re.search(r"-?\d+(?:\.\d+)?", str(value).replace(",", "")) for value in values]
+    if all(match is not None for match in found):
+        return np.array([float(match.group()) for match in found if match is not None])
+    order = {value: place for place, value in enumerate(dict.fromkeys(values))}
+    return np.array([order[value] for value in values], dtype=float)

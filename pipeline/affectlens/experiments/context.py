@@ -1,0 +1,149 @@
+"""What every measurement of a study shares: the loaded models, the vectors, the study's own results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from affectlens.experiments.branching import Branching
+from affectlens.experiments.conditions import CONTROLS, number_of
+from affectlens.experiments.experiment import Experiment, RolloutConfig
+from affectlens.experiments.results import Cell
+from affectlens.interventions.inputs import Material
+from affectlens.model.partial import Upper
+from affectlens.model.subject import ModelConfig, Subject
+from affectlens.probing import control_vectors as controls
+
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Float
+
+    from affectlens.activations import ActivationStore
+    from affectlens.experiments.grade.grading import Grader
+    from affectlens.sae.model import Dictionary
+    from affectlens.stage import Setting
+    from affectlens.stages.corpus import Corpus
+    from affectlens.stages.directions import Directions
+    from affectlens.stages.experiments import ExperimentsConfig
+    from affectlens.stages.match import Match
+
+
+@dataclass(eq=False)
+class Bench:
+    """Loaded once per process, used by every part.
+
+    Attributes:
+        config: of the stage.
+        setting: device and model.
+        experiments: by name.
+        corpus, activations, sae, directions, match: results of the earlier stages.
+        readout_layer: where readings under steering are taken.
+        find_other: gives the second model.
+        generator: gives the random generator of a name.
+    """
+
+    config: ExperimentsConfig
+    setting: Setting
+    experiments: Mapping[str, Experiment]
+    corpus: Corpus
+    activations: ActivationStore
+    sae: Dictionary
+    directions: Directions
+    match: Match
+    readout_layer: int
+    find_other: Callable[[], ModelConfig]
+    generator: Callable[[str], np.random.Generator]
+
+    @property
+    def layer(self) -> int:
+        """The study's layer, where is steered."""
+        return self.setting.model.layer
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """In the order of every "concepts" axis."""
+        return self.corpus.emotions
+
+    def reading_layer(self, experiment: Experiment) -> int:
+        """Where an experiment is read: the study's layer, or the one above it if it is read under steering."""
+        under = experiment.config.read_under_steering and experiment.config.steering is not None
+        return self.readout_layer if under else self.layer
+
+    @cached_property
+    def subject(self) -> Subject:
+        """The model under study."""
+        return Subject.load(self.setting.model, device=self.setting.device, models=self.setting.models)
+
+    @cached_property
+    def other(self) -> Subject:
+        """The second model."""
+        return Subject.load(self.find_other(), device=self.setting.device, models=self.setting.models)
+
+    @cached_property
+    def branching(self) -> Branching:
+        """Passes that begin at the study's layer."""
+        return Branching(Upper(self.subject, self.layer))
+
+    @cached_property
+    def unit(self) -> float:
+        """What strength 1 means at the study's layer."""
+        return float(self.activations.mean_norm(self.layer))
+
+    @cached_property
+    def _controls(self) -> dict[str, Float[np.ndarray, "count d_model"]]:
+        wanted = [each.config.steering.controls for each in self.experiments.values() if each.config.steering]
+        count = -(-max(wanted, default=0) // len(CONTROLS))
+        directions = controls.unit_rows(self.directions.unit(self.layer))
+        material = Material(
+            self.layer, self.corpus, self.activations, self.sae, self.directions, self.match, 0, 1, 20, self.generator
+        )
+        return {
+            "isotropic": controls.isotropic(count, directions.shape[1], self.generator("isotropic")),
+            "covariance": controls.covariance_matched(count, material.token_rows, self.generator("covariance")),
+            "permuted": controls.permuted(count, directions, self.generator("permuted")),
+        }
+
+    @cached_property
+    def _features(self) -> Float[np.ndarray, "concepts d_model"]:
+        return controls.unit_rows(self.sae.decoder[np.asarray(self.match.best)])
+
+    def unit_vector(self, cell: Cell, by: str) -> Float[np.ndarray, "d_model"]:
+        """What a cell adds, at norm 1; zeros without steering."""
+        if cell.family == "none":
+            return np.zeros_like(self.directions.unit(self.layer)[0])
+        if cell.family in CONTROLS:
+            return self._controls[cell.family][number_of(cell) // len(CONTROLS)]
+        rows = self._features if by == "features" else self.directions.unit(self.layer)
+        return rows[self.concepts.index(cell.vector)]
+
+    def pushes(self, cells: Sequence[Cell], by: str) -> torch.Tensor:
+        """What each of the cells adds, at full length, shape ``cells d_model``."""
+        rows = [self.unit_vector(cell, by) * cell.strength * self.unit for cell in cells]
+        return self.tensor(np.stack(rows))
+
+    def grader(self, experiment: Experiment) -> Grader:
+        """What grades an experiment's answers; loaded once."""
+        if experiment.name not in self._graders:
+            from affectlens.experiments.grade.grading import make_grader
+
+            self._graders[experiment.name] = make_grader(
+                experiment.config.outcome(RolloutConfig).grader,
+                models=self.setting.models,
+                device=self.setting.device,
+                generator=self.generator(f"grade {experiment.name}"),
+            )
+        return self._graders[experiment.name]
+
+    @cached_property
+    def _graders(self) -> dict[str, Grader]:
+        return {}
+
+    def tensor(self, values: Any) -> torch.Tensor:
+        """float32 on the study's device."""
+        import torch
+
+        return torch.as_tensor(np.asarray(values), dtype=torch.float32, device=self.setting.device)

@@ -1,0 +1,123 @@
+"""What experiments cost, before anything runs: counted from characters, without a tokenizer and without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from affectlens import plan as estimate
+from affectlens.experiments import measurements as plan
+from affectlens.experiments import validation as choosing
+from affectlens.experiments.conditions import grid
+from affectlens.experiments.experiment import Experiment
+from affectlens.model import subject
+from affectlens.run.workspace import Workspace, inspect
+
+if TYPE_CHECKING:
+    from affectlens.stage import Part
+    from affectlens.study import Study
+
+SHAPE = subject.Shape(layers=30, width=576)
+"""Of the model at which the speeds below were measured, on two processor cores."""
+FORWARD, SAMPLED = 1500.0, 250.0
+"""Tokens a second through the whole model, its output matrix at the answers included; and tokens sampled a second."""
+NOTE = (
+    "Tokens are counted from characters and may be off by a quarter; those that go through the upper half of the model "
+    "count by half. Minutes are those of two processor cores; an accelerator needs a small part of them."
+)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One experiment as it is listed.
+
+    Attributes:
+        state: ``done``, ``3 of 12 parts``, or empty where nothing was done.
+        seconds: of computing on two processor cores, without loading models; None where the model's shape is unknown.
+    """
+
+    name: str
+    title: str
+    scenarios: int
+    groups: int
+    cells: int
+    work: plan.Work
+    seconds: float | None
+    state: str
+
+
+def seconds(work: plan.Work, shape: subject.Shape | None) -> float | None:
+    """Of computing on two processor cores."""
+    if shape is None:
+        return None
+    larger = shape.layers * shape.width**2 / (SHAPE.layers * SHAPE.width**2)
+    return larger * (work.forward / FORWARD + work.sampled / SAMPLED)
+
+
+def listed(study: Study) -> list[Listed]:
+    """The experiments that a study runs; where it runs none, those of its folder. The checks they share come last.
+
+    Raises:
+        UserError: an experiment cannot be read.
+    """
+    from affectlens.stages.experiments import ExperimentsStage
+
+    config = study.config.experiments
+    experiments = choosing.read_chosen(config.folder, config.run or "all", config.limit)
+    shape = subject.shape(study.config.model)
+    share = plan.upper_share(study.config.model)
+    state = inspect(study, ExperimentsStage) if config.run else None
+    finished = set(Workspace(study, ExperimentsStage).finished()) if config.run else set()
+    whole = state is not None and state.state == "done"
+    parts = plan.parts(experiments, config, share)
+    return [_listed(experiment, parts, finished, whole, shape) for experiment in [*experiments, None]]
+
+
+def _listed(
+    experiment: Experiment | None, parts: list[Part], finished: set[str], whole: bool, shape: subject.Shape | None
+) -> Listed:
+    mine = [part for part in parts if part.payload["experiment"] == (experiment.name if experiment else "")]
+    work = sum((plan.work_of(part) for part in mine), plan.Work())
+    done = sum(part.name in finished for part in mine)
+    state = "done" if whole or (mine and done == len(mine)) else f"{done} of {len(mine)} parts" if done else ""
+    if experiment is None:
+        cells = sum(part.payload["end"] - part.payload["start"] for part in mine)
+        return Listed("", "Manipulation checks of all vectors", 0, 0, cells, work, seconds(work, shape), state)
+    groups = {scenario.group for scenario in experiment.scenarios}
+    cells = len(grid(experiment.config.steering))
+    return Listed(
+        experiment.name, experiment.config.title, len(experiment.scenarios), len(groups), cells, work,
+        seconds(work, shape), state,
+    )  # fmt: skip
+
+
+def lines(rows: list[Listed]) -> Iterator[str]:
+    """The list as text, with its sum."""
+    width = max(len("experiment"), *(len(row.name) for row in rows))
+    head = ("scenarios", "groups", "cells", "forward", "sampled", "time", "state")
+    yield f"{'experiment':<{width}}" + "".join(f"{name:>11}" for name in head[:-1]) + "  state          title"
+    for row in rows:
+        yield _line(row, width)
+    total = sum((row.work for row in rows), plan.Work())
+    known = [row.seconds for row in rows if row.seconds is not None]
+    yield _line(Listed("all", "", 0, 0, 0, total, sum(known) if known else None, ""), width)
+    yield NOTE
+
+
+def _line(row: Listed, width: int) -> str:
+    counts = "".join(f"{count or '':>11}" for count in (row.scenarios, row.groups, row.cells))
+    tokens = f"{row.work.forward:>11,.0f}{row.work.sampled:>11,.0f}"
+    time = "" if row.seconds is None else estimate.duration(row.seconds)
+    return f"{row.name:<{width}}{counts}{tokens}{time:>11}  {row.state:<14} {row.title}".rstrip()
+
+
+def summary(study: Study) -> str:
+    """One line for a plan of the whole study; empty where no experiment is run."""
+    if not study.config.experiments.run:
+        return ""
+    rows = listed(study)
+    work = sum((row.work for row in rows), plan.Work())
+    times = [row.seconds for row in rows if row.seconds is not None]
+    text = f"{len(rows) - 1} experiments: about {work.forward:,.0f} tokens, at most {work.sampled:,.0f} sampled"
+    return f"{text}, about {estimate.duration(sum(times))} on two processor cores" if times else text

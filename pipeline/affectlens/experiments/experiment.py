@@ -1,0 +1,281 @@
+"""What a folder of ``experiments/`` says: the claim, what is read, what is scored, what is turned, what is concluded.
+
+``experiment.yaml`` holds an :class:`ExperimentConfig`, ``scenarios.jsonl`` one :class:`ScenarioConfig` a line. A line
+may stand for many scenarios: ``vary`` lists values for placeholders such as ``{level}``, and every combination of them
+is a scenario of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from affectlens.config import Config, read_yaml, validate
+from affectlens.errors import UserError
+from affectlens.experiments.conclude.config import AnalysisConfig
+from affectlens.experiments.grade.config import GraderConfig
+
+Factor = str | float | int
+FILES = ("experiment.yaml", "scenarios.jsonl", "README.md")
+
+
+class ReadingConfig(Config):
+    """Where the residual stream is read, and by what."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    """How analyses name it."""
+    at: str = Field(default="answer", pattern=r"^(answer|last|text|(before|end|mean):[a-z0-9_]+)$")
+    """`answer`: the last token before the assistant's answer; `last`: the last token of the text; `text`: mean over
+    all text tokens; `before:SPAN`, `end:SPAN`, `mean:SPAN`: at a named span; the roles of a chat are spans too."""
+    by: Literal["directions", "features"] = "directions"
+    """Linear directions (centred cosine), or each concept's best SAE feature (its activation)."""
+    keep_residual: bool = False
+    """Whether the residuals themselves are handed to analyses (of the unsteered model)."""
+
+
+class ChoiceConfig(Config):
+    """The log-odds of candidate answers: works on models too small to act."""
+
+    kind: Literal["choice"] = "choice"
+    target: str = "target"
+    """The key in a scenario's `options` whose candidates are asked about."""
+    other: str = "other"
+    """The key of those it is compared with."""
+    per_token: bool = True
+    """Whether a candidate's log-probability is divided by its tokens, so that length weighs nothing."""
+
+
+class TournamentConfig(Config):
+    """Every ordered pair of scenarios put side by side; each scenario's `text` is one item."""
+
+    kind: Literal["tournament"] = "tournament"
+    question: str
+    """What the user asks, with the placeholders {a} and {b}."""
+    answer: str = ""
+    """How the assistant's answer begins."""
+    labels: tuple[str, str] = ("A", "B")
+    """The two next tokens that are compared, with a space before them where the answer needs one."""
+    tie: float = Field(default=0.1, ge=0)
+    """Log-odds within which a comparison counts as a tie."""
+    steered: int = Field(default=0, ge=0)
+    """How many of the items are steered on their own tokens: every second one in order, so half of them at most."""
+    opponents: int = Field(default=8, ge=0)
+    """With how many items that are not steered each steered one is compared under a vector, in both orders; 0: all."""
+    items: Path | None = None
+    """A CSV with the columns `text` and `category` in place of the scenarios of the folder."""
+
+
+class RolloutConfig(Config):
+    """Sampled answers and what a grader says of them."""
+
+    kind: Literal["rollout"] = "rollout"
+    samples: int = Field(default=2, ge=1)
+    """Answers per scenario and vector."""
+    tokens: int = Field(default=64, ge=1)
+    """Most tokens of an answer."""
+    temperature: float = Field(default=0.8, ge=0)
+    """0 takes the likeliest token."""
+    stop: tuple[str, ...] = ()
+    """An answer ends before the first of these."""
+    grader: Annotated[GraderConfig, Field(discriminator="kind")]
+    """Who says what the answer amounts to."""
+    conditions: tuple[str, ...] = ()
+    """Only scenarios of these conditions are rolled out; all by default."""
+
+
+class SteeringConfig(Config):
+    """What is added to the residual stream, how strongly, beside which controls."""
+
+    vectors: tuple[str, ...]
+    """Concepts of the study."""
+    by: Literal["directions", "features"] = "directions"
+    """Their linear directions, or the decoder rows of their best features."""
+    strengths: tuple[float, ...] = (-0.1, -0.05, 0.05, 0.1)
+    """In units of the mean residual norm at the layer; negative ones push away."""
+    controls: int = Field(default=21, ge=20)
+    """Random vectors, in turn isotropic, covariance-matched and permuted, at the largest strength of each sign."""
+    positions: Literal["all", "answer"] = "all"
+    """Every text token, or only those from the read position of the answer on."""
+    rollout_controls: int = Field(default=21, ge=0)
+    """How many of the controls are rolled out too, where there are rollouts; a rate beside fewer than 20 is never
+    counted as shown. They are most of the time."""
+    rollout_strengths: tuple[float, ...] = ()
+    """The strengths that are rolled out; the largest of each sign by default."""
+
+
+Outcome = Annotated[ChoiceConfig | TournamentConfig | RolloutConfig, Field(discriminator="kind")]
+
+
+class ExperimentConfig(Config):
+    """One behavioural experiment. All of it is data: adding an experiment adds a folder."""
+
+    title: str
+    """What the page calls it."""
+    claim: str
+    """The statement under test, in one sentence."""
+    refuted_by: str
+    """What would refute it, in one sentence."""
+    source: str = ""
+    """Where the claim was made."""
+    readings: tuple[ReadingConfig, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
+    """At most one of each kind."""
+    steering: SteeringConfig | None = None
+    read_under_steering: bool = False
+    """Whether the readings are taken under every vector too, at the layer `experiments.readout_layer`."""
+    against: bool = False
+    """Whether the readings are taken from a second model too (`experiments.against`)."""
+    analyses: tuple[Annotated[AnalysisConfig, Field(discriminator="kind")], ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ExperimentConfig:
+        kinds = [outcome.kind for outcome in self.outcomes]
+        if len(set(kinds)) != len(kinds):
+            raise ValueError("`outcomes`: give each kind once; several questions are several experiments")
+        names = [reading.name for reading in self.readings]
+        if len(set(names)) != len(names):
+            raise ValueError("`readings`: two have the same name; rename one")
+        if not self.readings and not self.outcomes:
+            raise ValueError("give `readings`, `outcomes` or both: there is nothing to measure")
+        return self
+
+    def outcome(self, kind: type[Any]) -> Any:
+        """The outcome of this class, or None."""
+        return next((outcome for outcome in self.outcomes if isinstance(outcome, kind)), None)
+
+
+class ScenarioConfig(Config):
+    """One line of ``scenarios.jsonl``."""
+
+    id: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    group: str = ""
+    """What is resampled as one: variants of one scenario and its twin share it. The id by default."""
+    condition: str = "main"
+    """`main`, or what makes it a control: `twin`, `solvable`, ..."""
+    factors: dict[str, Factor] = Field(default_factory=dict)
+    """What analyses ask for: emotion, template, level, category, framing, ..."""
+    vary: dict[str, tuple[Factor, ...]] = Field(default_factory=dict)
+    """Values of placeholders; each combination is a scenario, and its values become factors."""
+    messages: tuple[dict[str, str], ...] = ()
+    """A chat of `role` and `content`; or else a plain `text`."""
+    text: str = ""
+    spans: dict[str, str] = Field(default_factory=dict)
+    """Names for words that stand in the messages (or the text): the first place where they stand."""
+    answer: str = ""
+    """How the assistant's answer begins; it is read and continued from there."""
+    options: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Candidate answers by key, several wordings each."""
+    check: dict[str, Any] = Field(default_factory=dict)
+    """What the grader needs: tests, the right answer, words."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ScenarioConfig:
+        if bool(self.messages) == bool(self.text):
+            raise ValueError("give either `messages` or `text`")
+        for message in self.messages:
+            if set(message) != {"role", "content"}:
+                raise ValueError("each message holds `role` and `content`, and nothing else")
+        if self.answer and not self.messages:
+            raise ValueError("`answer` continues a chat; put it at the end of `text` instead")
+        whole = "\n".join([self.text, *(message["content"] for message in self.messages)])
+        for name, words in self.spans.items():
+            if words not in whole:
+                raise ValueError(f"`spans.{name}`: `{words}` does not stand in the messages; name words that do")
+        return self
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A scenario with its placeholders filled in; the attributes are those of :class:`ScenarioConfig`."""
+
+    id: str
+    group: str
+    condition: str
+    factors: Mapping[str, Factor]
+    messages: tuple[Mapping[str, str], ...]
+    text: str
+    spans: Mapping[str, str]
+    answer: str
+    options: Mapping[str, tuple[str, ...]]
+    check: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A folder, read and checked.
+
+    Attributes:
+        name: of the folder.
+        config: its ``experiment.yaml``.
+        scenarios: in the order of the file, placeholders filled in.
+    """
+
+    name: str
+    config: ExperimentConfig
+    scenarios: tuple[Scenario, ...]
+
+
+def read_experiment(folder: Path) -> Experiment:
+    """Read a folder of an experiment.
+
+    Raises:
+        UserError: names the file, the line and the key that is missing or wrong.
+    """
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise UserError(f"the experiment {folder} has no {name}; an experiment is a folder with {', '.join(FILES)}")
+    path = folder / "experiment.yaml"
+    config = validate(ExperimentConfig, read_yaml(path), str(path))
+    scenarios = tuple(_scenarios(folder / "scenarios.jsonl"))
+    seen = set()
+    for scenario in scenarios:
+        if scenario.id in seen:
+            raise UserError(f"{folder / 'scenarios.jsonl'}: two scenarios have the id `{scenario.id}`; rename one")
+        seen.add(scenario.id)
+    return Experiment(folder.name, config, scenarios)
+
+
+def _scenarios(path: Path) -> Iterator[Scenario]:
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                values = json.loads(line)
+            except ValueError:
+                values = None
+            if not isinstance(values, dict):
+                raise UserError(f"{path} line {number}: not JSON; each line must hold one object")
+            yield from _filled(validate(ScenarioConfig, values, f"{path} line {number}"))
+
+
+def _filled(row: ScenarioConfig) -> Iterator[Scenario]:
+    """One scenario for each combination of the values of ``vary``."""
+    names = list(row.vary)
+    for values in itertools.product(*row.vary.values()):
+        chosen = dict(zip(names, values, strict=True))
+
+        def fill(text: str, chosen: Mapping[str, Factor] = chosen) -> str:
+            for name, value in chosen.items():
+                text = text.replace("{" + name + "}", str(value))
+            return text
+
+        suffix = "".join(f".{row.vary[name].index(value)}" for name, value in chosen.items())
+        yield Scenario(
+            id=row.id + suffix,
+            group=row.group or row.id,
+            condition=row.condition,
+            factors={**row.factors, **chosen},
+            messages=tuple({"role": each["role"], "content": fill(each["content"])} for each in row.messages),
+            text=fill(row.text),
+            spans={name: fill(words) for name, words in row.spans.items()},
+            answer=fill(row.answer),
+            options={key: tuple(map(fill, wordings)) for key, wordings in row.options.items()},
+            check=row.check,
+        )

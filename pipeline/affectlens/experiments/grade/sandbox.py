@@ -1,0 +1,246 @@
+"""Runs code that nobody has read: in a process of its own that can compute, and do nothing else.
+
+The process is given arguments and hands back values; what values are expected never enters it. It may read Python's
+standard library; it may start no process, open no connection, write no file, signal nobody, and has bounded memory,
+processor time and output. What shuts it in is in :mod:`affectlens.experiments.grade.confined`; whether that holds on
+this machine is tried once before any code is run, by doing everything that is forbidden. Where it does not hold, or the
+system is not Linux, no code is run at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from affectlens.errors import UserError
+
+FOLDER = Path(__file__).parent
+OUTPUT = 1 << 20
+"""Bytes of results that are read before the process is ended."""
+PATIENCE = 10.0
+"""Seconds by the clock for each second of processor time, so that a busy machine does not change a grade..."""
+START = 20.0
+"""...and seconds by the clock for the process to start."""
+TICK = 0.02
+
+
+class Unprotected(UserError):
+    """Code cannot be contained on this machine, so none is run."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one run may use up: processor seconds, and bytes of address space."""
+
+    seconds: float = 2.0
+    memory: int = 256 << 20
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one call came to: a plain value, or an error in words."""
+
+    value: Any = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run came to.
+
+    Attributes:
+        results: one for each call.
+        ended: why the process ended before it was through, in words; empty if it was not.
+        layers: what shut it in.
+    """
+
+    results: tuple[Result, ...]
+    ended: str
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Protections:
+    """What was found when everything forbidden was tried.
+
+    Attributes:
+        layers: what shuts code in on this machine.
+        faults: what is not contained, and how that showed; empty if all holds.
+    """
+
+    layers: tuple[str, ...]
+    faults: dict[str, str]
+
+    @property
+    def refusal(self) -> str:
+        """Why no code is run here, as one sentence; empty if it is."""
+        if not self.faults:
+            return ""
+        what = "; ".join(f"{name}: {how}" for name, how in self.faults.items())
+        return f"graded code is not run here because it could not be contained ({what}); run the experiment on Linux"
+
+
+def run_calls(source: str, entry: str, calls: Sequence[Sequence[Any]], limits: Limits) -> Run:
+    """Run code and call one of its functions, once for each list of arguments, in one fresh process.
+
+    Args:
+        source: Python code from anywhere.
+        entry: the function that is called.
+        calls: lists of plain (JSON) arguments.
+        limits: what the run may use up.
+
+    Raises:
+        Unprotected: this machine cannot contain it; nothing was run.
+    """
+    refusal = protections().refusal
+    if refusal:
+        raise Unprotected(refusal)
+    return _run(source, entry, calls, limits)
+
+
+@cache
+def protections(*, library: bool = True) -> Protections:
+    """Try everything forbidden from inside, once, and say what shuts code in here.
+
+    Args:
+        library: whether code may load modules of the standard library that were not loaded for it before; needs
+            Landlock, and is quietly forgone without.
+    """
+    if sys.platform != "linux":
+        return Protections((), {"system": f"{sys.platform} is not Linux"})
+    secret, limits = "open sesame", Limits(seconds=5.0)
+    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as listener:
+        Path(folder).chmod(0o755)
+        readable = Path(folder, "secret")
+        readable.write_text(secret)
+        attempts = {
+            "processes": [],
+            "programs": [],
+            "signals": [os.getpid()],
+            "writing": [str(Path(folder, "written"))],
+            "reading": [str(readable)],
+            "network": [listener.getsockname()[1]],
+            "memory": [limits.memory],
+            "time": [],
+        }
+        source = (FOLDER / "escapes.py").read_text(encoding="utf-8")
+        run = _run(source, "attempt", [[name, *rest] for name, rest in attempts.items()], limits, library=library)
+    if not run.layers:
+        return Protections((), {"sandbox": run.ended})
+    faults = {}
+    for name, result in zip(attempts, run.results, strict=True):
+        if result.error is not None or result.value:
+            faults[name] = run.ended or result.error or str(result.value)
+    return Protections(run.layers, faults)
+
+
+def _run(source: str, entry: str, calls: Sequence[Sequence[Any]], limits: Limits, *, library: bool = True) -> Run:
+    job = {
+        "source": source,
+        "entry": entry,
+        "calls": [list(arguments) for arguments in calls],
+        "library": library,
+        "parent": os.getpid(),
+        "processor_seconds": math.ceil(limits.seconds) + 1,
+        "memory": limits.memory,
+    }
+    # The order of sets depends on the hash seed, and a grade must not.
+    process = subprocess.Popen(
+        [sys.executable, "-s", "-S", "-P", "-B", str(FOLDER / "confined.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        env={"PYTHONHASHSEED": "0"},
+        start_new_session=True,
+    )
+    try:
+        data, ended = _converse(process, json.dumps(job).encode(), limits)
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+    return _understood(data, ended, len(calls))
+
+
+def _converse(process: subprocess.Popen[bytes], job: bytes, limits: Limits) -> tuple[bytes, str]:
+    """Hand the job over and read until the process is through or has used up what it may; why it was ended."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(job)
+        process.stdin.close()
+    data, begun, deadline = bytearray(), None, time.monotonic() + START
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while True:
+            if selector.select(TICK):
+                chunk = os.read(process.stdout.fileno(), 1 << 16)
+                if not chunk:
+                    return bytes(data), _how_it_ended(process)
+                data += chunk
+            if len(data) > OUTPUT:
+                return bytes(data[:OUTPUT]), "its results grew too large"
+            if begun is None and b"\n" in data:
+                begun, deadline = _processor_seconds(process.pid), time.monotonic() + PATIENCE * limits.seconds
+            if begun is not None and _processor_seconds(process.pid) - begun > limits.seconds:
+                return bytes(data), f"it used more than {limits.seconds:g} s of processor time"
+            if time.monotonic() > deadline:
+                return bytes(data), "it did not start" if begun is None else "it took too long by the clock"
+
+
+def _processor_seconds(pid: int) -> float:
+    """What the process has used so far: its processor clock, named by clock_getcpuclockid(3)'s rule."""
+    try:
+        return time.clock_gettime((~pid << 3) | 2)
+    except OSError:  # It has just ended.
+        return 0.0
+
+
+def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
+    try:
+        status = process.wait(timeout=1.0)
+    except subprocess.TimeoutExpired:
+        return "it closed its results"
+    return f"it was ended by {signal.Signals(-status).name}" if status < 0 else ""
+
+
+def _understood(data: bytes, ended: str, count: int) -> Run:
+    """What the lines of a process say; none of them is trusted to be what it should be."""
+    lines = [_object(line) for line in data.split(b"\n")[:-1]]
+    first, told = (lines[0], lines[1:]) if lines else ({}, [])
+    layers = tuple(map(str, first.get("layers", ())))
+    if not layers:
+        return Run((Result(error="the code was not run"),) * count, str(first.get("refused", ended)), ())
+    if told and "fault" in told[0]:
+        return Run((Result(error=str(told[0]["fault"])),) * count, ended, layers)
+    results = [
+        Result(value=line["value"]) if "value" in line else Result(error=str(line.get("error", "it wrote nonsense")))
+        for line in told[:count]
+    ]
+    ended = ended or ("it left before it was through" if len(results) < count else "")
+    return Run((*results, *[Result(error=ended)] * (count - len(results))), ended, layers)
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,98 @@
+"""From a scenario to token ids, with every place that is read and the place where the answer begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from affectlens.errors import UserError
+from affectlens.experiments.experiment import ReadingConfig, Scenario
+from affectlens.model.tokens import Text, tokenise
+from affectlens.stages.corpus import Document
+
+POOLED = ("text", "mean")
+"""Reading positions that are means over tokens; the others are single tokens."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A tokenised scenario.
+
+    Attributes:
+        ids: the begin token where there is one, the scenario, and how the answer begins.
+        lead: positions before the text. The first position of all is never changed: it takes up attention that has
+            nowhere to go, whatever stands there.
+        opening: position of the last token before the answer, ahead of a prefilled beginning of it.
+        places: positions by reading position; a scenario may lack one.
+    """
+
+    ids: tuple[int, ...]
+    lead: int
+    opening: int
+    places: Mapping[str, tuple[int, ...]]
+
+    @property
+    def first(self) -> int:
+        """The first position that steering may change."""
+        return max(1, self.lead)
+
+
+def read_prompt(tokenizer: Any, scenario: Scenario, readings: Sequence[ReadingConfig]) -> Prompt:
+    """Tokenise a scenario.
+
+    Raises:
+        UserError: the model's chat template refuses it.
+    """
+    names = [reading.at for reading in readings]
+    single = [name for name in names if name.partition(":")[0] not in POOLED]
+    text = tokenise_document(tokenizer, document_of(scenario), f"scenario {scenario.id}", ["answer", *single])
+    lead = len(text.lead)
+    places = {name: (lead + place,) for name, place in text.places.items()}
+    places |= {name: tuple(lead + place for place in _pooled(text, name)) for name in names if name not in single}
+    ids = (*text.lead, *text.ids.tolist(), *beginning(tokenizer, scenario.answer))
+    opening = text.places.get("answer", len(text.ids) - 1)
+    return Prompt(ids, lead, lead + opening, {name: found for name, found in places.items() if found})
+
+
+def tokenise_document(tokenizer: Any, document: Document, called: str, positions: Sequence[str] = ()) -> Text:
+    """As :func:`tokenise`; what it complains of is called by its name here."""
+    try:
+        return tokenise(tokenizer, document, positions)
+    except UserError as error:
+        raise UserError(str(error).replace(f"corpus document {document.index}", called)) from None
+
+
+def document_of(scenario: Scenario) -> Document:
+    """The scenario as capture knows texts: phrases become stretches of characters."""
+    spans: dict[str, list[list[int]]] = {}
+    contents = [message["content"] for message in scenario.messages]
+    for name, words in scenario.spans.items():
+        for number, content in enumerate(contents or [scenario.text]):
+            at = content.find(words)
+            if at >= 0:
+                spans[name] = [[number, at, at + len(words)] if contents else [at, at + len(words)]]
+                break
+    text = scenario.text.rstrip(" ") or "\n\n".join(contents)
+    return Document(0, "scenario", "", "", "", "test", text, tuple(scenario.messages), spans)
+
+
+def _pooled(text: Text, name: str) -> list[int]:
+    """Indices into the ids of all tokens of a text, or of all stretches of one name."""
+    kind, _, span = name.partition(":")
+    if kind == "text":
+        return text.kept.tolist()
+    return [int(text.kept[index]) for start, end in text.spans.get(span, ()) for index in range(start, end)]
+
+
+def beginning(tokenizer: Any, answer: str) -> list[int]:
+    """Token ids of how an answer begins; a space at its end belongs to the word that follows."""
+    return tokenizer(answer.rstrip(" "), add_special_tokens=False)["input_ids"]
+
+
+def continuation(tokenizer: Any, before: str, option: str) -> list[int]:
+    """Token ids of a candidate that continues ``before``, with a space between where words would run together."""
+    meets = before[-1:].isalnum() or before[-1:] in set(".,:;!?")
+    if before.endswith(" ") or (meets and option[:1].isalnum()):
+        option = " " + option.lstrip(" ")
+    return tokenizer(option, add_special_tokens=False)["input_ids"]

@@ -1,0 +1,163 @@
+"""What was seen in one experiment, as arrays on shared axes, and what an analysis makes of it.
+
+Analyses are pure functions of a :class:`Measured`; they know nothing of models, parts or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from affectlens.experiments.experiment import Experiment, Scenario
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Bool, Float
+
+Family = Literal["none", "concept", "isotropic", "covariance", "permuted"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is added to the residual stream.
+
+    Attributes:
+        vector: the concept, or the number of the control within its family; empty without steering.
+        family: what kind of vector it is.
+        strength: in units of the mean residual norm; 0 without steering.
+    """
+
+    vector: str = ""
+    family: Family = "none"
+    strength: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled answer.
+
+    Attributes:
+        cell: index of the cell.
+        scenario: index of the scenario.
+        sample: which of the answers to it.
+        text: what was said.
+        grade: what the grader says: ``label`` (a word, or None where it could not tell), ``score`` (0 to 1, or None),
+            ``reason``, and whatever else the grader knows.
+        loss: nats a token of the answer under the untouched model.
+        repetition: share of three-token runs that repeat.
+    """
+
+    cell: int
+    scenario: int
+    sample: int
+    text: str
+    grade: Mapping[str, Any]
+    loss: float
+    repetition: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything seen in one experiment.
+
+    Attributes:
+        experiment: the folder.
+        concepts: the axis of all readings.
+        ratings: valence and arousal of each concept, NaN where unknown.
+        directions: unit directions of the concepts at the study's layer.
+        cells: ``cells[0]`` is the model as it is.
+        manipulation: ``rises`` of shape ``cells concepts`` (how much every concept's words rise in neutral frames, in
+            nats) and ``perplexity`` of shape ``cells`` (ratio on neutral text).
+        readings: by name of the reading. One cell, or all of them if the experiment reads under steering. Centred
+            cosines, or activations of features. NaN where a scenario lacks the span.
+        words: the same concepts read from the scenarios' words alone (TF-IDF fitted on the study's stories).
+        against: readings in the second model.
+        residuals: by name of the reading, where they were asked for.
+        choice: log-odds of the target, in nats; NaN where a scenario has no options.
+        tournament: log-odds that the item of the row, standing first, is preferred to that of the column; NaN on the
+            diagonal. Its first axis goes with ``tournament_cells``. Under steering only pairs of a steered and an
+            unsteered item are compared, and not all of them (``opponents``); NaN elsewhere.
+        tournament_cells: indices of cells.
+        steered: which items carry the steering in a tournament.
+        items: text of the items of a tournament with their categories, from the scenarios or from a file.
+        rollouts: sampled answers; the three arrays below have a row each.
+        rollout_state: reading of the state while answering, under the cell's steering, read above it.
+        rollout_text: the same concepts read by the untouched model from the answer alone.
+        rollout_words: the same from the answer's words alone (TF-IDF).
+    """
+
+    experiment: Experiment
+    concepts: tuple[str, ...]
+    ratings: Mapping[str, Float[np.ndarray, "concepts"]]
+    directions: Float[np.ndarray, "concepts d_model"]
+    cells: tuple[Cell, ...]
+    manipulation: Mapping[str, Float[np.ndarray, "cells ..."]]
+    readings: Mapping[str, Float[np.ndarray, "cells_or_one scenarios concepts"]]
+    words: Float[np.ndarray, "scenarios concepts"]
+    against: Mapping[str, Float[np.ndarray, "scenarios concepts"]] = field(default_factory=dict)
+    residuals: Mapping[str, Float[np.ndarray, "scenarios d_model"]] = field(default_factory=dict)
+    choice: Float[np.ndarray, "cells scenarios"] | None = None
+    tournament: Float[np.ndarray, "tournament_cells items items"] | None = None
+    tournament_cells: tuple[int, ...] = ()
+    steered: Bool[np.ndarray, "items"] | None = None
+    items: tuple[tuple[str, str], ...] = ()
+    rollouts: tuple[Rollout, ...] = ()
+    rollout_state: Float[np.ndarray, "rollouts concepts"] | None = None
+    rollout_text: Float[np.ndarray, "rollouts concepts"] | None = None
+    rollout_words: Float[np.ndarray, "rollouts concepts"] | None = None
+
+    @property
+    def scenarios(self) -> tuple[Scenario, ...]:
+        """In the order of every "scenarios" axis."""
+        return self.experiment.scenarios
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page: cells are texts, numbers, or (value, low, high)."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of a chart, with intervals where there are any."""
+
+    name: str
+    x: Sequence[Any]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    labels: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of the page."""
+
+    title: str
+    kind: Literal["line", "bar", "scatter"]
+    x: str
+    y: str
+    series: Sequence[Series]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one analysis concludes.
+
+    Attributes:
+        sentences: plain words; the first is the answer, with its interval and its controls.
+        verdict: whether the claim was shown, was not shown, or could not be tested here (the reason is a sentence).
+        metrics: flat; ``x`` may come with ``x_low`` and ``x_high``.
+    """
+
+    verdict: Literal["shown", "not shown", "untestable", "described"]
+    sentences: Sequence[str]
+    metrics: Mapping[str, float]
+    tables: Sequence[Table] = ()
+    charts: Sequence[Chart] = ()

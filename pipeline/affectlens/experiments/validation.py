@@ -1,0 +1,242 @@
+"""Which experiments a study runs, and whether they fit the study: everything that can be seen before a model loads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from affectlens.config import nearest
+from affectlens.errors import ConfigError, UserError
+from affectlens.experiments.conclude.config import (
+    AccuracyConfig,
+    AnalysisConfig,
+    ArcConfig,
+    CourseConfig,
+    DiagonalConfig,
+    DoseConfig,
+    MaskingConfig,
+    PartingConfig,
+    PreferenceConfig,
+    RateConfig,
+    ShiftConfig,
+    TrendConfig,
+)
+from affectlens.experiments.experiment import (
+    ChoiceConfig,
+    Experiment,
+    RolloutConfig,
+    TournamentConfig,
+    read_experiment,
+)
+from affectlens.experiments.pairwise import items_file, with_items
+
+
+def names_in(folder: Path) -> list[str]:
+    """The experiments of a folder, alphabetically.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    folder = folder.expanduser()
+    if not folder.is_dir():
+        raise ConfigError(
+            f"`experiments.folder: {folder}`: no such folder; give the one that holds a folder for each experiment"
+        )
+    return sorted(path.parent.name for path in folder.glob("*/experiment.yaml"))
+
+
+def chosen_names(folder: Path, run: Sequence[str] | str) -> list[str]:
+    """The names asked for, in the order given.
+
+    Raises:
+        ConfigError: one does not exist; names the nearest.
+    """
+    if not run:
+        return []
+    known = names_in(folder)
+    if run == "all":
+        return known
+    for name in run:
+        if name not in known:
+            hint = nearest(name, known) if known else "the folder holds none"
+            raise ConfigError(f"`experiments.run: {name}`: {folder / name} is no experiment; {hint}")
+    if len(set(run)) < len(run):
+        raise ConfigError("`experiments.run`: name each experiment once")
+    return list(run)
+
+
+def read_chosen(folder: Path, run: Sequence[str] | str, limit: int | None = None) -> list[Experiment]:
+    """The experiments asked for, read from their folders.
+
+    Args:
+        limit: of each only so many groups of scenarios, spread evenly over the file.
+    """
+    found = []
+    for name in chosen_names(folder, run):
+        place = folder.expanduser() / name
+        experiment = read_experiment(place)
+        experiment = with_items(experiment, items_file(place, experiment.config.outcome(TournamentConfig)))
+        found.append(experiment if limit is None else limited(experiment, limit))
+    return found
+
+
+def files_of(folder: Path, experiment: Experiment) -> dict[str, Path]:
+    """What decides the result of an experiment, by role."""
+    place = folder.expanduser() / experiment.name
+    found = {f"{experiment.name}/{name}": place / name for name in ("experiment.yaml", "scenarios.jsonl")}
+    items = items_file(place, experiment.config.outcome(TournamentConfig))
+    return found | ({} if items is None else {f"{experiment.name}/items": items})
+
+
+def limited(experiment: Experiment, groups: int) -> Experiment:
+    """The experiment with so many groups of scenarios, spread evenly."""
+    names = list(dict.fromkeys(scenario.group for scenario in experiment.scenarios))
+    count = min(groups, len(names))
+    kept = {names[number * len(names) // count] for number in range(count)}
+    return replace(experiment, scenarios=tuple(each for each in experiment.scenarios if each.group in kept))
+
+
+def check_experiment(experiment: Experiment, concepts: Sequence[str], *, second: bool) -> None:
+    """Refuse an experiment that cannot be measured or concluded in this study.
+
+    Args:
+        concepts: of the study.
+        second: whether the study has a second model.
+
+    Raises:
+        UserError: the first fault found, in one sentence.
+    """
+    for fault in _faults(experiment, concepts, second):
+        raise UserError(f"experiment {experiment.name}: {fault}")
+
+
+def _faults(experiment: Experiment, concepts: Sequence[str], second: bool) -> Iterator[str]:
+    config = experiment.config
+    if not experiment.scenarios:
+        yield "scenarios.jsonl holds no scenario; write at least one"
+    for vector in config.steering.vectors if config.steering else ():
+        if vector not in concepts:
+            yield (
+                f"`steering.vectors: {vector}`: the study has no such concept; {nearest(vector, list(concepts))}, or "
+                "add it to `corpus.emotions`"
+            )
+    if config.against and not second:
+        yield "it compares two models; give the second as `experiments.against`"
+    yield from _reading_faults(experiment)
+    yield from _outcome_faults(experiment)
+    for analysis in config.analyses:
+        yield from (
+            f"analysis `{analysis.kind}`: {fault}" for fault in _analysis_faults(experiment, analysis, concepts)
+        )
+
+
+def _reading_faults(experiment: Experiment) -> Iterator[str]:
+    config = experiment.config
+    known = {name for scenario in experiment.scenarios for name in scenario.spans}
+    known |= {message["role"] for scenario in experiment.scenarios for message in scenario.messages}
+    for reading in config.readings:
+        kind, _, span = reading.at.partition(":")
+        if span and span not in known:
+            hint = nearest(span, sorted(known)) if known else "the scenarios name none"
+            yield f"reading `{reading.name}`: no scenario has the span `{span}` ({kind}); {hint}"
+        if reading.by == "features" and config.read_under_steering:
+            yield f"reading `{reading.name}`: features are read at the study's own layer, so not under steering"
+
+
+def _outcome_faults(experiment: Experiment) -> Iterator[str]:
+    choice: ChoiceConfig | None = experiment.config.outcome(ChoiceConfig)
+    if choice is not None:
+        asked = [scenario for scenario in experiment.scenarios if scenario.options]
+        if not asked:
+            yield "the outcome `choice` needs `options`, and no scenario has any"
+        for scenario in asked:
+            for key in (choice.target, choice.other):
+                if not scenario.options.get(key):
+                    yield f"scenario {scenario.id}: `options` has no `{key}`, which the outcome `choice` asks about"
+            if any(not wording.strip() for wordings in scenario.options.values() for wording in wordings):
+                yield f"scenario {scenario.id}: one of its `options` is empty; write an answer"
+    tournament: TournamentConfig | None = experiment.config.outcome(TournamentConfig)
+    if tournament is not None:
+        yield from _tournament_faults(experiment, tournament)
+    rollout: RolloutConfig | None = experiment.config.outcome(RolloutConfig)
+    if rollout is not None:
+        conditions = {scenario.condition for scenario in experiment.scenarios}
+        for condition in rollout.conditions:
+            if condition not in conditions:
+                hint = nearest(condition, sorted(conditions))
+                yield f"outcome `rollout`: no scenario has the condition `{condition}`; {hint}"
+    answered = [] if choice is None and rollout is None else experiment.scenarios
+    for scenario in answered:
+        if scenario.messages and scenario.messages[-1]["role"] == "assistant" and (rollout or scenario.options):
+            yield f"scenario {scenario.id}: its last message is the assistant's own, so nothing is left to answer"
+
+
+def _tournament_faults(experiment: Experiment, tournament: TournamentConfig) -> Iterator[str]:
+    for name in ("{a}", "{b}"):
+        if tournament.question.count(name) != 1:
+            yield f"`question` of the tournament must hold {name} once"
+    if len(experiment.scenarios) < 2 or not all(scenario.text for scenario in experiment.scenarios):
+        yield "the items of a tournament are scenarios with a `text`, two at least"
+
+
+def _analysis_faults(experiment: Experiment, analysis: AnalysisConfig, concepts: Sequence[str]) -> Iterator[str]:
+    config = experiment.config
+    known = [reading.name for reading in config.readings]
+    for name in _readings_of(analysis):
+        if name not in known:
+            yield f"there is no reading `{name}`; {nearest(name, known) if known else 'add it to `readings`'}"
+    factors = {name for scenario in experiment.scenarios for name in scenario.factors}
+    for key, name in _factors_of(analysis):
+        if name not in factors:
+            hint = nearest(name, sorted(factors)) if factors else "the scenarios have none"
+            yield f"`{key}: {name}`: no scenario has this factor; {hint}"
+    needed = _outcome_needed(analysis)
+    if needed is not None and config.outcome(needed) is None:
+        yield f"it needs the outcome `{needed.model_fields['kind'].default}`, which the experiment does not have"
+    if isinstance(analysis, DoseConfig | RateConfig):
+        vectors = config.steering.vectors if config.steering else ()
+        for vector in (*analysis.raises, *analysis.lowers):
+            if vector not in vectors:
+                yield f"`{vector}` is not among `steering.vectors`; add it there"
+        present = {scenario.condition for scenario in experiment.scenarios}
+        for condition in analysis.conditions:
+            if condition not in present:
+                yield f"no scenario has the condition `{condition}`; {nearest(condition, sorted(present))}"
+    for concept in analysis.concepts if isinstance(analysis, ArcConfig | PartingConfig) else ():
+        if concept.lstrip("+-") not in concepts:
+            yield f"`{concept}`: the study has no such concept; {nearest(concept, list(concepts))}"
+    if isinstance(analysis, ShiftConfig) and not config.against:
+        yield "it compares two models; set `against: true` in experiment.yaml"
+    if isinstance(analysis, MaskingConfig) and not any(
+        reading.keep_residual for reading in config.readings if reading.name == analysis.reading
+    ):
+        yield f"reading `{analysis.reading}` needs `keep_residual: true`"
+
+
+def _readings_of(analysis: AnalysisConfig) -> tuple[str, ...]:
+    if isinstance(analysis, ArcConfig | CourseConfig):
+        return analysis.readings
+    return () if isinstance(analysis, DoseConfig | RateConfig | PartingConfig) else (analysis.reading,)
+
+
+def _factors_of(analysis: AnalysisConfig) -> list[tuple[str, str]]:
+    keys = {
+        DiagonalConfig: ("factor",),
+        TrendConfig: ("level", "expects"),
+        CourseConfig: ("factor", "who"),
+        MaskingConfig: ("masked", "shown"),
+        AccuracyConfig: ("framing",),
+    }
+    return [(key, getattr(analysis, key)) for key in keys.get(type(analysis), ())]
+
+
+def _outcome_needed(analysis: AnalysisConfig) -> type | None:
+    needed = {
+        PreferenceConfig: TournamentConfig,
+        DoseConfig: ChoiceConfig,
+        AccuracyConfig: ChoiceConfig,
+        RateConfig: RolloutConfig,
+        PartingConfig: RolloutConfig,
+    }
+    return needed.get(type(analysis))

@@ -1,0 +1,273 @@
+"""What may be done to a residual stream: pure functions (activation, ...) -> delta, and where they are applied.
+
+Every function works on a whole batch: each row has its own direction or features, and its own strength, so a
+dose-response grid with its controls is one batch. At strength 0 each of them returns exactly 0. Nothing is decoded:
+features are changed by the difference they make, which keeps what the SAE does not explain (the error-preserving
+form; Marks et al. 2024, "Sparse feature circuits", section 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from affectlens.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+    Residual = Float[Tensor, "rows positions d_model"]
+    Delta = Callable[[Residual], Residual]
+    Encode = Callable[[Float[Tensor, "... d_model"]], Float[Tensor, "... d_sae"]]
+
+
+def add(
+    residual: Residual, direction: Float[Tensor, "rows d_model"], strength: Float[Tensor, "rows"], unit: float
+) -> Residual:
+    """Push every position along a direction.
+
+    Args:
+        direction: one per row; at norm 1, ``strength`` is the size of the push in ``unit``.
+        strength: one per row.
+        unit: what strength 1 means in the residual stream: its mean norm at this layer (Sofroniew et al. 2026).
+    """
+    return (strength * unit)[:, None, None] * direction[:, None, :].expand_as(residual)
+
+
+def project_out(
+    residual: Residual,
+    direction: Float[Tensor, "rows d_model"],
+    centre: Float[Tensor, "d_model"],
+    strength: Float[Tensor, "rows"],
+    along: Float[Tensor, "rows d_model"] | None = None,
+) -> Residual:
+    """Remove what the centred residual has along a unit direction (all of it at strength 1).
+
+    Args:
+        centre: what is taken off before projecting, so that the average text is left where it is.
+        along: the removed amount is taken along this unit direction instead: a control that, position by position,
+            has the same norm.
+    """
+    return move_to(residual, direction, centre, strength.new_zeros(len(strength)), strength, along)
+
+
+def move_to(
+    residual: Residual,
+    direction: Float[Tensor, "rows d_model"],
+    centre: Float[Tensor, "d_model"],
+    target: Float[Tensor, "rows"],
+    strength: Float[Tensor, "rows"],
+    along: Float[Tensor, "rows d_model"] | None = None,
+) -> Residual:
+    """Bring the centred projection onto a unit direction to ``target`` (all the way at strength 1).
+
+    Args:
+        target: one per row, in units of the residual stream.
+        along: as in :func:`project_out`.
+    """
+    found = ((residual.float() - centre) * direction[:, None, :]).sum(dim=-1, keepdim=True)
+    moved = strength[:, None, None] * (target[:, None, None] - found)
+    return moved * (direction if along is None else along)[:, None, :]
+
+
+def set_features(
+    residual: Residual,
+    encode: Encode,
+    features: Int[Tensor, "rows k"],
+    decoder: Float[Tensor, "rows k d_model"],
+    values: Float[Tensor, "rows k"],
+    strength: Float[Tensor, "rows"],
+) -> Residual:
+    """Give SAE features other codes: 0 ablates them, their mean or a drawn code too, any value clamps them.
+
+    Args:
+        encode: the SAE's encoder.
+        features: the features each row changes.
+        decoder: their decoder rows; others of the same norms make a control.
+        values: the codes they get.
+        strength: share of the way from the code that was found to the new one.
+    """
+    found = _codes(residual, encode, features)
+    change = strength[:, None, None] * (values[:, None, :] - found)
+    return change @ decoder
+
+
+def scale_features(
+    residual: Residual,
+    encode: Encode,
+    features: Int[Tensor, "rows k"],
+    decoder: Float[Tensor, "rows k d_model"],
+    factor: Float[Tensor, "rows"],
+    strength: Float[Tensor, "rows"],
+) -> Residual:
+    """Multiply the codes of SAE features by a factor, wherever they fire; arguments as in :func:`set_features`."""
+    found = _codes(residual, encode, features)
+    return (strength * (factor - 1))[:, None, None] * found @ decoder
+
+
+def _codes(residual: Residual, encode: Encode, features: Int[Tensor, "rows k"]) -> Float[Tensor, "rows positions k"]:
+    codes = encode(residual.float())
+    return codes.gather(-1, features[:, None, :].expand(-1, residual.shape[1], -1))
+
+
+def drawn_codes(
+    codes: Float[np.ndarray, "tokens features"], rows: int, generator: np.random.Generator
+) -> Float[np.ndarray, "rows features"]:
+    """Codes for resample ablation: each row gets those of one token drawn from a text where they may fire.
+
+    The codes of a row come from the same token, so features that fire together are drawn together.
+    """
+    return codes[generator.integers(len(codes), size=rows)]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of positions for each row; position 0 is the first the model sees, the begin token where there is one.
+
+    Attributes:
+        start: first position that is changed.
+        end: first position after it that is not.
+    """
+
+    start: Int[Tensor, "rows"]
+    end: Int[Tensor, "rows"]
+
+    @classmethod
+    def text(cls, rows: int, lead: int) -> Span:
+        """Everything but what stands before the text (its residual norm can be tens of times that of words)."""
+        return cls.onward(rows, lead)
+
+    @classmethod
+    def onward(cls, rows: int, start: int) -> Span:
+        """From one position on, without end."""
+        import torch
+
+        return cls(torch.full((rows,), start), torch.full((rows,), torch.iinfo(torch.long).max))
+
+    @classmethod
+    def prompt(cls, lengths: Sequence[int], lead: int) -> Span:
+        """The text of prompts with so many text tokens, and nothing that is generated after them."""
+        import torch
+
+        return cls(torch.full((len(lengths),), lead), torch.tensor(lengths) + lead)
+
+    @classmethod
+    def answer(cls, lengths: Sequence[int], lead: int) -> Span:
+        """All that follows prompts with so many text tokens."""
+        import torch
+
+        start = torch.tensor(lengths) + lead
+        return cls(start, torch.full_like(start, torch.iinfo(torch.long).max))
+
+    @classmethod
+    def named(cls, runs: Sequence[tuple[int, int]], lead: int) -> Span:
+        """One run of text tokens per row, as :func:`find_span` returns it."""
+        import torch
+
+        start, end = torch.tensor(runs).reshape(-1, 2).T
+        return cls(start + lead, end + lead)
+
+    def mask(self, first: int, count: int) -> Bool[Tensor, "rows count"]:
+        """Which of ``count`` positions from ``first`` on lie in the run."""
+        import torch
+
+        places = torch.arange(first, first + count)
+        return (places >= self.start[:, None]) & (places < self.end[:, None])
+
+
+def find_span(tokenizer: Any, text: str, phrase: str) -> tuple[int, int]:
+    """The tokens of ``text`` that hold ``phrase`` where it first stands: first, and first after them.
+
+    Raises:
+        UserError: the phrase does not stand in the text.
+    """
+    at = text.find(phrase)
+    if at < 0 or not phrase:
+        raise UserError(f"the span `{phrase}` does not stand in the text `{text[:60]}`; name words that do")
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    inside = [index for index, (low, high) in enumerate(offsets) if low < at + len(phrase) and high > at]
+    return inside[0], inside[-1] + 1
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Something done to the residual stream after one block.
+
+    Attributes:
+        layer: the block.
+        delta: residual of the edit's rows -> what is added to it.
+        rows: which rows of the batch, in the order of ``delta``'s own rows; None for all.
+        span: at which positions of these rows; None for all.
+    """
+
+    layer: int
+    delta: Delta
+    rows: Int[Tensor, "edited"] | None = None
+    span: Span | None = None
+
+    def apply(self, residual: Residual, first: int) -> Residual:
+        """The residual after the edit, as a new tensor; ``first`` is the position its first column stands at."""
+        mask = None if self.span is None else self.span.mask(first, residual.shape[1]).to(residual.device)
+        if mask is not None and not mask.any():
+            return residual
+        chosen = residual if self.rows is None else residual[self.rows]
+        delta = self.delta(chosen)
+        if mask is not None:
+            delta = delta.masked_fill(~mask[:, :, None], 0)
+        if self.rows is None:
+            return residual + delta.to(residual.dtype)
+        return residual.index_add(0, self.rows, delta.to(residual.dtype))
+
+
+@contextmanager
+def editing(bridge: Any, edits: Sequence[Edit], *, cached: bool = False) -> Iterator[None]:
+    """Within, every forward pass of the bridge is edited; whatever happens, nothing stays behind.
+
+    Args:
+        bridge: transformer-lens's ``TransformerBridge``.
+        edits: applied in this order; several at one layer see each other's result.
+        cached: passes are the steps of one generation under a key-value cache, each beginning where the last one
+            ended. Otherwise every pass begins at position 0.
+
+    Raises:
+        UserError: an edit at a layer the model does not have.
+    """
+    depth = len(bridge.blocks)
+    by_layer: dict[int, list[Edit]] = {}
+    for edit in edits:
+        if not 0 <= edit.layer < depth:
+            raise UserError(f"an intervention is set at layer {edit.layer}, but the model has layers 0 to {depth - 1}")
+        by_layer.setdefault(edit.layer, []).append(edit)
+    with ExitStack() as stack:
+        for layer, own in by_layer.items():
+            handle = bridge.blocks[layer].hook_out.register_forward_hook(partial(_edit_output, _Place(cached), own))
+            stack.callback(handle.remove)
+        yield
+
+
+class _Place:
+    """How many positions a hook has seen before this pass."""
+
+    def __init__(self, cached: bool) -> None:
+        self.cached = cached
+        self.first = 0
+
+    def advance(self, count: int) -> int:
+        first = self.first
+        self.first += count if self.cached else 0
+        return first
+
+
+def _edit_output(
+    place: _Place, edits: Sequence[Edit], module: torch.nn.Module, inputs: Any, residual: Residual
+) -> Residual:
+    first = place.advance(residual.shape[1])
+    for edit in edits:
+        residual = edit.apply(residual, first)
+    return residual

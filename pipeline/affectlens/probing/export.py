@@ -1,0 +1,107 @@
+"""Directions in the formats of other tools: numpy's ``.npz``, and control-vector GGUF (repeng, llama.cpp).
+
+A control-vector file holds one concept: tensors ``direction.<layer>``, float32, added to the residual stream after
+that block. Its readers keep no room for block 0, so that layer is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from affectlens.errors import UserError
+
+ARCHITECTURE = "controlvector"
+Layers = Mapping[int, Float[np.ndarray, "concepts d_model"]]
+
+
+def write_npz(path: Path, concepts: tuple[str, ...], layers: Layers) -> None:
+    """One array ``layer_<n>`` [concepts, d_model] a layer, and the names as ``concepts``."""
+    arrays = {f"layer_{layer}": np.asarray(values, np.float32) for layer, values in sorted(layers.items())}
+    np.savez(path, concepts=np.array(concepts), **arrays)  # type: ignore[arg-type]
+
+
+def write_gguf(folder: Path, concepts: tuple[str, ...], layers: Layers, model: str) -> list[Path]:
+    """One control-vector file a concept.
+
+    Args:
+        folder: gets ``<concept>.gguf``; blanks in names become underscores.
+        concepts: names of the rows.
+        layers: from layer to vectors.
+        model: architecture the vectors are for, as llama.cpp names it (``model_hint``).
+
+    Returns:
+        The files; none when only layer 0 is given.
+    """
+    from gguf import GGUFWriter
+
+    usable = {layer: values for layer, values in sorted(layers.items()) if layer > 0}
+    if not usable:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for index, concept in enumerate(concepts):
+        path = folder / f"{concept.replace(' ', '_')}.gguf"
+        writer = GGUFWriter(path, ARCHITECTURE)
+        writer.add_string(f"{ARCHITECTURE}.model_hint", model)
+        writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(usable))
+        for layer, values in usable.items():
+            writer.add_tensor(f"direction.{layer}", np.ascontiguousarray(values[index], dtype=np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        files.append(path)
+    return files
+
+
+def read(path: Path, concepts: tuple[str, ...], layer: int, width: int) -> Float[np.ndarray, "concepts d_model"]:
+    """The vectors of these concepts at one layer, from what this module or another tool wrote.
+
+    Args:
+        path: an ``.npz`` file as :func:`write_npz` writes it, or a folder of control-vector GGUF files named after
+            their concepts.
+        concepts: rows wanted, in this order.
+        layer: whose residual stream they are for.
+        width: d_model.
+
+    Raises:
+        UserError: a concept or the layer is missing, or the width is another.
+    """
+    found = _from_folder(path, concepts, layer) if path.is_dir() else _from_npz(path, concepts, layer)
+    if found.shape[1] != width:
+        raise UserError(f"{path}: its vectors have {found.shape[1]} numbers, the model's residual stream has {width}")
+    return found
+
+
+def _from_npz(path: Path, concepts: tuple[str, ...], layer: int) -> np.ndarray:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable .npz file ({error}); export the directions again") from None
+    names = [str(name) for name in arrays.get("concepts", [])]
+    missing = [concept for concept in concepts if concept not in names]
+    if missing:
+        raise UserError(f"{path}: has no direction of {missing[0]!r}; add it to `concepts`, or leave it out here")
+    if f"layer_{layer}" not in arrays:
+        raise UserError(f"{path}: has no array `layer_{layer}`; export that layer, or study one that is there")
+    return arrays[f"layer_{layer}"][[names.index(concept) for concept in concepts]].astype(np.float64)
+
+
+def _from_folder(folder: Path, concepts: tuple[str, ...], layer: int) -> np.ndarray:
+    from gguf import GGUFReader
+
+    rows = []
+    for concept in concepts:
+        path = folder / f"{concept.replace(' ', '_')}.gguf"
+        if not path.is_file():
+            raise UserError(f"{folder}: has no {path.name}; add the control vector, or leave the concept out")
+        tensors = {tensor.name: tensor.data for tensor in GGUFReader(path).tensors}
+        if f"direction.{layer}" not in tensors:
+            raise UserError(f"{path}: has no `direction.{layer}`; export that layer, or study one that is there")
+        rows.append(np.array(tensors[f"direction.{layer}"], dtype=np.float64))
+    return np.stack(rows)

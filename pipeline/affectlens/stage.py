@@ -1,0 +1,163 @@
+"""What every stage is: a map over independent parts and a merge, with one folder of results.
+
+The vocabulary of the whole package is here and nowhere else: :class:`Part`, :class:`Setting`, :class:`Stage`.
+A stage knows nothing of processes, clusters, locks or folders of other stages; ``runner.py`` does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from affectlens.config import Config
+from affectlens.model.subject import ModelConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from affectlens.tracking.interface import Run
+
+Metrics = dict[str, float]
+Progress = Callable[[float], None]
+"""Called by a running part with the units of work done since the last call."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One independent slice of a stage's work.
+
+    Attributes:
+        name: file-system safe, unique within the stage, stable from run to run.
+        size: units of work in it (tokens, features, ...), for progress and time left.
+        payload: JSON-able description of the slice; all that ``run_part`` needs besides the stage itself.
+    """
+
+    name: str
+    size: float = 1.0
+    payload: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a stage may know of the study around it.
+
+    Attributes:
+        seed: the study's seed; use :meth:`Stage.generator`, never this directly.
+        model: the model under study.
+        device: where to compute (``cpu``, ``cuda:0``, ...). Never part of a fingerprint.
+        threads: threads of this worker. Fixed by the config so that the number of workers cannot change bytes.
+        models: folder for converted models, shared by all studies.
+    """
+
+    seed: int
+    model: ModelConfig
+    device: str
+    threads: int
+    models: Path
+
+
+C = TypeVar("C", bound=Config)
+A = TypeVar("A")
+
+
+class Stage(ABC, Generic[C, A]):
+    """A step of the study. Subclasses fill in the furniture in this order.
+
+    Class attributes:
+        name: folder and config section.
+        version: raise it whenever the same config must give different results than before.
+        config_class: the config section.
+        needs: names of the stages whose results it reads.
+        reads_model: whether the identity and settings of the model enter the fingerprint directly.
+        seeded: whether the study's seed enters the fingerprint.
+        resumes_parts: whether an unfinished part's folder is handed to ``run_part`` again as it was left (checkpoints).
+        keeps_parts: whether ``parts/`` stays in the result (because the parts *are* the result, or cost hours, so that
+            a damaged merge must not cost them).
+        uploads: whether Weights & Biases may be given the files, and not only where they lie.
+        unit: what ``Part.size`` counts, for the progress bar.
+        headline: metrics shown when a study ends, as (metric, what it is); its interval is found by itself.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    config_class: ClassVar[type[Config]]
+    needs: ClassVar[tuple[str, ...]] = ()
+    reads_model: ClassVar[bool] = False
+    seeded: ClassVar[bool] = False
+    keeps_parts: ClassVar[bool] = False
+    uploads: ClassVar[bool] = True
+    resumes_parts: ClassVar[bool] = False
+    unit: ClassVar[str] = "parts"
+    headline: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+    def __init__(self, config: C, setting: Setting, results: Mapping[str, Any]) -> None:
+        self.config = config
+        self.setting = setting
+        self._results = results
+
+    def need(self, kind: type[Stage[Any, A2]]) -> A2:
+        """The opened result of an earlier stage, typed by that stage's class."""
+        return self._results[kind.name]
+
+    def generator(self, part: str = "") -> np.random.Generator:
+        """The random generator of (study seed, stage, part): the same wherever and whenever the part runs."""
+        import numpy as np
+
+        return np.random.default_rng(self.seed_of(part))
+
+    def seed_of(self, part: str = "") -> int:
+        """A 63-bit seed for libraries that want an integer, derived as :meth:`generator` is."""
+        text = json.dumps([self.setting.seed, self.name, part])
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+    @classmethod
+    def check(cls, study: Any) -> None:
+        """Refuse, before anything runs, what this stage can see is wrong.
+
+        Args:
+            study: the whole study config; every section is an attribute.
+
+        Raises:
+            ValueError: one sentence that begins with the offending key.
+        """
+
+    @classmethod
+    def identities(cls, study: Any) -> dict[str, Path]:
+        """The files and folders outside the cache that the stage reads; their content enters the fingerprint."""
+        return {}
+
+    @abstractmethod
+    def parts(self) -> Sequence[Part]:
+        """The slices of the work. Must be cheap, and the same on every call."""
+
+    def disk_bytes(self, parts: Sequence[Part]) -> int:
+        """What these parts will write, about; asked before the first of them runs. 0: too little to matter."""
+        return 0
+
+    @abstractmethod
+    def run_part(self, part: Part, out: Path, progress: Progress) -> None:
+        """Do one slice and write it into ``out``, which becomes visible only when this returns.
+
+        ``out`` is empty, unless the stage resumes parts: then it may hold what an interrupted run left there.
+        """
+
+    @abstractmethod
+    def finish(self, parts: Mapping[str, Path], out: Path) -> Metrics:
+        """Merge the finished parts (in the order of :meth:`parts`) into ``out``; return the flat metrics."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, folder: Path) -> A:
+        """The finished result as later stages see it."""
+
+    @classmethod
+    def track(cls, result: A, run: Run) -> None:
+        """Send tables and charts of a finished result to experiment tracking (metrics are sent already)."""
+
+
+A2 = TypeVar("A2")

@@ -1,0 +1,280 @@
+"""What the model computes on every text, once: token by token for SAEs, and reduced per text for readouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, field_validator
+
+from affectlens.config import Config
+from affectlens.errors import UserError
+from affectlens.model import subject as subjects
+from affectlens.stage import Metrics, Part, Progress, Stage
+from affectlens.stages.corpus import CorpusStage, Document
+
+if TYPE_CHECKING:
+    from affectlens.activations import ActivationStore
+    from affectlens.activations.caching import Wanted
+    from affectlens.activations.writing import ShardWriter
+    from affectlens.model.reading import Reader
+    from affectlens.model.tokens import Text
+
+SiteName = Literal["resid_pre", "resid_post", "attn_out", "mlp_out"]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")]
+Position = Annotated[str, StringConstraints(pattern=r"^(last|answer|(before|end):[A-Za-z0-9_.-]+)$")]
+COLUMNS = ("kind", "emotion", "topic", "narrator", "split")
+"""Of the corpus, kept per document."""
+
+
+class ActivationsConfig(Config):
+    """What is read from the model, and how it is stored."""
+
+    sites: tuple[SiteName, ...] = ("resid_post",)
+    """What is read at each layer: the residual stream before and after the block, and what its two halves add to it."""
+    token_rows: bool = True
+    """Whether values are kept at every text token: SAEs need them, directions do not."""
+    token_layers: tuple[int, ...] = ()
+    """Further layers whose token rows are kept. The study's layer always is."""
+    pooled_layers: tuple[int, ...] = ()
+    """Further layers that are kept per text, for comparing layers. Layers with token rows always are."""
+    means: bool = True
+    """Whether the mean over each text's tokens from `first_token` on is kept."""
+    first_token: int = Field(default=50, ge=0)
+    """Means are over the text's tokens from this one on: the first tokens say little about the story yet."""
+    spans: tuple[Name, ...] = ()
+    """Means over these are kept too: a speaker of chats (`user`, `assistant`, ...), or a span that texts name."""
+    positions: tuple[Position, ...] = ()
+    """Values kept at single tokens: `last`, `answer` (just before it), `before:NAME` or `end:NAME` of a span."""
+    window: int = Field(default=2048, ge=16)
+    """Most tokens that go through the model at once. Longer texts are cut into windows; none is cut off."""
+    overlap: int | None = Field(default=None, ge=0)
+    """Tokens of the window before that every further window sees again as context; a quarter of it by default."""
+    storage: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the stored token rows. `auto`: as computed."""
+    texts_per_part: int = Field(default=48, ge=1)
+    """Size of the slices that are computed, stored and resumed as one; a few thousand suit an accelerator."""
+    tokens_per_batch: int = Field(default=2048, ge=1)
+    """Most tokens, padding included, that go through the model at once. Belongs to the part, not to the machine."""
+
+    @field_validator("sites")
+    @classmethod
+    def _with_residual(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "resid_post" not in value or len(set(value)) < len(value):
+            raise ValueError("name each site once, and resid_post among them; the later stages read it")
+        return value
+
+    @field_validator("overlap")
+    @classmethod
+    def _less_than_window(cls, value: int | None, info: Any) -> int | None:
+        if value is not None and value > info.data.get("window", 2 * value) // 2:
+            raise ValueError(f"{value} tokens of overlap are more than half a window; lower it or raise `window`")
+        return value
+
+
+class ActivationsStage(Stage[ActivationsConfig, "ActivationStore"]):
+    """Cache what the model computes as HDF5 shards, one a part."""
+
+    name = "activations"
+    version = 2
+    config_class = ActivationsConfig
+    needs = ("corpus",)
+    reads_model = True
+    keeps_parts = True
+    uploads = False
+    unit = "texts"
+
+    @classmethod
+    def check(cls, study: Any) -> None:
+        known = subjects.shape(study.model)
+        for key in ("token_layers", "pooled_layers"):
+            for layer in getattr(study.activations, key):
+                if layer < 0 or (known is not None and layer >= known.layers):
+                    top = f"0 to {known.layers - 1}" if known else "from 0 up"
+                    raise ValueError(f"`activations.{key}: {layer}`: {study.model.name} has layers {top}")
+
+    def parts(self) -> Sequence[Part]:
+        documents = self.need(CorpusStage).documents
+        size = self.config.texts_per_part
+        return [
+            Part(f"{start // size:05d}", size=len(documents[start : start + size]), payload={"start": start})
+            for start in range(0, len(documents), size)
+        ]
+
+    def documents(self, part: Part) -> tuple[Document, ...]:
+        """The texts of a part."""
+        start = part.payload["start"]
+        return self.need(CorpusStage).documents[start : start + self.config.texts_per_part]
+
+    @cached_property
+    def wanted(self) -> Wanted:
+        """What every pass keeps."""
+        import torch
+
+        from affectlens.activations.caching import Wanted
+
+        config, layer = self.config, self.setting.model.layer
+        tokens = {layer, *config.token_layers} if config.token_rows else set()
+        computed = subjects.resolve_dtype(self.setting.model.dtype, self.setting.device)
+        return Wanted(
+            token_sites=self._at(tokens),
+            pooled_sites=self._at({layer, *tokens, *config.pooled_layers}),
+            means=config.means,
+            first_token=config.first_token,
+            spans=config.spans,
+            positions=config.positions,
+            storage=computed if config.storage == "auto" else getattr(torch, config.storage),
+        )
+
+    def _at(self, layers: set[int]) -> tuple[Any, ...]:
+        from affectlens.model.reading import Site
+
+        return tuple(Site(layer, site) for layer in sorted(layers) for site in sorted(self.config.sites))
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's own, without its weights."""
+        return subjects.load_tokenizer(self.setting.model, self.setting.models)
+
+    @cached_property
+    def reader(self) -> Reader:
+        """The model, loaded as far up as it is read."""
+        from affectlens.model.reading import open_reader
+
+        setting = self.setting
+        return open_reader(setting.model, self.wanted.sites, device=setting.device, models=setting.models)
+
+    def disk_bytes(self, parts: Sequence[Part]) -> int:
+        from affectlens.plan import shard_bytes
+
+        return shard_bytes(self, parts)
+
+    def run_part(self, part: Part, out: Path, progress: Progress) -> None:
+        from affectlens.activations import SHARD
+        from affectlens.activations.caching import Caching
+        from affectlens.activations.writing import ShardWriter
+
+        documents, texts = self.documents(part), self._tokenised(part)
+        window, overlap = self.windows
+        pad = self.tokenizer.pad_token_id
+        fill = (self.tokenizer.eos_token_id or 0) if pad is None else pad
+        caching = Caching(self.reader, self.wanted, documents, texts, fill)
+        with ShardWriter(out / SHARD, self._attributes()) as writer:
+            self._add_columns(writer, documents, texts)
+            caching.run(
+                writer,
+                budget=self.config.tokens_per_batch,
+                window=window,
+                overlap=overlap,
+                progress=progress,
+            )
+
+    @property
+    def windows(self) -> tuple[int, int]:
+        """Most tokens at once, and how many of the window before are seen again.
+
+        Raises:
+            UserError: the model takes too few at once for the overlap that was asked for.
+        """
+        window = min(self.config.window, self.reader.context or self.config.window)
+        overlap = window // 4 if self.config.overlap is None else self.config.overlap
+        if overlap > window // 2:
+            raise UserError(
+                f"`activations.overlap: {overlap}`: more than half of the {window} tokens that "
+                f"{self.setting.model.name} takes at once; lower it"
+            )
+        return window, overlap
+
+    def _attributes(self) -> dict[str, Any]:
+        """Of every shard, so that it can be understood alone."""
+        config, (window, overlap) = self.config, self.windows
+        return {
+            "d_model": self.reader.width,
+            "means": config.means,
+            "first_token": config.first_token,
+            "spans": list(config.spans),
+            "positions": list(config.positions),
+            "columns": list(COLUMNS),
+            "window": window,
+            "overlap": overlap,
+        }
+
+    def _add_columns(self, writer: ShardWriter, documents: Sequence[Document], texts: Sequence[Text]) -> None:
+        """The corpus's columns and the spans; every shard gives them the same width, so that shards can be joined."""
+        import numpy as np
+
+        corpus = self.need(CorpusStage).documents
+        for name in COLUMNS:
+            width = max(len(getattr(document, name).encode()) for document in corpus)
+            writer.add_text(f"documents/{name}", [getattr(document, name) for document in documents], width)
+        found = [
+            (document.index, start, end, name)
+            for document, text in zip(documents, texts, strict=True)
+            for name, ranges in sorted(text.spans.items())
+            for start, end in ranges
+        ]
+        for column, key in enumerate(("document", "start", "end")):
+            writer.add(f"spans/{key}", np.array([row[column] for row in found], dtype=np.int32))
+        names = {message["role"] for document in corpus for message in document.messages}
+        names |= {name for document in corpus for name in document.spans}
+        writer.add_text("spans/name", [row[3] for row in found], max((len(name.encode()) for name in names), default=1))
+
+    def _tokenised(self, part: Part) -> list[Text]:
+        """The texts of a part; those of the next are tokenised while this one is computed."""
+        ahead = self._ahead.pop(part.name, None) or self._tokenising.submit(self._tokenise, part)
+        parts = self.parts()
+        after = [each.name for each in parts].index(part.name) + 1
+        self._ahead.clear()
+        if after < len(parts):
+            self._ahead[parts[after].name] = self._tokenising.submit(self._tokenise, parts[after])
+        return ahead.result()
+
+    @cached_property
+    def _ahead(self) -> dict[str, Future[list[Text]]]:
+        return {}
+
+    @cached_property
+    def _tokenising(self) -> ThreadPoolExecutor:
+        # One thread does all of it: a tokenizer must not be used by two at once.
+        return ThreadPoolExecutor(1, thread_name_prefix="tokenising")
+
+    def _tokenise(self, part: Part) -> list[Text]:
+        from affectlens.model.tokens import tokenise
+
+        found = []
+        for document in self.documents(part):
+            text = tokenise(self.tokenizer, document, self.config.positions)
+            least = self.config.first_token if self.config.means else 0
+            if len(text) <= least:
+                remedy = f"`activations.first_token` is {least}; give a longer text or lower that key"
+                raise UserError(
+                    f"corpus document {document.index} ({document.emotion or document.kind}, "
+                    f"{document.topic or 'neutral'}) has {len(text)} tokens, but "
+                    + (remedy if least else "one at least is needed; give it a text")
+                )
+            found.append(text)
+        return found
+
+    def finish(self, parts: Mapping[str, Path], out: Path) -> Metrics:
+        from affectlens.activations.joining import write_index
+
+        index = write_index(out, parts)
+        return {
+            "rows": float(index["rows"]),
+            "documents": float(index["documents"]),
+            "d_model": float(index["d_model"]),
+            **{
+                f"mean_norm_layer_{layer}" + ("" if site == "resid_post" else f"_{site}"): total / index["rows"]
+                for layer, sites in index["norm_sum"].items()
+                for site, total in sites.items()
+            },
+        }
+
+    @classmethod
+    def open(cls, folder: Path) -> ActivationStore:
+        from affectlens.activations import ActivationStore
+
+        return ActivationStore(folder)

@@ -1,0 +1,170 @@
+"""One self-contained HTML page: everything the study found, with what it cannot show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from affectlens.config import Config
+from affectlens.errors import DamagedResult
+from affectlens.run import manifest
+from affectlens.stage import Metrics, Part, Progress, Stage
+from affectlens.stages.activations import ActivationsStage
+from affectlens.stages.causal import CausalStage
+from affectlens.stages.compare import CompareStage
+from affectlens.stages.corpus import CorpusStage
+from affectlens.stages.directions import DirectionsStage
+from affectlens.stages.experiments import ExperimentsStage
+from affectlens.stages.geometry import GeometryStage
+from affectlens.stages.match import MatchStage
+from affectlens.stages.sae import SaeStage
+
+if TYPE_CHECKING:
+    from affectlens.report.evidence import Evidence, Provenance
+
+PAGE = "report.html"
+
+
+class ReportConfig(Config):
+    """What the page looks like. Changing it computes nothing but the page."""
+
+    title: str = ""
+    """Of the page; made from model and layer when empty."""
+    concepts_shown: int = Field(default=60, ge=0)
+    """Concepts with a card of their own, best features first. Figures and tables hold all."""
+    contexts_per_feature: int = Field(default=3, ge=0)
+    """Passages shown for each feature."""
+    words_per_concept: int = Field(default=8, ge=0)
+    """Logit-lens words shown for each direction and feature."""
+    theme: Literal["auto", "light", "dark"] = "auto"
+    """`auto` follows the reader's system."""
+    colours: Literal["paper", "contrast"] = "paper"
+    """The palette; `contrast` is black on white and white on black."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page of a study."""
+
+    folder: Path
+
+    @property
+    def page(self) -> Path:
+        """The HTML file; it needs no other."""
+        return self.folder / PAGE
+
+
+class ReportStage(Stage[ReportConfig, Report]):
+    """Put everything on a page."""
+
+    name = "report"
+    version = 2
+    config_class = ReportConfig
+    needs = ("corpus", "activations", "sae", "directions", "match", "compare", "geometry", "causal", "experiments")
+    unit = "pages"
+
+    def parts(self) -> Sequence[Part]:
+        return [Part("page")]
+
+    def run_part(self, part: Part, out: Path, progress: Progress) -> None:
+        from affectlens.report.render import render
+
+        html = render(self.evidence(), **self.config.model_dump())
+        (out / PAGE).write_text(html, encoding="utf-8", newline="\n")
+        progress(part.size)
+
+    def finish(self, parts: Mapping[str, Path], out: Path) -> Metrics:
+        page = (parts["page"] / PAGE).read_bytes()
+        (out / PAGE).write_bytes(page)
+        return {"page_megabytes": round(len(page) / 1e6, 3)}
+
+    @classmethod
+    def open(cls, folder: Path) -> Report:
+        return Report(folder)
+
+    def evidence(self) -> Evidence:
+        """What the other stages found, as plain data."""
+        from affectlens.report.evidence import Evidence
+
+        corpus, store, sae = self.need(CorpusStage), self.need(ActivationsStage), self.need(SaeStage)
+        directions, comparison, causal = self.need(DirectionsStage), self.need(CompareStage), self.need(CausalStage)
+        folders = {name: result_folder(Path(self._results[name].folder)) for name in self.needs}
+        records = {name: manifest.read(folder) or {} for name, folder in folders.items()}
+        metrics = {
+            name: json.loads((folder / manifest.METRICS).read_text(encoding="utf-8"))
+            for name, folder in folders.items()
+        }
+        return Evidence(
+            model=shown_name(self.setting.model.name),
+            layer=self.setting.model.layer,
+            width=store.d_model,
+            tokens=int(metrics["activations"]["rows"]),
+            concepts=corpus.emotions,
+            documents=corpus.documents,
+            quality=corpus.quality,
+            directions=directions.table,
+            sweep=directions.sweep,
+            features=int(metrics["sae"]["features"]),
+            health=sae.health,
+            match=self.need(MatchStage).table,
+            comparison=comparison.table,
+            detection=comparison.detection,
+            pairs=comparison.pairs,
+            confounds=comparison.confounds,
+            pursuit=comparison.pursuit,
+            subspace=comparison.subspace,
+            experiments=self.need(ExperimentsStage).findings,
+            geometry=self.need(GeometryStage).data,
+            effects=causal.effects,
+            matrix=causal.matrix,
+            dose=causal.dose,
+            verdicts=causal.verdicts,
+            controls=causal.controls,
+            metrics=metrics,
+            provenance=self._provenance(records),
+        )
+
+    def _provenance(self, records: Mapping[str, Mapping[str, Any]]) -> Provenance:
+        """From the manifests: settings and fingerprints, but no times, hosts or folders, which vary."""
+        from affectlens.report.evidence import Provenance
+
+        settings: dict[str, Any] = {"seed": self.setting.seed, "model": self.setting.model.model_dump(mode="json")}
+        settings |= {name: record["config"] for name, record in records.items()}
+        settings[self.name] = self.config.model_dump(mode="json")
+        data = {"model": records["activations"].get("model_identity", "")}
+        for name, record in records.items():
+            data |= {f"{name}: {role}": digest for role, digest in record.get("data", {}).items()}
+        return Provenance(
+            config=settings,
+            stages=[{"stage": name, **_pick(record, "version", "fingerprint")} for name, record in records.items()],
+            data=data,
+            versions=records["activations"].get("versions", {}),
+        )
+
+
+def _pick(record: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: record[key] for key in keys}
+
+
+def result_folder(folder: Path) -> Path:
+    """The folder with the manifest: the one an artifact gives, or the one it lies in.
+
+    Raises:
+        DamagedResult: neither holds a manifest.
+    """
+    for candidate in (folder, folder.parent):
+        if (candidate / manifest.NAME).is_file():
+            return candidate
+    raise DamagedResult(f"{folder}: the manifest of this result is gone; run its stage again with --mode force")
+
+
+def shown_name(model: str) -> str:
+    """How the page names a model: a hub name as it is, a folder by its last part, the embedded one by its own name."""
+    if model == "embedded":
+        return "SmolLM2-135M-Instruct"
+    return Path(model).name if Path(model).expanduser().is_dir() else model

@@ -1,0 +1,43 @@
+"""The statistics of the project: exact, fast, and NaN where a figure is not defined."""
+
+from affectlens.stats.corrections import benjamini_hochberg, holm
+from affectlens.stats.estimates import Correlation, Estimate, correlation, wilson
+from affectlens.stats.permutation import MaxPermutation, max_permutation_test, permutation_p
+from affectlens.stats.ranking import (
+    RankedFeatures,
+    auroc,
+    average_precision,
+    rank_features,
+    standardized_mean_difference,
+)
+from affectlens.stats.resampling import (
+    AurocIntervals,
+    auroc_interval,
+    bootstrap_mean,
+    cluster_bootstrap,
+    paired_bootstrap_difference,
+    two_way_bootstrap,
+)
+
+__all__ = [
+    "AurocIntervals",
+    "Correlation",
+    "Estimate",
+    "MaxPermutation",
+    "RankedFeatures",
+    "auroc",
+    "auroc_interval",
+    "average_precision",
+    "benjamini_hochberg",
+    "bootstrap_mean",
+    "cluster_bootstrap",
+    "correlation",
+    "holm",
+    "max_permutation_test",
+    "paired_bootstrap_difference",
+    "permutation_p",
+    "rank_features",
+    "standardized_mean_difference",
+    "two_way_bootstrap",
+    "wilson",
+]

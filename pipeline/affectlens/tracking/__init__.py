@@ -1,0 +1,1 @@
+"""Weights & Biases behind one interface; nothing else in the package knows it."""
