@@ -20,6 +20,7 @@ from affectlens.model.subject import ModelConfig
 if TYPE_CHECKING:
     import numpy as np
 
+    from affectlens.results import Table
     from affectlens.tracking.interface import Run
 
 Metrics = dict[str, float]
@@ -81,6 +82,8 @@ class Stage(ABC, Generic[C, A]):
         uploads: whether Weights & Biases may be given the files, and not only where they lie.
         unit: what ``Part.size`` counts, for the progress bar.
         headline: metrics shown when a study ends, as (metric, what it is); its interval is found by itself.
+        tables: declarations of the tables that ``finish`` writes (:func:`affectlens.results.write`); what W&B, the
+            page, ``compare`` and the Python API read.
     """
 
     name: ClassVar[str]
@@ -94,6 +97,7 @@ class Stage(ABC, Generic[C, A]):
     resumes_parts: ClassVar[bool] = False
     unit: ClassVar[str] = "parts"
     headline: ClassVar[tuple[tuple[str, str], ...]] = ()
+    tables: ClassVar[tuple[Table, ...]] = ()
 
     def __init__(self, config: C, setting: Setting, results: Mapping[str, Any]) -> None:
         self.config = config

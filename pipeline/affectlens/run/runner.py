@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from affectlens import plan as estimate
+from affectlens import results
 from affectlens.errors import DamagedResult, MissingResult, PartFailed, UserError
 from affectlens.model import subject
 from affectlens.run import lineage, manifest, verify
@@ -380,6 +381,9 @@ def _merge(study: Study, stage: AnyStage, space: Workspace, devices: Sequence[st
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     records = {name: manifest.read_part(folder) for name, folder in parts.items()}
     metrics = built.finish(parts, space.partial)
+    missing = {table.name for table in stage.tables} - set(results.names(space.partial))
+    if missing:
+        raise RuntimeError(f"stage `{stage.name}` declares tables that it did not write: {', '.join(sorted(missing))}")
     manifest.write_json(space.partial / manifest.METRICS, metrics)
     files = _files(space, records, stage.keeps_parts)
     record = {
