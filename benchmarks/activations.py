@@ -26,16 +26,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from affectlens import files
 from affectlens.activations import ActivationStore, to_bits
+from affectlens.activations.config import ActivationsConfig
 from affectlens.activations.joining import write_index
 from affectlens.activations.writing import ShardWriter
+from affectlens.corpus.documents import CorpusConfig, Document, select
 from affectlens.model.reading import load_trunk
 from affectlens.model.subject import ModelConfig, source
 from affectlens.model.tokens import Text, plan_batches
 from affectlens.run import manifest
 from affectlens.stage import Setting
-from affectlens.stages.activations import ActivationsConfig, ActivationsStage
-from affectlens.stages.corpus import CorpusConfig, Document, select
+from affectlens.stages.activations import ActivationsStage
 from harness import Row, in_new_process, interleaved, machine, options, peak_memory, print_table, write_json
 
 LAYER, LOW_LAYER = 15, 0
@@ -61,7 +63,7 @@ def cache(stage: ActivationsStage) -> int:
             out = parts[part.name] = folder / "parts" / part.name
             out.mkdir(parents=True)
             stage.run_part(part, out, lambda units: None)
-            manifest.write_json(out / manifest.PART, {"files": manifest.hash_files(out)})
+            files.write_json(out / manifest.PART, {"files": manifest.hash_files(out)})
         return int(stage.finish(parts, folder)["rows"])
 
 

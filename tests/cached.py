@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from affectlens.activations import ActivationStore
+from affectlens.activations.config import ActivationsConfig
+from affectlens.corpus.documents import CorpusConfig
 from affectlens.model.subject import ModelConfig
 from affectlens.stage import Setting
-from affectlens.stages.activations import ActivationsConfig, ActivationsStage
-from affectlens.stages.corpus import CorpusConfig, CorpusStage
+from affectlens.stages.activations import ActivationsStage
+from affectlens.stages.corpus import CorpusStage
 
 LAYER = 2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
-from affectlens.stages.corpus import Document
+from affectlens.corpus.documents import Document
 
 D_MODEL, FEATURES, ACTIVE = 32, 64, 3
 CENTRE = 5.0

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from affectlens.corpus.documents import Document
+from affectlens.experiments.config import ExperimentsConfig
 from affectlens.model.subject import ModelConfig
 from affectlens.probing import control_vectors as controls
 from affectlens.stage import Setting
-from affectlens.stages.corpus import Document
-from affectlens.stages.experiments import ExperimentsConfig, ExperimentsStage
+from affectlens.stages.experiments import ExperimentsStage
 
 CONCEPTS = ("afraid", "calm", "proud", "sad")
 D, LAYER, NORM = 32, 1, 5.0

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from affectlens.activations.config import ActivationsConfig
 from affectlens.config import validate
 from affectlens.errors import ConfigError, UserError
 from affectlens.model.tokens import plan_batches, windows
-from affectlens.stages.activations import ActivationsConfig
 from affectlens.stages.corpus import CorpusStage
 from cached import LAYER, build, write_texts
 

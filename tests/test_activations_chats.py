@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from affectlens.corpus.documents import Document
 from affectlens.corpus.texts import read_texts
 from affectlens.errors import UserError
 from affectlens.model.tokens import tokenise
-from affectlens.stages.corpus import Document
 from cached import LAYER, build, write_texts
 
 TEMPLATES = {

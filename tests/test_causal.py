@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from affectlens.config import validate
+from affectlens.corpus.documents import Document
 from affectlens.corpus.quality import emotion_list
 from affectlens.errors import ConfigError, UserError
+from affectlens.interventions.config import CausalConfig
 from affectlens.interventions.effects import (
     Ablated,
     Injected,
@@ -29,8 +31,7 @@ from affectlens.model.subject import ModelConfig, load_tokenizer
 from affectlens.probing import control_vectors as controls
 from affectlens.sae.model import Dictionary
 from affectlens.stage import Setting
-from affectlens.stages.causal import RESULT, CausalConfig, CausalStage
-from affectlens.stages.corpus import Document
+from affectlens.stages.causal import RESULT, CausalStage
 from affectlens.study import Study
 
 CONCEPTS = ("afraid", "calm", "proud", "sad")

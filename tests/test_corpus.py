@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import pytest
 from affectlens.corpus import quality as gates
+from affectlens.corpus.documents import CorpusConfig, select
+from affectlens.corpus.ratings import read_ratings
 from affectlens.corpus.texts import EMBEDDED, read_jsonl
 from affectlens.errors import UserError
-from affectlens.stages.corpus import CorpusConfig, read_ratings, select
 
 
 @dataclass

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from affectlens.corpus.documents import Corpus, Document
 from affectlens.model.subject import ModelConfig, load_tokenizer
 from affectlens.probing import matching
 from affectlens.probing import sparse_probes as probes
 from affectlens.stage import Setting
 from affectlens.stages.compare import CompareStage
-from affectlens.stages.corpus import Corpus, Document
 from affectlens.stages.directions import DirectionsStage
 from affectlens.stages.match import MatchStage
 

@@ -14,9 +14,9 @@ from affectlens.files import file_digest
 from affectlens.model import embedded, subject
 
 if TYPE_CHECKING:
+    from affectlens.corpus.documents import Document
     from affectlens.stage import Part
     from affectlens.stages.activations import ActivationsStage
-    from affectlens.stages.corpus import Document
     from affectlens.study import Study
 
 SAMPLE = 256
@@ -130,9 +130,9 @@ def of(study: Study) -> Cost:
     """
     from types import SimpleNamespace
 
+    from affectlens.corpus.documents import select
     from affectlens.run.workspace import Workspace
     from affectlens.stages.activations import ActivationsStage
-    from affectlens.stages.corpus import select
 
     device = subject.device_names(study.config.compute.device)[0]
     documents = tuple(select(study.config.corpus))

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from affectlens.results import Table
-    from affectlens.tracking.interface import Run
 
+RECORD = "part.json"
+"""What a finished part's folder holds besides what ``run_part`` wrote; the runner writes it."""
 Metrics = dict[str, float]
 Progress = Callable[[float], None]
 """Called by a running part with the units of work done since the last call."""
@@ -160,7 +161,7 @@ class Stage(ABC, Generic[C, A]):
         """The finished result as later stages see it."""
 
     @classmethod
-    def track(cls, result: A, run: Run) -> None:
+    def track(cls, result: A, run: Any) -> None:
         """Send tables and charts of a finished result to experiment tracking (metrics are sent already)."""
 
 

@@ -13,19 +13,23 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from affectlens.activations.config import ActivationsConfig
 from affectlens.cluster.config import ClusterConfig
 from affectlens.config import Config, apply_overrides, read_yaml, validate
+from affectlens.corpus.documents import CorpusConfig
 from affectlens.errors import ConfigError, UserError
+from affectlens.experiments.config import ExperimentsConfig
 from affectlens.files import file_digest
+from affectlens.interventions.config import CausalConfig
 from affectlens.model import subject
 from affectlens.model.subject import ModelConfig
 from affectlens.stage import Setting, Stage
-from affectlens.stages.activations import ActivationsConfig, ActivationsStage
-from affectlens.stages.causal import CausalConfig, CausalStage
+from affectlens.stages.activations import ActivationsStage
+from affectlens.stages.causal import CausalStage
 from affectlens.stages.compare import CompareConfig, CompareStage
-from affectlens.stages.corpus import CorpusConfig, CorpusStage
+from affectlens.stages.corpus import CorpusStage
 from affectlens.stages.directions import DirectionsConfig, DirectionsStage
-from affectlens.stages.experiments import ExperimentsConfig, ExperimentsStage
+from affectlens.stages.experiments import ExperimentsStage
 from affectlens.stages.geometry import GeometryConfig, GeometryStage
 from affectlens.stages.match import MatchConfig, MatchStage
 from affectlens.stages.report import ReportConfig, ReportStage

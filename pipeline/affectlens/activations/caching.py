@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Float64, Int
     from torch import Tensor
 
-    from affectlens.stages.corpus import Document
+    from affectlens.corpus.documents import Document
 
 MEAN = "mean"
 IN_FLIGHT = 2

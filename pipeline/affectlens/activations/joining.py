@@ -10,7 +10,7 @@ import h5py
 
 from affectlens.activations.format import FORMAT, FORMAT_VERSION, INDEX, SHARD, group
 from affectlens.errors import DamagedResult
-from affectlens.run import manifest
+from affectlens.files import write_json
 
 PER_SHARD = ("documents/first_row",)
 """Datasets that mean something within their shard alone; the joined file leaves them out."""
@@ -48,7 +48,7 @@ def write_index(folder: Path, parts: Mapping[str, Path]) -> dict[str, Any]:
         "norm_sum": norms,
         "shards": shards,
     }
-    manifest.write_json(folder / INDEX, index)
+    write_json(folder / INDEX, index)
     _write_virtual(folder, described)
     return index
 

@@ -11,10 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from affectlens.cluster import ledger
+from affectlens.corpus.documents import select
 from affectlens.model import subject
 from affectlens.stage import Part, Stage
 from affectlens.stages.activations import ActivationsStage
-from affectlens.stages.corpus import CorpusStage, select
+from affectlens.stages.corpus import CorpusStage
 from affectlens.study import Study
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from affectlens.corpus.ratings import read_ratings
 from affectlens.corpus.texts import EMBEDDED
 from affectlens.experiments.conditions import compared, grid
 from affectlens.experiments.experiment import Experiment, RolloutConfig, Scenario, TournamentConfig
@@ -20,14 +21,13 @@ from affectlens.experiments.serialization import read_jsonl, rollout_of
 from affectlens.probing.axes import AXES
 from affectlens.probing.control_vectors import unit_rows
 from affectlens.probing.methods import Vocabulary
-from affectlens.stages.corpus import read_ratings
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
+    from affectlens.corpus.documents import Corpus
+    from affectlens.probing.directions import Directions
     from affectlens.stage import Part
-    from affectlens.stages.corpus import Corpus
-    from affectlens.stages.directions import Directions
 
 RESULT, ROLLOUTS = "part.safetensors", "rollouts.jsonl"
 

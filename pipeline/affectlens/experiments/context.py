@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
     from affectlens.activations import ActivationStore
+    from affectlens.corpus.documents import Corpus
+    from affectlens.experiments.config import ExperimentsConfig
     from affectlens.experiments.grade.grading import Grader
+    from affectlens.probing.directions import Directions
+    from affectlens.probing.match import Match
     from affectlens.sae.model import Dictionary
     from affectlens.stage import Setting
-    from affectlens.stages.corpus import Corpus
-    from affectlens.stages.directions import Directions
-    from affectlens.stages.experiments import ExperimentsConfig
-    from affectlens.stages.match import Match
 
 
 @dataclass(eq=False)

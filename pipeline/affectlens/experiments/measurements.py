@@ -15,7 +15,7 @@ from affectlens.model.subject import ModelConfig
 from affectlens.stage import Part
 
 if TYPE_CHECKING:
-    from affectlens.stages.experiments import ExperimentsConfig
+    from affectlens.experiments.config import ExperimentsConfig
 
 CHARACTERS = 4.3
 """Of English a token, about."""

@@ -105,8 +105,8 @@ def measure(bench: Bench, experiment: Experiment, start: int, end: int) -> dict[
 
 def _pair(bench: Bench, tournament: TournamentConfig, first: str, second: str, number: int) -> Any:
     """Token ids of the question about two items, and the positions of each item's own tokens."""
+    from affectlens.corpus.documents import Document
     from affectlens.experiments.prompts import beginning, tokenise_document
-    from affectlens.stages.corpus import Document
 
     question, spans = "", {}
     for piece in _pieces(tournament.question):

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from affectlens.corpus.documents import Document
 from affectlens.errors import UserError
 from affectlens.experiments.experiment import ReadingConfig, Scenario
 from affectlens.model.tokens import Text, tokenise
-from affectlens.stages.corpus import Document
 
 POOLED = ("text", "mean")
 """Reading positions that are means over tokens; the others are single tokens."""

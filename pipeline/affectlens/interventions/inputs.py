@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
     from affectlens.activations import ActivationStore
+    from affectlens.corpus.documents import Corpus
+    from affectlens.probing.directions import Directions
+    from affectlens.probing.match import Match
     from affectlens.sae.model import Dictionary
-    from affectlens.stages.corpus import Corpus
-    from affectlens.stages.directions import Directions
-    from affectlens.stages.match import Match
 
 SAMPLE_ROWS = 4096
 """Token rows behind the covariance-matched controls, firing rates, and the codes for mean and resample ablation."""

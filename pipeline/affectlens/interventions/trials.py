@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     import torch
     from jaxtyping import Float, Int
 
+    from affectlens.corpus.documents import Document
+    from affectlens.interventions.config import CausalConfig
     from affectlens.stage import Setting
-    from affectlens.stages.causal import CausalConfig
-    from affectlens.stages.corpus import Document
 
 
 @dataclass(eq=False)

@@ -18,7 +18,7 @@ from affectlens.errors import UserError
 if TYPE_CHECKING:
     from jaxtyping import Int
 
-    from affectlens.stages.corpus import Document
+    from affectlens.corpus.documents import Document
 
 Ranges = tuple[tuple[int, int], ...]
 """Half-open ranges, ascending."""

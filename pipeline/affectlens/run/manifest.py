@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -16,10 +15,11 @@ from typing import Any
 
 from affectlens.errors import DamagedResult
 from affectlens.files import file_digest
+from affectlens.stage import RECORD
 
 NAME = "manifest.json"
 METRICS = "metrics.json"
-PART = "part.json"
+PART = RECORD
 STAMP = "%Y-%m-%dT%H:%M:%SZ"
 RECORDED = ("torch", "transformers", "transformer-lens", "sae-lens", "numpy", "h5py", "scipy", "wandb")
 
@@ -38,15 +38,6 @@ def read(folder: Path) -> dict[str, Any] | None:
         raise DamagedResult(
             f"{folder / NAME}: the manifest cannot be read ({error}); run again with --mode force for this stage"
         ) from None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Sorted, indented, newline-ended JSON that is on the disk when this returns."""
-    with path.open("w", encoding="utf-8") as stream:
-        json.dump(value, stream, indent=1, sort_keys=True)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def read_part(folder: Path) -> dict[str, Any]:

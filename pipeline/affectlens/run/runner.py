@@ -19,6 +19,7 @@ from typing import Any, Literal
 from affectlens import plan as estimate
 from affectlens import results
 from affectlens.errors import DamagedResult, MissingResult, PartFailed, UserError
+from affectlens.files import write_json
 from affectlens.model import subject
 from affectlens.run import lineage, manifest, verify
 from affectlens.run.workers import Send, Workers, WorkersDied
@@ -349,7 +350,7 @@ def _run_part(
     except Exception as error:
         space.failed.mkdir(exist_ok=True)
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        manifest.write_json(space.failed / f"{part.name}.json", {"error": reason, "traceback": traceback.format_exc()})
+        write_json(space.failed / f"{part.name}.json", {"error": reason, "traceback": traceback.format_exc()})
         return
     files = manifest.hash_files(building)
     record = {
@@ -357,7 +358,7 @@ def _run_part(
         "sizes": verify.sizes(building, files),
         "run": manifest.circumstances(started, built.setting.device, built.setting.threads),
     }
-    manifest.write_json(building / "part.json", record)
+    write_json(building / "part.json", record)
     os.replace(building, space.parts / part.name)
 
 
@@ -384,7 +385,7 @@ def _merge(study: Study, stage: AnyStage, space: Workspace, devices: Sequence[st
     missing = {table.name for table in stage.tables} - set(results.names(space.partial))
     if missing:
         raise RuntimeError(f"stage `{stage.name}` declares tables that it did not write: {', '.join(sorted(missing))}")
-    manifest.write_json(space.partial / manifest.METRICS, metrics)
+    write_json(space.partial / manifest.METRICS, metrics)
     files = _files(space, records, stage.keeps_parts)
     record = {
         **study.provenance(stage),
@@ -397,7 +398,7 @@ def _merge(study: Study, stage: AnyStage, space: Workspace, devices: Sequence[st
         "versions": manifest.versions(),
         "git": manifest.git_revision(),
     }
-    manifest.write_json(space.partial / manifest.NAME, record)
+    write_json(space.partial / manifest.NAME, record)
     os.replace(space.partial, space.final)
     _drop_merged_parts(space, stage)
     _track(study, stage, record, metrics)

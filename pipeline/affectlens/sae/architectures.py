@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from einops import einsum
 
-from affectlens.run import manifest
+from affectlens.files import write_json
 from affectlens.sae.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -121,5 +121,5 @@ def save_folded(sae: TrainingSAE[Any], scale: float, folder: Path, *, dtype: str
 
 def write_sorted(weights: Path, settings: Path) -> None:
     """Make what sae-lens saved the same on every run and readable by all: it writes keys in the order of a set."""
-    manifest.write_json(settings, json.loads(settings.read_text(encoding="utf-8")))
+    write_json(settings, json.loads(settings.read_text(encoding="utf-8")))
     weights.chmod(0o644)

@@ -12,17 +12,17 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, model_validator
-
-from affectlens.config import Config
+from affectlens.corpus.ratings import read_ratings
 from affectlens.corpus.texts import EMBEDDED
+from affectlens.files import write_json
+from affectlens.interventions.causal import Causal
+from affectlens.interventions.config import CausalConfig
 from affectlens.interventions.vector_kinds import injected_kinds, studied_kinds
-from affectlens.run import manifest
 from affectlens.stage import Metrics, Part, Progress, Stage
 from affectlens.stages.activations import ActivationsStage
-from affectlens.stages.corpus import CorpusStage, read_ratings
+from affectlens.stages.corpus import CorpusStage
 from affectlens.stages.directions import DirectionsStage
 from affectlens.stages.match import MatchStage
 from affectlens.stages.sae import SaeStage
@@ -36,118 +36,6 @@ if TYPE_CHECKING:
 
 RESULT = "part.safetensors"
 TEXTS = "texts.jsonl"
-
-
-class CausalConfig(Config):
-    """What is injected and ablated, where, how strongly, and against what."""
-
-    strengths: tuple[float, ...] = (0.05, 0.1, 0.2)
-    """Strengths of injection, in units of the mean residual norm at the layer."""
-    reference: float = 0.1
-    """The strength that verdicts are about; one of `strengths`."""
-    layers: tuple[int, ...] = ()
-    """Further layers at which the same is done at once; each must be among the cached layers."""
-    positions: Literal["all", "last"] = "all"
-    """Whether every token of a text is changed, or only its last one and what follows."""
-    feature_set: int = Field(default=0, ge=0)
-    """Size of the set of best features that is studied beside the best one; 0 for none."""
-    feature_ablation: Literal["zero", "mean", "resample"] = "zero"
-    """What an ablated feature's activation becomes: 0, its mean over tokens, or that of a token drawn at random."""
-    frames: int = Field(default=6, ge=2)
-    """Sentences completed, of each kind: about a described person, and about the speaker."""
-    words: int = Field(default=6, ge=1)
-    """Most words a concept is scored by."""
-    controls: int = Field(default=20, ge=20)
-    """Control vectors of each family: isotropic, covariance-matched, permuted, frequency-matched random features."""
-    stories: int = Field(default=3, ge=1)
-    """Held-out stories per concept whose ends are read before ablation."""
-    story_tokens: int = Field(default=24, ge=4)
-    """Tokens of a story's end, whole sentences as far as they fit."""
-    ablation_controls: int = Field(default=20, ge=20)
-    """Controls of each ablation, taken in turn from the families of controls."""
-    neutral_texts: int = Field(default=2, ge=1)
-    """Neutral texts on which the perplexity under injection is measured."""
-    perplexity_limit: float = Field(default=1.5, gt=1)
-    """A result counts while the perplexity on neutral text is at most so many times what it was."""
-    level: float = Field(default=0.05, gt=0, lt=1)
-    """Error rate of the verdicts, after correction over concepts."""
-    readout_layer: int | None = None
-    """A cached layer above, where the concept's own direction is read under injection; nothing by default."""
-    samples: int = Field(default=0, ge=0)
-    """Texts sampled per vector and opening at the reference strength; 0 for none. Minutes to hours."""
-    sample_tokens: int = Field(default=40, ge=8)
-    """Length of a sampled text."""
-    temperature: float = Field(default=1.0, ge=0)
-    """Of sampling; 0 takes the likeliest token."""
-    knockout: bool = False
-    """Whether texts are sampled once more with all words of all studied concepts banned."""
-    vectors_per_part: int = Field(default=32, ge=1)
-    """Size of the slices of vectors that are injected and resumed as one."""
-    concepts_per_part: int = Field(default=6, ge=1)
-    """Size of the slices of concepts that are ablated and resumed as one."""
-    tokens_per_batch: int = Field(default=2048, ge=1)
-    """Most tokens that go through the model at once. Belongs to the part, not to the machine."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> CausalConfig:
-        if not self.strengths or min(self.strengths) <= 0 or len(set(self.strengths)) != len(self.strengths):
-            raise ValueError("`strengths`: give different numbers above 0")
-        if self.reference not in self.strengths:
-            raise ValueError(f"`reference: {self.reference:g}` is not among `strengths`; add it there")
-        if self.feature_set == 1:
-            raise ValueError("`feature_set: 1`: the best feature is studied anyway; give 2 or more, or 0")
-        return self
-
-
-class Causal:
-    """What was found.
-
-    Attributes:
-        folder: the result folder; ``causal.safetensors`` holds the arrays, ``causal.json`` the tables.
-        card: what ``causal.json`` holds.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.card: dict[str, Any] = json.loads((folder / "causal.json").read_text(encoding="utf-8"))
-
-    @property
-    def effects(self) -> list[dict[str, Any]]:
-        """Per concept, vector, operation and strength: effect in nats in the expected direction (injection raises,
-        ablation lowers the concept's words), interval, controls, p."""
-        return self.card["effects"]
-
-    @property
-    def matrix(self) -> dict[str, list[list[float]]]:
-        """Per kind of vector: row = concept whose vector is injected at the reference strength, column = concept
-        whose words are scored."""
-        return self.card["matrix"]
-
-    @property
-    def dose(self) -> list[dict[str, Any]]:
-        """Per concept, vector and strength: effect, divergence, perplexity ratio on neutral text."""
-        return self.card["dose"]
-
-    @property
-    def verdicts(self) -> dict[str, dict[str, Any]]:
-        """Per concept a sentence and what was shown of its direction; under the name of each kind of vector all of
-        it."""
-        return self.card["verdicts"]
-
-    @property
-    def controls(self) -> dict[str, Any]:
-        """How many controls of which family, and the least p they allow."""
-        return self.card["controls"]
-
-    @property
-    def readout(self) -> list[dict[str, Any]]:
-        """Per concept and vector how far its own reading downstream rises; empty when nothing was read."""
-        return self.card["readout"]
-
-    @property
-    def samples(self) -> list[dict[str, Any]]:
-        """Per concept, vector and score how sampled text reads; empty when none was sampled."""
-        return self.card["samples"]
 
 
 class CausalStage(Stage[CausalConfig, Causal]):
@@ -271,7 +159,7 @@ class CausalStage(Stage[CausalConfig, Causal]):
         metrics = card.pop("metrics")
         card |= {"samples": self._summarise_samples(joined, metrics), "frames": self.trials.frames()}
         card |= {"words": self._scored_words()}
-        manifest.write_json(out / "causal.json", card)
+        write_json(out / "causal.json", card)
         texts = [path / TEXTS for name, path in parts.items() if name.startswith(("sample", "knockout"))]
         if texts:
             (out / TEXTS).write_bytes(b"".join(path.read_bytes() for path in texts))

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from affectlens.config import Config
+from affectlens.corpus.ratings import ratings_path, read_ratings
 from affectlens.corpus.texts import EMBEDDED, texts_path
+from affectlens.files import write_json
 from affectlens.model import subject
-from affectlens.run import manifest
+from affectlens.probing.comparison import Comparison
 from affectlens.stage import Metrics, Part, Progress, Stage
 from affectlens.stages.activations import ActivationsStage
-from affectlens.stages.corpus import EMBEDDED_RATINGS, CorpusStage, read_ratings
+from affectlens.stages.corpus import CorpusStage
 from affectlens.stages.directions import DirectionsStage
 from affectlens.stages.match import MatchStage
 from affectlens.stages.sae import SaeStage
@@ -53,49 +55,6 @@ class CompareConfig(Config):
     """`embedded` (judged by a model, see the README), or a CSV: a column of words, then valence, arousal, ..."""
     pairs: str = "embedded"
     """`embedded`, a JSONL file of pairs of texts made of the same words, or `none`."""
-
-
-class Comparison:
-    """How features and directions compare.
-
-    Attributes:
-        folder: the result folder; ``concepts.csv`` and ``concepts.parquet`` hold everything known of each concept.
-        card: what ``compare.json`` holds.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.card: dict[str, Any] = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
-
-    @property
-    def table(self) -> list[dict[str, Any]]:
-        """Per concept: cosine of its feature's decoder and encoder row with its direction, rank and null."""
-        return self.card["table"]
-
-    @property
-    def pursuit(self) -> list[dict[str, Any]]:
-        """Per dictionary and number of rows: share of a direction they make up, mean over concepts."""
-        return self.card["pursuit"]
-
-    @property
-    def subspace(self) -> dict[str, Any]:
-        """Principal angles between the directions and the chosen features, beside random features."""
-        return self.card["subspace"]
-
-    @property
-    def detection(self) -> list[dict[str, Any]]:
-        """Per method: mean AUROC on test topics with interval, per concept, and its difference from the first."""
-        return self.card["detection"]
-
-    @property
-    def confounds(self) -> list[dict[str, Any]]:
-        """Per concept: what topic, single words, and valence and arousal explain of its detection."""
-        return self.card["confounds"]
-
-    @property
-    def pairs(self) -> list[dict[str, Any]]:
-        """Per layer, method and reading: share of same-words pairs that are told apart rightly."""
-        return self.card["pairs"]
 
 
 class CompareStage(Stage[CompareConfig, Comparison]):
@@ -136,7 +95,7 @@ class CompareStage(Stage[CompareConfig, Comparison]):
             "detection": self._readouts,
             "pairs": lambda: {"pairs": self._pairs()},
         }
-        manifest.write_json(out / "found.json", work[part.name]())
+        write_json(out / "found.json", work[part.name]())
         progress(1)
 
     def finish(self, parts: Mapping[str, Path], out: Path) -> Metrics:
@@ -145,7 +104,7 @@ class CompareStage(Stage[CompareConfig, Comparison]):
         card: dict[str, Any] = {"pairs": []}
         for folder in parts.values():
             card |= json.loads((folder / "found.json").read_text(encoding="utf-8"))
-        manifest.write_json(out / "compare.json", card)
+        write_json(out / "compare.json", card)
         sections = {"direction": self.need(DirectionsStage).table, "feature": self.need(MatchStage).table}
         sections |= {"cosine": card["table"], "confound": card["confounds"]}
         concept_table.write(out, concept_table.build(self.need(CorpusStage).emotions, sections, card["detection"]))
@@ -454,11 +413,6 @@ class CompareStage(Stage[CompareConfig, Comparison]):
         columns = ["rows", "explained", "dictionary"]
         rows = [[row[column] for column in columns] for row in result.pursuit]
         run.line("compare/explained", columns, rows, x="rows", y="explained", series="dictionary")
-
-
-def ratings_path(value: str) -> Path:
-    """The CSV that a config value means."""
-    return EMBEDDED_RATINGS if value == "embedded" else Path(value).expanduser()
 
 
 def confounded(row: Mapping[str, Any], margin: float = 0.1) -> list[str]:

@@ -9,29 +9,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from affectlens.config import Config
+from affectlens.files import write_json
 from affectlens.model import subject
-from affectlens.run import manifest
+from affectlens.probing.directions import ARRAYS, Directions
 from affectlens.stage import Metrics, Part, Progress, Stage
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
 
 if TYPE_CHECKING:
     import numpy as np
-    from jaxtyping import Float
 
     from affectlens.probing.layers import LayerTest
-    from affectlens.probing.methods import Linear
-
-Method = Literal["difference of means", "LDA (shrunk)", "logistic"]
-ARRAYS: dict[str, str] = {"difference of means": "vectors", "LDA (shrunk)": "lda", "logistic": "logistic"}
-"""Under which name each method's weights are kept."""
 
 
 class DirectionsConfig(Config):
@@ -55,84 +49,6 @@ class DirectionsConfig(Config):
     """Logit-lens words listed per concept."""
     export: tuple[Literal["npz", "gguf"], ...] = ("npz", "gguf")
     """Further formats the directions are written in: numpy, and control vectors for repeng and llama.cpp."""
-
-
-class Directions:
-    """The directions of a study.
-
-    Attributes:
-        folder: the result folder; ``directions.safetensors`` holds the arrays, ``directions.json`` the tables.
-        card: what ``directions.json`` holds.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.card: dict[str, Any] = json.loads((folder / "directions.json").read_text(encoding="utf-8"))
-
-    @cached_property
-    def _arrays(self) -> dict[str, np.ndarray]:
-        from safetensors.numpy import load_file
-
-        return load_file(self.folder / "directions.safetensors")
-
-    @property
-    def concepts(self) -> tuple[str, ...]:
-        return tuple(self.card["concepts"])
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return tuple(row["layer"] for row in self.card["sweep"])
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """The readouts fitted; the recipe is the first."""
-        return tuple(self.card["methods"])
-
-    @property
-    def table(self) -> list[dict[str, Any]]:
-        """Per concept at the study's layer: detection on test topics, stability, logit-lens words, neutral energy."""
-        return self.card["table"]
-
-    @property
-    def sweep(self) -> list[dict[str, Any]]:
-        """Per layer: mean AUROC on validation topics, and on test topics with its interval; per method likewise."""
-        return self.card["sweep"]
-
-    @property
-    def chosen_layer(self) -> int:
-        """The layer that reads best on validation topics."""
-        return self.card["chosen_layer"]
-
-    def vectors(self, layer: int) -> Float[np.ndarray, "concepts d_model"]:
-        """Differences of means, neutral components removed, in units of the residual stream."""
-        return self._arrays[f"layers.{layer}.vectors"]
-
-    def unit(self, layer: int) -> Float[np.ndarray, "concepts d_model"]:
-        """The same at norm 1."""
-        from affectlens.probing.control_vectors import unit_rows
-
-        return unit_rows(self.vectors(layer))
-
-    def centre(self, layer: int) -> Float[np.ndarray, "d_model"]:
-        """What is taken from an activation before it is read: the mean over concepts of the training stories."""
-        return self._arrays[f"layers.{layer}.centre"]
-
-    def cosines(self, layer: int) -> Float[np.ndarray, "concepts concepts"]:
-        """Between the directions of a layer."""
-        unit = self.unit(layer).astype(float)
-        return unit @ unit.T
-
-    def readout(
-        self, layer: int, residuals: Float[np.ndarray, "n d_model"], method: str = "difference of means"
-    ) -> Float[np.ndarray, "n concepts"]:
-        """Centred projections onto the unit directions of a method."""
-        return self.linear(layer, method).scores(residuals)
-
-    def linear(self, layer: int, method: str = "difference of means") -> Linear:
-        """A method's readout at a layer, its weights at norm 1."""
-        from affectlens.probing.methods import Linear
-
-        return Linear(self._arrays[f"layers.{layer}.{ARRAYS[method]}"], self.centre(layer)).unit
 
 
 class DirectionsStage(Stage[DirectionsConfig, Directions]):
@@ -225,7 +141,7 @@ class DirectionsStage(Stage[DirectionsConfig, Directions]):
             "imported": self.config.imported is not None,
         }
         card["chosen_layer"] = found["validation"]["test"].best if found["validation"] else layer
-        manifest.write_json(out / "directions.json", card)
+        write_json(out / "directions.json", card)
         self._export(arrays, out)
         return self._metrics(card)
 

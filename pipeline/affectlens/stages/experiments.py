@@ -10,21 +10,20 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from affectlens.config import Config, nearest
+from affectlens.config import nearest
 from affectlens.corpus.texts import EMBEDDED, read_texts, texts_path
 from affectlens.errors import UserError
 from affectlens.experiments import measurements as plan
 from affectlens.experiments import validation as choosing
+from affectlens.experiments.config import ExperimentsConfig
 from affectlens.experiments.experiment import Experiment, RolloutConfig
 from affectlens.experiments.tuning import TunedConfig, tuned_folder
+from affectlens.files import write_json
 from affectlens.model import embedded
 from affectlens.model import subject as subjects
 from affectlens.model.subject import ModelConfig
-from affectlens.run import manifest
 from affectlens.stage import Metrics, Part, Progress, Stage
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
@@ -39,32 +38,6 @@ if TYPE_CHECKING:
 FINDINGS = "findings.json"
 NOTHING = "nothing"
 """The only part of a study without experiments."""
-
-
-class ExperimentsConfig(Config):
-    """Which experiments are run, and how their work is cut."""
-
-    run: tuple[str, ...] | Literal["all"] = ()
-    """Names of folders of experiments, or `all`. Nothing by default."""
-    folder: Path = Path("experiments")
-    """Holds a folder for each experiment; a relative path starts at the current folder."""
-    against: ModelConfig | TunedConfig | None = None
-    """The second model of experiments that compare two: a model, or `tune:` with emotions whose stories the study's
-    own model is tuned on."""
-    readout_layer: int | None = None
-    """Where the state is read under steering: a cached layer above the study's; the lowest such by default."""
-    limit: int | None = Field(default=None, ge=1)
-    """Of each experiment only so many groups of scenarios, for trying it out."""
-    rollouts: bool = True
-    """Whether answers are sampled, where experiments ask for it. It is most of the time."""
-    scenarios_per_part: int = Field(default=128, ge=1)
-    """Scenarios read as one part; an eighth of them for choices, a sixteenth for tournaments, a 32nd for rollouts."""
-    cells_per_part: int = Field(default=96, ge=1)
-    """Cells of a grid that are resumed as one."""
-    tokens_per_batch: int = Field(default=2048, ge=1)
-    """Most tokens that go through the model at once. Belongs to the part, not to the machine."""
-    rollout_tokens_per_batch: int = Field(default=16384, ge=1)
-    """Most tokens that a batch of sampled answers may grow to, prompts included."""
 
 
 class Experiments:
@@ -258,7 +231,7 @@ class ExperimentsStage(Stage[ExperimentsConfig, Experiments]):
                     for name, value in finding.metrics.items():
                         key = f"{experiment.name}.{name}"
                         metrics[f"{experiment.name}.{kind}_{number}.{name}" if key in metrics else key] = float(value)
-        manifest.write_json(out / FINDINGS, entries)
+        write_json(out / FINDINGS, entries)
         return metrics
 
     def _assembly(self, parts: Sequence[tuple[Part, Path]]) -> Any:

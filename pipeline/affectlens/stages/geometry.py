@@ -14,12 +14,12 @@ from typing import Any
 from pydantic import Field
 
 from affectlens.config import Config
+from affectlens.corpus.ratings import ratings_path, read_ratings
 from affectlens.corpus.texts import EMBEDDED
-from affectlens.run import manifest
+from affectlens.files import write_json
 from affectlens.stage import Metrics, Part, Progress, Stage
 from affectlens.stages.activations import ActivationsStage
-from affectlens.stages.compare import ratings_path
-from affectlens.stages.corpus import CorpusStage, read_ratings
+from affectlens.stages.corpus import CorpusStage
 from affectlens.stages.directions import DirectionsStage
 
 CLUSTERS = EMBEDDED / "clusters.json"
@@ -103,7 +103,7 @@ class GeometryStage(Stage[GeometryConfig, Geometry]):
         }
         places = [corpus.emotions.index(concept) for concept in data["order"]]
         data["cosines"] = (unit @ unit.T)[np.ix_(places, places)].round(6).tolist()
-        manifest.write_json(out / "geometry.json", data)
+        write_json(out / "geometry.json", data)
         progress(1)
 
     def _orient(self, coordinates: Any, ratings: Mapping[str, Mapping[str, float]]) -> Any:

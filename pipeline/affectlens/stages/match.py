@@ -7,7 +7,6 @@ same shape stands beside every figure, and a permutation null takes the maximum 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from affectlens.config import Config
+from affectlens.files import write_json
 from affectlens.model import subject
-from affectlens.run import manifest
+from affectlens.probing.match import Match
 from affectlens.stage import Metrics, Part, Progress, Stage
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
@@ -25,9 +25,6 @@ from affectlens.stages.sae import SaeStage
 
 if TYPE_CHECKING:
     import numpy as np
-    from jaxtyping import Float, Int
-
-    from affectlens.probing.text_features import Columns
 
 
 class MatchConfig(Config):
@@ -56,94 +53,6 @@ class MatchConfig(Config):
         if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
             raise ValueError("give numbers of features from 1 up, ascending, each once")
         return sizes
-
-
-class Match:
-    """The matched features of a study.
-
-    Attributes:
-        folder: the result folder; ``match.h5`` holds the arrays, ``match.json`` the table.
-        card: what ``match.json`` holds.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.card: dict[str, Any] = json.loads((folder / "match.json").read_text(encoding="utf-8"))
-
-    @property
-    def concepts(self) -> tuple[str, ...]:
-        return tuple(self.card["concepts"])
-
-    @property
-    def table(self) -> list[dict[str, Any]]:
-        """Per concept: its feature, how well it detects, against what chance gives, its words and contexts."""
-        return self.card["table"]
-
-    @property
-    def best(self) -> Int[np.ndarray, "concepts"]:
-        """The feature chosen for each concept on training and validation topics."""
-        import numpy as np
-
-        return np.array([row["feature"] for row in self.table])
-
-    @property
-    def pooling(self) -> Literal["mean", "max"]:
-        """How activations over a text became the numbers that features were chosen by."""
-        return self.card["pooling"]
-
-    @property
-    def codes(self) -> Float[np.ndarray, "docs features"]:
-        """Pooled feature activations of every document, in corpus order."""
-        return self._array("codes/sae")
-
-    def scores(self, dictionary: str, rows: Sequence[int]) -> Columns:
-        """Pooled activations of some documents, read a block of features at a time.
-
-        Args:
-            dictionary: ``sae``, or ``random-<n>`` for a random one.
-            rows: document indices.
-        """
-        from affectlens.probing.text_features import Columns
-
-        return Columns(self.folder / "match.h5", f"codes/{dictionary}", rows)
-
-    def mean_codes(self, rows: Sequence[int]) -> Float[np.ndarray, "rows features"]:
-        """Mean activations of some documents, whatever features were chosen by."""
-        return self.scores("sae" if self.pooling == "mean" else "mean", rows)[:, :]
-
-    @property
-    def random_best(self) -> list[Int[np.ndarray, "concepts"]]:
-        """The feature chosen for each concept in each random SAE."""
-        import numpy as np
-
-        return [np.array(features) for features in self.card["random_best"]]
-
-    @property
-    def probe_sizes(self) -> tuple[int, ...]:
-        """Numbers of features of the k-sparse probes."""
-        return tuple(self.card["probe_sizes"])
-
-    @cached_property
-    def probe_scores(self) -> Float[np.ndarray, "sizes docs concepts"]:
-        """Every k-sparse probe's score of the test documents, in their order."""
-        return self._array("probes/scores")
-
-    def auroc(self, split: Literal["selection", "test"]) -> Float[np.ndarray, "features concepts"]:
-        """AUROC of every feature for every concept, on the topics it was chosen on or on those never seen."""
-        return self.figure("auroc", split)
-
-    def figure(
-        self, name: Literal["auroc", "smd", "ap"], split: Literal["selection", "test"]
-    ) -> Float[np.ndarray, "features concepts"]:
-        """AUROC, standardised mean difference or average precision of every feature for every concept."""
-        return self._array(f"{name}/{split}")
-
-    def _array(self, name: str) -> np.ndarray:
-        import h5py
-
-        with h5py.File(self.folder / "match.h5", "r") as opened:
-            file: Any = opened
-            return file[name][...]
 
 
 class MatchStage(Stage[MatchConfig, Match]):
@@ -223,7 +132,7 @@ class MatchStage(Stage[MatchConfig, Match]):
             "probe_sizes": self.config.probe_sizes,
             "permutations": self.config.permutations,
         }
-        manifest.write_json(out / "match.json", card)
+        write_json(out / "match.json", card)
         return {**found["metrics"], **self._summary(table)}
 
     def _figures(self, path: Path) -> dict[str, Any]:

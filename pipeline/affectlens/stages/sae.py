@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import Field
 
 from affectlens.config import Config
+from affectlens.files import write_json
 from affectlens.model import subject as subjects
-from affectlens.run import manifest
 from affectlens.sae import source
 from affectlens.sae.recipe import Recipe
 from affectlens.sae.source import LoadConfig
-from affectlens.stage import Metrics, Part, Progress, Stage
+from affectlens.stage import RECORD, Metrics, Part, Progress, Stage
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
 
@@ -126,7 +126,7 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
             notes = self._load(self.config.source, out / WEIGHTS)
             progress(part.size)
         found = self._examine(Dictionary(open_folder(out / WEIGHTS)), part.payload["layer"])
-        manifest.write_json(out / HEALTH, found | {"notes": notes, "verdict": health.verdict(found)})
+        write_json(out / HEALTH, found | {"notes": notes, "verdict": health.verdict(found)})
         shutil.rmtree((out / CHECKPOINT).parent, ignore_errors=True)
 
     def rows(self, layer: int) -> TokenRows:
@@ -186,7 +186,7 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
         stream = Stream(rows, chosen, self.seed_of("stream"))
         curve = training.Trainer(recipe, sae, stream, statistics, device, half).run(out, progress)
         save_folded(sae, statistics.scale, out / WEIGHTS, dtype=recipe.storage)
-        manifest.write_json(out / TRAINING, {"rows": len(chosen), "curve": curve})
+        write_json(out / TRAINING, {"rows": len(chosen), "curve": curve})
 
     def _metadata(self, layer: int) -> dict[str, Any]:
         return {
@@ -248,14 +248,14 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
         from affectlens.sae import metrics as health
         from affectlens.sae.model import HEALTH
 
-        skip = shutil.ignore_patterns(manifest.PART)
+        skip = shutil.ignore_patterns(RECORD)
         for index, (name, folder) in enumerate(parts.items()):
             target = out if index == 0 else out / OTHERS / name
             shutil.copytree(folder, target, dirs_exist_ok=True, ignore=skip)
         first = json.loads((out / HEALTH).read_text(encoding="utf-8"))
         first |= self._agreement(parts)
         first["verdict"] = health.verdict(first)
-        manifest.write_json(out / HEALTH, first)
+        write_json(out / HEALTH, first)
         metrics = {"features": float(first["width"])}
         for prefix, figures in (("", first), ("random_", first["random"])):
             metrics |= {prefix + key: figures[key] for key in FIGURES if key in figures}

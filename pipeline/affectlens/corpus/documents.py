@@ -1,0 +1,154 @@
+"""Documents: stories that evoke one emotion concept each, neutral texts, and which of them may be used for what.
+
+Splits are by topic, never by story: stories of one topic share their setting and much of their vocabulary, so a
+split by story would let a probe recognise the topic instead of the concept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from affectlens.config import Config
+from affectlens.corpus.texts import read_jsonl, read_texts, texts_path
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Bool
+
+
+Split = Literal["train", "validation", "test", "neutral"]
+
+
+CHAT = ("messages", "spans")
+"""Keys that only chats and texts with named stretches have."""
+
+
+class CorpusConfig(Config):
+    """Which texts are read, which concepts are studied, which topics are held out."""
+
+    stories: str = "embedded"
+    """`embedded`, or a JSONL file with the keys emotion, topic, text (narrator is optional)."""
+    neutral: str = "embedded"
+    """`embedded`, or a JSONL file with the keys kind, text: what is projected out of directions, and SAE training."""
+    emotions: tuple[str, ...] | Literal["all"] = "all"
+    """The concepts; stories of other emotions are left out of the study."""
+    validation_topics: tuple[str, ...] = ("garden", "stage")
+    """Where layers, features and readouts may be chosen."""
+    test_topics: tuple[str, ...] = ("exam", "kitchen", "phone")
+    """Never used to build or choose anything; every reported detection figure is from here."""
+    ngram: int = Field(default=8, ge=3)
+    """Length in words of the runs that two texts must not share."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text.
+
+    Attributes:
+        index: position in the corpus; rows of every array "docs" axis are in this order.
+        kind: ``story``, or the kind of a neutral text.
+        emotion: the concept a story was written for; empty for neutral texts.
+        text: of a chat, its messages' contents with blank lines between.
+        messages: of a chat, ``{"role", "content"}`` each; empty for a plain text.
+        spans: named stretches as [start, end) in characters of the text, of a chat as [message, start, end).
+    """
+
+    index: int
+    kind: str
+    emotion: str
+    topic: str
+    narrator: str
+    split: Split
+    text: str
+    messages: tuple[Mapping[str, str], ...] = ()
+    spans: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The documents of the study in a fixed order: stories first, then neutral texts."""
+
+    folder: Path
+
+    @cached_property
+    def documents(self) -> tuple[Document, ...]:
+        return tuple(Document(**row) for row in read_jsonl(self.folder / "documents.jsonl"))
+
+    @cached_property
+    def emotions(self) -> tuple[str, ...]:
+        """The studied concepts, alphabetically; every "concepts" axis is in this order."""
+        return tuple(sorted({document.emotion for document in self.documents if document.emotion}))
+
+    def indices(self, *splits: Split) -> list[int]:
+        """Document indices of these splits, ascending."""
+        return [document.index for document in self.documents if document.split in splits]
+
+    def labels(self, rows: Sequence[int]) -> Bool[np.ndarray, "rows concepts"]:
+        """Whether each of these documents is a story of each concept; all False for neutral texts."""
+        import numpy as np
+
+        mine = np.array([self.documents[row].emotion for row in rows], dtype=object)
+        return mine[:, None] == np.array(self.emotions, dtype=object)
+
+    def topics(self, rows: Sequence[int]) -> np.ndarray:
+        """The topic of each of these documents: the unit that is resampled and permuted within."""
+        import numpy as np
+
+        return np.array([self.documents[row].topic for row in rows])
+
+    @cached_property
+    def quality(self) -> dict[str, Any]:
+        """The quality gates' findings, as ``quality.json`` holds them."""
+        return json.loads((self.folder / "quality.json").read_text(encoding="utf-8"))
+
+
+def select(config: CorpusConfig) -> list[Document]:
+    """The documents of a study, in their fixed order."""
+    wanted = None if config.emotions == "all" else set(config.emotions)
+    documents: list[Document] = []
+    for row in stories(config):
+        if wanted is None or row["emotion"] in wanted:
+            documents.append(
+                Document(
+                    index=len(documents),
+                    kind="story",
+                    emotion=row["emotion"],
+                    topic=row["topic"],
+                    narrator=row.get("narrator", ""),
+                    split=_split(config, row["topic"]),
+                    text=row["text"],
+                    **{key: row[key] for key in CHAT if key in row},
+                )
+            )
+    for row in read_texts(texts_path("neutral", config.neutral), required=("kind",)):
+        documents.append(
+            Document(
+                len(documents),
+                row["kind"],
+                emotion="",
+                topic="",
+                narrator="",
+                split="neutral",
+                text=row["text"],
+                **{key: row[key] for key in CHAT if key in row},
+            )
+        )
+    return documents
+
+
+def _split(config: CorpusConfig, topic: str) -> Split:
+    if topic in config.test_topics:
+        return "test"
+    return "validation" if topic in config.validation_topics else "train"
+
+
+def stories(config: CorpusConfig) -> list[dict[str, Any]]:
+    """The rows of the study's stories, those of other emotions included."""
+    return read_texts(texts_path("stories", config.stories), required=("emotion", "topic"))

@@ -1,0 +1,38 @@
+"""The study's section ``experiments``: which experiments are run, and how their work is cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from affectlens.config import Config
+from affectlens.experiments.tuning import TunedConfig
+from affectlens.model.subject import ModelConfig
+
+
+class ExperimentsConfig(Config):
+    """Which experiments are run, and how their work is cut."""
+
+    run: tuple[str, ...] | Literal["all"] = ()
+    """Names of folders of experiments, or `all`. Nothing by default."""
+    folder: Path = Path("experiments")
+    """Holds a folder for each experiment; a relative path starts at the current folder."""
+    against: ModelConfig | TunedConfig | None = None
+    """The second model of experiments that compare two: a model, or `tune:` with emotions whose stories the study's
+    own model is tuned on."""
+    readout_layer: int | None = None
+    """Where the state is read under steering: a cached layer above the study's; the lowest such by default."""
+    limit: int | None = Field(default=None, ge=1)
+    """Of each experiment only so many groups of scenarios, for trying it out."""
+    rollouts: bool = True
+    """Whether answers are sampled, where experiments ask for it. It is most of the time."""
+    scenarios_per_part: int = Field(default=128, ge=1)
+    """Scenarios read as one part; an eighth of them for choices, a sixteenth for tournaments, a 32nd for rollouts."""
+    cells_per_part: int = Field(default=96, ge=1)
+    """Cells of a grid that are resumed as one."""
+    tokens_per_batch: int = Field(default=2048, ge=1)
+    """Most tokens that go through the model at once. Belongs to the part, not to the machine."""
+    rollout_tokens_per_batch: int = Field(default=16384, ge=1)
+    """Most tokens that a batch of sampled answers may grow to, prompts included."""
