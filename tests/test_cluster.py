@@ -341,7 +341,7 @@ def test_the_time_left_counts_what_running_jobs_have_begun():
 @pytest.mark.parametrize(
     ("log", "expected"),
     [
-        ("Traceback ...\npipeline.errors.PartFailed: `sae`: 1 of 2\nsrun: error: n1: task 0: Exited with exit code 1\n",
+        ("Traceback\naffectlens.errors.PartFailed: `sae`: 1 of 2\nsrun: error: n1: task 0: Exited with exit code 1\n",
          "`sae`: 1 of 2"),
         ("working\nslurmstepd: error: *** STEP 3.0 ON n1 CANCELLED AT 2026 DUE TO TIME LIMIT ***\n"
          "srun: Job step aborted: Waiting up to 32 seconds for job step to finish.\n",

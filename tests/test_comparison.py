@@ -24,6 +24,7 @@ from affectlens.corpus.texts import EMBEDDED, read_jsonl
 from affectlens.errors import ConfigError, UserError
 from affectlens.run import runner
 from affectlens.study import Study, stage_named
+from affectlens.tracking.observer import WandbObserver
 from rich.console import Console
 from test_tracking import sync
 from typer.testing import CliRunner, Result
@@ -368,7 +369,7 @@ def test_online_a_study_that_is_computed_again_adds_no_run_and_no_version(
             monkeypatch.setenv(name, value)
         study = Study.load(write_study({**study_values, "tracking": {"mode": "online"}}))
         for mode in ("cached", "force"):
-            runner.run(study, mode=mode, only=["corpus", "activations", "directions"])
+            runner.run(study, mode=mode, only=["corpus", "activations", "directions"], observer=WandbObserver())
         assert sorted(run.fields["jobType"] for run in server.runs.values()) == ["activations", "corpus", "directions"]
         assert sorted((each.type, each.version) for each in server.artifacts if each.type in STAGES) == [
             ("activations", 0),
@@ -393,7 +394,8 @@ def stage_needs() -> dict[str, tuple[str, ...]]:
 
 
 def test_a_large_result_is_recorded_by_reference(swept) -> None:
-    from affectlens.run import lineage, manifest
+    from affectlens.run import manifest
+    from affectlens.tracking import lineage
 
     sae = stage_named("sae")
     for limit, reference in ((100, False), (0, True)):

@@ -15,6 +15,7 @@ from affectlens.run import runner
 from affectlens.stages.match import MatchStage
 from affectlens.stages.sae import SaeStage
 from affectlens.study import STAGES, Study, stage_named
+from affectlens.tracking.observer import WandbObserver
 from browser import browser, visit
 
 ROOT = Path(__file__).parent.parent
@@ -119,7 +120,7 @@ def test_status_and_report_say_what_is_there(small_study, write_study):
 
 def test_tracking_keeps_one_offline_run_a_stage(small_study, write_study, tmp_path):
     study = Study.load(write_study({**small_study, "tracking": {"mode": "offline"}}))
-    runner.run(study, only=["directions"])
+    runner.run(study, only=["directions"], observer=WandbObserver())
     runs = list((tmp_path / "cache" / "wandb").rglob("*.wandb"))
     assert len(runs) == 3
 

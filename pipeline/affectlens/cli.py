@@ -76,7 +76,8 @@ def run(
     """
     from affectlens.console import Console
     from affectlens.run import runner
-    from affectlens.tracking import sweep_agent as wandb_sweep
+    from affectlens.tracking import sweep_agent
+    from affectlens.tracking.observer import WandbObserver
 
     studies = _studies(config, overrides, sweep)
     if mode not in ("cached", "retry", "force", "read-only"):
@@ -89,9 +90,16 @@ def run(
             _print_plan(study, names)
             continue
         with Console(study.config.name) as console:
-            outcomes = runner.run(study, mode=mode, only=names, workers=workers, reporter=console)  # pyright: ignore[reportArgumentType]
+            outcomes = runner.run(
+                study,
+                mode=mode,  # pyright: ignore[reportArgumentType]
+                only=names,
+                workers=workers,
+                reporter=console,
+                observer=WandbObserver(),
+            )
             console.close(study, outcomes)
-        wandb_sweep.report(study, outcomes)
+        sweep_agent.report(study, outcomes)
     if len(studies) > 1 and not dry_run:
         _show_sweep(studies)
 
@@ -131,6 +139,7 @@ def submit(
     """
     from affectlens.cluster import config as settings
     from affectlens.cluster import submission
+    from affectlens.tracking.observer import WandbObserver
 
     if cluster not in ("slurm", "local", "debug"):
         raise ConfigError(f"--cluster {cluster}: choose slurm, local or debug")
@@ -142,6 +151,7 @@ def submit(
         where=cluster,  # pyright: ignore[reportArgumentType]
         profile=settings.read_profile(profile) if profile else None,
         retry=mode == "retry",
+        observer=WandbObserver(),
     )
     nodes = submission.plan(order) if dry_run else submission.submit(order, print)
     if dry_run and nodes:

@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from affectlens.cluster.graph import Task
 from affectlens.config import validate
 from affectlens.errors import UserError
 from affectlens.run import runner
+from affectlens.run.observer import Observer
 from affectlens.study import Study, StudyConfig, stage_named
 
 WRITE_EVERY_S = 2.0
@@ -45,6 +46,7 @@ class Job:
         task: which parts.
         workers: processes to share them among, one device each.
         width: how many jobs share the stage; the manifest records it.
+        observer: told of the result by the job that merges.
     """
 
     values: Mapping[str, Any]
@@ -57,6 +59,7 @@ class Job:
     task: Task
     workers: int
     width: int
+    observer: Observer = field(default_factory=Observer)
 
     def __call__(self) -> None:
         os.chdir(self.directory)
@@ -101,7 +104,7 @@ class Job:
         if self.does != "merge":
             runner.run_parts(study, stage, parts, workers=self.workers, reporter=reporter)
         if self.does != "parts":
-            runner.merge_parts(study, stage, workers=self.width, reporter=reporter)
+            runner.merge_parts(study, stage, workers=self.width, reporter=reporter, observer=self.observer)
 
 
 def progress_file(folder: Path, job: str | None = None) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,7 @@ from affectlens.cluster.job import Job
 from affectlens.cluster.slurm import JobState
 from affectlens.errors import UserError
 from affectlens.run import manifest
+from affectlens.run.observer import Observer
 from affectlens.run.runner import needed_for
 from affectlens.run.workspace import Workspace, inspect
 from affectlens.study import Study
@@ -37,6 +38,7 @@ class Order:
         where: which executor.
         profile: of the site, None for none.
         retry: whether parts that failed are done again.
+        observer: told of each result by the job that merges it.
     """
 
     studies: Sequence[Study]
@@ -44,6 +46,7 @@ class Order:
     where: Where = "slurm"
     profile: ClusterConfig | None = None
     retry: bool = False
+    observer: Observer = field(default_factory=Observer)
 
     def settled(self, study: Study) -> ClusterConfig:
         return settings.settle(study.config.cluster, self.profile)
@@ -134,7 +137,7 @@ def _hand_over(order: Order, nodes: Sequence[Node], say: Say) -> None:
             handed += tasks
             merge = tasks[0] if tasks else ""
             if node.merges:
-                merge = _submit(order, node, "merge", [_merge(node)], [*needs, *tasks, *node.kept])[0]
+                merge = _submit(order, node, "merge", [_merge(order, node)], [*needs, *tasks, *node.kept])[0]
                 handed.append(merge)
             ends[node.key] = merge
             ledger.write(node.study, node.stage, _entry(node, tasks, merge, needs))
@@ -188,14 +191,14 @@ def _name(node: Node, section: str) -> str:
 def _jobs(order: Order, node: Node) -> Iterator[Job]:
     workers = max(1, order.wants(node.study, node.stage.name).gpus)
     for task in node.tasks:
-        yield _job(node, "parts" if node.merges else "both", task, workers)
+        yield _job(order, node, "parts" if node.merges else "both", task, workers)
 
 
-def _merge(node: Node) -> Job:
-    return _job(node, "merge", Task(()), workers=1)
+def _merge(order: Order, node: Node) -> Job:
+    return _job(order, node, "merge", Task(()), workers=1)
 
 
-def _job(node: Node, does: Literal["parts", "merge", "both"], task: Task, workers: int) -> Job:
+def _job(order: Order, node: Node, does: Literal["parts", "merge", "both"], task: Task, workers: int) -> Job:
     study = node.study
     return Job(
         values=study.config.model_dump(mode="json"),
@@ -208,6 +211,7 @@ def _job(node: Node, does: Literal["parts", "merge", "both"], task: Task, worker
         task=task,
         workers=workers,
         width=max(1, len(node.tasks) + len(node.kept)) * workers,
+        observer=order.observer,
     )
 
 
@@ -222,7 +226,9 @@ def _planned(order: Order, node: Node) -> Iterator[Planned]:
         names.append(name)
         yield Planned(name, needs, job, _end(node.key), folder, wants)
     if node.merges:
-        yield Planned(_end(node.key), (*needs, *names), _merge(node), "merge", folder, order.wants(node.study, "merge"))
+        yield Planned(
+            _end(node.key), (*needs, *names), _merge(order, node), "merge", folder, order.wants(node.study, "merge")
+        )
 
 
 def _end(key: Key) -> str:

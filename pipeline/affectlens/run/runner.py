@@ -21,12 +21,12 @@ from affectlens import results
 from affectlens.errors import DamagedResult, MissingResult, PartFailed, UserError
 from affectlens.files import write_json
 from affectlens.model import subject
-from affectlens.run import lineage, manifest, verify
+from affectlens.run import manifest, verify
+from affectlens.run.observer import Guarded, Observer
 from affectlens.run.workers import Send, Workers, WorkersDied
 from affectlens.run.workspace import AnyStage, Workspace, inspect
 from affectlens.stage import Metrics, Part, Stage
 from affectlens.study import STAGES, Study, stage_named
-from affectlens.tracking import interface as tracking
 
 Mode = Literal["cached", "retry", "force", "read-only"]
 
@@ -75,6 +75,7 @@ def run(
     only: Sequence[str] = (),
     workers: int | str | None = None,
     reporter: Reporter | None = None,
+    observer: Observer | None = None,
 ) -> list[Outcome]:
     """Bring a study up to date.
 
@@ -85,16 +86,17 @@ def run(
         only: names of stages; these and what they need are brought up to date.
         workers: processes to share the parts among; the config's number when None.
         reporter: told of progress.
+        observer: told of results, for example :class:`affectlens.tracking.observer.WandbObserver`.
 
     Raises:
         UserError: see the subclasses in ``affectlens.errors``. Finished parts stay finished.
     """
-    reporter = reporter or Reporter()
+    reporter, observer = reporter or Reporter(), Guarded(observer or Observer())
     outcomes = []
     with Workers(_work) as pool:
         for stage in needed_for(only):
             forced = mode == "force" and (not only or stage.name in only)
-            outcome = _run_stage(study, stage, mode, forced, workers, pool, reporter)
+            outcome = _run_stage(study, stage, mode, forced, workers, pool, reporter, observer)
             reporter.stage_ended(outcome)
             outcomes.append(outcome)
     return outcomes
@@ -124,13 +126,14 @@ def _run_stage(
     workers: int | str | None,
     pool: Workers,
     reporter: Reporter,
+    observer: Observer,
 ) -> Outcome:
     space = Workspace(study, stage)
     if forced:
         with space.lock("finish", wait=True):
             space.discard()
     elif _sound(space, stage, mode, reporter) and space.complete:
-        return _outcome(study, stage, "cached")
+        return _outcome(study, stage, False, observer)
     if mode == "read-only":
         raise MissingResult(
             f"stage `{stage.name}` has no finished result in {space.final}; leave out --mode read-only to compute it"
@@ -138,9 +141,28 @@ def _run_stage(
     started = time.time()
     parts = parts_of(study, stage)
     _refuse_failures(space, stage, parts, mode)
-    devices = _run_parts(study, stage, parts, workers, pool, reporter)
-    _finish(study, stage, devices, started, reporter)
-    return _outcome(study, stage, "computed")
+    observer.stage_started(study, stage)
+    try:
+        devices = _run_parts(study, stage, parts, workers, pool, _Both(reporter, observer))
+        merged = _finish(study, stage, devices, started, reporter)
+    except BaseException as error:
+        observer.stage_failed(study, stage, error)
+        raise
+    return _outcome(study, stage, merged, observer)
+
+
+class _Both(Reporter):
+    """Units of work go to the observer, too."""
+
+    def __init__(self, reporter: Reporter, observer: Observer) -> None:
+        self.stage_started = reporter.stage_started
+        self.waiting = reporter.waiting
+        self._reporter = reporter
+        self._observer = observer
+
+    def advanced(self, units: float) -> None:
+        self._reporter.advanced(units)
+        self._observer.advanced(units)
 
 
 def parts_of(study: Study, stage: AnyStage) -> Sequence[Part]:
@@ -166,7 +188,9 @@ def run_parts(
         _run_parts(study, stage, parts, workers, pool, reporter)
 
 
-def merge_parts(study: Study, stage: AnyStage, *, workers: int, reporter: Reporter) -> None:
+def merge_parts(
+    study: Study, stage: AnyStage, *, workers: int, reporter: Reporter, observer: Observer | None = None
+) -> None:
     """Make the result of a stage from its finished parts, unless it is there.
 
     Args:
@@ -174,6 +198,7 @@ def merge_parts(study: Study, stage: AnyStage, *, workers: int, reporter: Report
         stage: to finish.
         workers: how many did the parts, for the record.
         reporter: told of progress.
+        observer: told of the result.
 
     Raises:
         MissingResult: parts are not finished.
@@ -192,7 +217,8 @@ def merge_parts(study: Study, stage: AnyStage, *, workers: int, reporter: Report
     started = min((manifest.started(run) for run in runs), default=time.time())
     # A merge may run where there is no accelerator, whatever the parts were computed on.
     device = "cpu" if study.config.compute.device == "cpu" else subject.device_names("auto")[0]
-    _finish(study, stage, [device] * workers, started, reporter)
+    if _finish(study, stage, [device] * workers, started, reporter):
+        _outcome(study, stage, True, Guarded(observer or Observer()))
 
 
 def _run_parts(
@@ -244,10 +270,12 @@ def _sound(space: Workspace, stage: AnyStage, mode: Mode, reporter: Reporter) ->
     return not damaged
 
 
-def _outcome(study: Study, stage: AnyStage, state: Literal["cached", "computed"]) -> Outcome:
-    found = inspect(study, stage)
-    assert found.record is not None
-    return Outcome(stage.name, state, found.folder, found.record["run"]["seconds"], found.metrics)
+def _outcome(study: Study, stage: AnyStage, computed: bool, observer: Observer) -> Outcome:
+    state = inspect(study, stage)
+    assert state.record is not None
+    observer.stage_finished(study, stage, state.record, state.metrics, state.folder, computed=computed)
+    seconds = state.record["run"]["seconds"]
+    return Outcome(stage.name, "computed" if computed else "cached", state.folder, seconds, state.metrics)
 
 
 def _build(study: Study, stage: AnyStage, device: str) -> Stage[Any, Any]:
@@ -362,15 +390,18 @@ def _run_part(
     os.replace(building, space.parts / part.name)
 
 
-def _finish(study: Study, stage: AnyStage, devices: Sequence[str], started: float, reporter: Reporter) -> None:
+def _finish(study: Study, stage: AnyStage, devices: Sequence[str], started: float, reporter: Reporter) -> bool:
+    """Merge the parts; returns whether this process did."""
     space = Workspace(study, stage)
     with space.lock("finish", wait=False) as mine:
         if not mine:
             reporter.waiting(f"{stage.name}: waiting for another run that is merging the parts")
     with space.lock("finish", wait=True):
-        if not space.complete:
+        merges = not space.complete
+        if merges:
             _merge(study, stage, space, devices, started)
     shutil.rmtree(space.locks, ignore_errors=True)
+    return merges
 
 
 def _merge(study: Study, stage: AnyStage, space: Workspace, devices: Sequence[str], started: float) -> None:
@@ -401,7 +432,6 @@ def _merge(study: Study, stage: AnyStage, space: Workspace, devices: Sequence[st
     write_json(space.partial / manifest.NAME, record)
     os.replace(space.partial, space.final)
     _drop_merged_parts(space, stage)
-    _track(study, stage, record, metrics)
 
 
 def _drop_merged_parts(space: Workspace, stage: AnyStage) -> None:
@@ -416,23 +446,6 @@ def _files(space: Workspace, records: Mapping[str, Any], keeps_parts: bool) -> d
         for part, record in records.items():
             found |= {f"parts/{part}/{name}": sha for name, sha in record["files"].items()}
     return found
-
-
-def _track(study: Study, stage: AnyStage, record: Mapping[str, Any], metrics: Metrics) -> None:
-    about = ("versions", "git", "version", "needs", "data", "model", "model_identity")
-    settings = {**record["config"], "seed": study.config.seed} | {key: record[key] for key in about if key in record}
-    with tracking.start(
-        study.config.tracking,
-        study=study.config.name,
-        stage=stage.name,
-        fingerprint=record["fingerprint"],
-        settings=settings,
-        directory=study.config.cache / "wandb",
-    ) as run:
-        run.summary({f"{stage.name}/{name}": value for name, value in metrics.items()})
-        if run.active:
-            stage.track(stage.open(study.folder(stage)), run)
-            run.artifact(lineage.artifact(study, stage, record), uses=lineage.inputs(study, record))
 
 
 def _work(study: Study, stage: str, names: Collection[str], device: str, send: Send) -> None:
