@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from affectlens import stats
 from affectlens.errors import ConfigError
 from affectlens.probing import similarity
 from affectlens.stages.directions import DirectionsStage
@@ -91,10 +92,10 @@ def test_the_published_clusters_cover_the_studied_words():
 def test_what_a_nuisance_explains_is_taken_away():
     generator = np.random.default_rng(0)
     length, noise = generator.normal(size=(2, 200))
-    left = similarity.partial(5 * length + noise, length)
+    left = stats.residuals(5 * length + noise, length)
     assert abs(np.corrcoef(left, length)[0, 1]) < 1e-9
     assert np.corrcoef(left, noise)[0, 1] > 0.99
-    assert np.allclose(similarity.partial(noise, np.ones(200)), noise - noise.mean())
+    assert np.allclose(stats.residuals(noise, np.ones(200)), noise - noise.mean())
 
 
 def test_the_stage_gives_ratings_clusters_layers_and_the_same_for_words(geometry):

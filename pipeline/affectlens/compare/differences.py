@@ -179,12 +179,10 @@ def _difference(name: str, first: Findings, other: Findings, a: Value, b: Value)
     if len(shared) >= LEAST_SHARED:
         import numpy as np
 
-        from affectlens.stats import paired_bootstrap_difference
+        from affectlens.stats import bootstrap_mean
 
-        found = paired_bootstrap_difference(
-            np.array([new[concept] for concept in shared]),
-            np.array([old[concept] for concept in shared]),
-            np.arange(len(shared)),
+        found = bootstrap_mean(
+            np.array([new[concept] - old[concept] for concept in shared]),
             rng=int(hashlib.sha256(name.encode()).hexdigest()[:12], 16),
         )
         exceeds = found.low > 0 or found.high < 0

@@ -51,12 +51,8 @@ def own_p(
     """
     from scipy.stats import rankdata
 
-    ranks, groups = rankdata(scores, axis=0), [np.flatnonzero(topics == name) for name in np.unique(topics)]
-    null, order = np.empty((permutations, labels.shape[1])), np.arange(len(labels))
-    for draw in range(permutations):
-        for group in groups:
-            order[group] = rng.permutation(group)
-        null[draw] = (ranks * labels[order]).sum(axis=0)
+    ranks = rankdata(scores, axis=0)
+    null = np.array([(ranks * labels[order]).sum(axis=0) for order in stats.permuted_within(topics, permutations, rng)])
     p, _ = stats.permutation_p((ranks * labels).sum(axis=0), null)
     defined = labels.any(axis=0) & ~labels.all(axis=0)
     return np.where(defined, p, 1.0)

@@ -61,13 +61,8 @@ def layer_test(
     ranks = np.stack([rankdata(values, axis=0) * weight for values in scores.values()])
     mine, rows = labels.argmax(axis=1), np.arange(len(labels))
     observed = ranks[:, rows, mine].sum(axis=1) - offset
-    null = np.empty(permutations)
-    groups = [np.flatnonzero(topics == topic) for topic in np.unique(topics)]
-    for draw in range(permutations):
-        moved = mine.copy()
-        for group in groups:
-            moved[group] = mine[rng.permutation(group)]
-        null[draw] = ranks[:, rows, moved].sum(axis=1).max() - offset
+    moved = mine[stats.permuted_within(topics, permutations, rng)]
+    null = np.array([ranks[:, rows, order].sum(axis=1).max() for order in moved]) - offset
     p, floor = stats.permutation_p(observed, np.repeat(null[:, None], len(observed), axis=1))
     layers = list(scores)
     return LayerTest(

@@ -59,10 +59,8 @@ def compare(
     whole[upper] = ranks(b[upper])
     whole += whole.T
     mine = ranks(a[upper])
-    null = np.empty(permutations)
-    for draw in range(permutations):
-        order = rng.permutation(len(b))
-        null[draw] = mine @ whole[np.ix_(order, order)][upper]
+    orders = stats.permuted_within(np.zeros(len(b)), permutations, rng)
+    null = np.array([mine @ whole[np.ix_(order, order)][upper] for order in orders])
     return _agreement(float(mine @ whole[upper]), null)
 
 
@@ -85,7 +83,8 @@ def grouping(
     from sklearn.metrics import adjusted_rand_score
 
     names = np.asarray(reference)
-    null = np.array([adjusted_rand_score(rng.permutation(names), found) for _ in range(permutations)])
+    orders = stats.permuted_within(np.zeros(len(names)), permutations, rng)
+    null = np.array([adjusted_rand_score(names[order], found) for order in orders])
     return _agreement(float(adjusted_rand_score(names, found)), null)
 
 
@@ -93,16 +92,6 @@ def membership(clusters: Mapping[str, Sequence[str]], concepts: Sequence[str]) -
     """Concept -> cluster, for the concepts that some cluster names."""
     by_word = {word: name for name, words in clusters.items() for word in words}
     return {concept: by_word[concept] for concept in concepts if concept in by_word}
-
-
-def partial(
-    values: Float[np.ndarray, " concepts"], nuisance: Float[np.ndarray, " concepts"]
-) -> Float[np.ndarray, " concepts"]:
-    """What is left of values after a straight line in the nuisance is taken away."""
-    centred = nuisance - nuisance.mean()
-    scale = float(centred @ centred)
-    slope = float(centred @ values) / scale if scale > 0 else 0.0
-    return values - values.mean() - slope * centred
 
 
 def _agreement(value: float, null: Float[np.ndarray, " permutations"]) -> Agreement:

@@ -55,7 +55,7 @@ class DirectionsStage(Stage[DirectionsConfig, Directions]):
     """Build directions on training topics, say how well they read on topics never seen."""
 
     name = "directions"
-    version = 2
+    version = 3
     config_class = DirectionsConfig
     needs = ("corpus", "activations")
     seeded = True

@@ -55,7 +55,7 @@ class GeometryStage(Stage[GeometryConfig, Geometry]):
     """Principal components of the directions, correlated with ratings and, as a check, with story length."""
 
     name = "geometry"
-    version = 2
+    version = 3
     config_class = GeometryConfig
     needs = ("corpus", "activations", "directions")
     seeded = True
@@ -127,7 +127,6 @@ class GeometryStage(Stage[GeometryConfig, Geometry]):
         import numpy as np
 
         from affectlens import stats
-        from affectlens.probing import similarity
 
         concepts = self.need(CorpusStage).emotions
         rated = np.array([concept in ratings for concept in concepts])
@@ -144,8 +143,9 @@ class GeometryStage(Stage[GeometryConfig, Geometry]):
                     mine, values, permutations=self.config.permutations, rng=self.generator(stream)
                 )
                 left = stats.correlation(
-                    similarity.partial(mine, lengths),
-                    similarity.partial(values, lengths),
+                    mine,
+                    values,
+                    given=lengths,
                     permutations=self.config.permutations,
                     rng=self.generator(f"{stream}-length"),
                 )

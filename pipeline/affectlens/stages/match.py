@@ -59,7 +59,7 @@ class MatchStage(Stage[MatchConfig, Match]):
     """Encode every text, score every feature against every concept, choose, and report on test topics."""
 
     name = "match"
-    version = 2
+    version = 3
     config_class = MatchConfig
     needs = ("corpus", "activations", "sae")
     seeded = True
@@ -198,7 +198,8 @@ class MatchStage(Stage[MatchConfig, Match]):
         metrics = {}
         for key, estimate in figures.items():
             value, low, high = (float(each) for each in estimate[:3])
-            metrics |= {key: value, f"{key}_low": low, f"{key}_high": high}
+            metrics[key] = value
+            metrics |= {f"{key}_{end}": at for end, at in (("low", low), ("high", high)) if at == at}
         chance = np.mean([[each.value for each in areas[name].concepts] for name in names], axis=0)
         return {"areas": areas, "chance": chance, "metrics": metrics}
 

@@ -1,8 +1,14 @@
 """The statistics of the project: exact, fast, and NaN where a figure is not defined."""
 
 from affectlens.stats.corrections import benjamini_hochberg, holm
-from affectlens.stats.estimates import Correlation, Estimate, correlation, wilson
-from affectlens.stats.permutation import MaxPermutation, max_permutation_test, permutation_p
+from affectlens.stats.estimates import Correlation, Estimate, correlation, fisher_interval, residuals, wilson
+from affectlens.stats.permutation import (
+    MaxPermutation,
+    max_permutation_test,
+    permutation_p,
+    permuted_labels,
+    permuted_within,
+)
 from affectlens.stats.ranking import (
     RankedFeatures,
     auroc,
@@ -13,9 +19,11 @@ from affectlens.stats.ranking import (
 from affectlens.stats.resampling import (
     AurocIntervals,
     auroc_interval,
+    bootstrap_counts,
+    bootstrap_interval,
     bootstrap_mean,
     cluster_bootstrap,
-    paired_bootstrap_difference,
+    t_interval,
     two_way_bootstrap,
 )
 
@@ -29,15 +37,21 @@ __all__ = [
     "auroc_interval",
     "average_precision",
     "benjamini_hochberg",
+    "bootstrap_counts",
+    "bootstrap_interval",
     "bootstrap_mean",
     "cluster_bootstrap",
     "correlation",
+    "fisher_interval",
     "holm",
     "max_permutation_test",
-    "paired_bootstrap_difference",
     "permutation_p",
+    "permuted_labels",
+    "permuted_within",
     "rank_features",
+    "residuals",
     "standardized_mean_difference",
+    "t_interval",
     "two_way_bootstrap",
     "wilson",
 ]

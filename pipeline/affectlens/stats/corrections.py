@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from affectlens.errors import UserError
-
 
 def benjamini_hochberg(p: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """Adjusted p-values that control the false discovery rate (Benjamini & Hochberg 1995).
@@ -18,7 +16,7 @@ def benjamini_hochberg(p: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*sh
         Adjusted values in the shape of ``p``, NaN where ``p`` is NaN.
 
     Raises:
-        UserError: a p-value outside [0, 1].
+        ValueError: a p-value outside [0, 1].
     """
     values, made, order = _sorted_tests(p)
     tests = len(order)
@@ -36,7 +34,7 @@ def holm(p: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         Adjusted values in the shape of ``p``, NaN where ``p`` is NaN.
 
     Raises:
-        UserError: a p-value outside [0, 1].
+        ValueError: a p-value outside [0, 1].
     """
     values, made, order = _sorted_tests(p)
     stepped = values[order] * np.arange(len(order), 0, -1)
@@ -50,7 +48,7 @@ def _sorted_tests(
     flat = np.asarray(p, dtype=float).reshape(-1)
     outside = flat[(flat < 0) | (flat > 1)]
     if len(outside):
-        raise UserError(f"{outside[0]} is not a p-value: give values between 0 and 1")
+        raise ValueError(f"{outside[0]} is not a p-value: give values between 0 and 1")
     made = np.flatnonzero(~np.isnan(flat))
     return flat[made], made, np.argsort(flat[made], kind="stable")
 

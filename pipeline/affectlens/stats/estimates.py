@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from affectlens.errors import UserError
 from affectlens.stats.permutation import permutation_p
 
 DRAW_ELEMENTS = 2**22
@@ -23,7 +22,7 @@ class Estimate(NamedTuple):
         value: the estimate.
         low: lower end of the interval; NaN, as ``high``, where the data allow none.
         high: upper end.
-        n: independent units behind it: clusters for a cluster bootstrap, trials for a rate, pairs for a
+        n: independent units behind it: groups for an interval over groups, trials for a rate, pairs for a
             correlation.
     """
 
@@ -55,10 +54,10 @@ def check_level(level: float) -> float:
     """The level of an interval.
 
     Raises:
-        UserError: not strictly between 0 and 1.
+        ValueError: not strictly between 0 and 1.
     """
     if not 0 < level < 1:
-        raise UserError(f"level is {level}: give the coverage of the interval as a number between 0 and 1")
+        raise ValueError(f"level is {level}: give the coverage of the interval as a number between 0 and 1")
     return level
 
 
@@ -73,78 +72,85 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Estimate:
         level: coverage of the interval.
 
     Raises:
-        UserError: ``successes`` is not between 0 and ``n``, or either is not a whole number.
+        ValueError: ``successes`` is not between 0 and ``n``, or either is not a whole number.
     """
     if not (float(successes).is_integer() and float(n).is_integer() and 0 <= successes <= n):
-        raise UserError(f"{successes} successes in {n} trials: give whole numbers, 0 <= successes <= trials")
-    z = NormalDist().inv_cdf(0.5 + check_level(level) / 2)
+        raise ValueError(f"{successes} successes in {n} trials: give whole numbers, 0 <= successes <= trials")
+    check_level(level)
     if n == 0:
         return Estimate(math.nan, math.nan, math.nan, 0)
-    rate = successes / n
-    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == n else centre + half
-    return Estimate(rate, low, high, int(n))
+    from scipy.stats import binomtest
+
+    interval = binomtest(int(successes), int(n)).proportion_ci(level, method="wilson")
+    return Estimate(successes / n, float(interval.low), float(interval.high), int(n))
 
 
 def correlation(
     x: Shaped[np.ndarray, " pairs"],
     y: Shaped[np.ndarray, " pairs"],
-    method: Literal["pearson", "spearman"] = "pearson",
-    level: float = 0.95,
     *,
+    given: Float[np.ndarray, " pairs"] | None = None,
+    level: float = 0.95,
     permutations: int = 0,
     rng: np.random.Generator | int | None = None,
 ) -> Correlation:
-    """A correlation with its Fisher-z interval and, on request, a two-sided permutation p.
-
-    The standard error of z is 1 / sqrt(n - 3) for Pearson (Fisher 1921) and sqrt((1 + r^2 / 2) / (n - 3)) for
-    Spearman (Bonett & Wright 2000). p = (b + 1) / (m + 1) (Phipson & Smyth 2010).
+    """A Pearson correlation with its Fisher-z interval and, on request, a two-sided permutation p.
 
     Args:
         x: finite values.
         y: as many, paired with ``x``.
-        method: Spearman is Pearson on midranks.
+        given: a covariate; the correlation is the partial one, of what a straight line in it leaves of both sides.
+            It costs the interval one degree of freedom (Fisher 1924).
         level: coverage of the interval.
-        permutations: random pairings behind p; 0 leaves p NaN.
+        permutations: random pairings behind p; 0 leaves p NaN. p = (b + 1) / (m + 1) (Phipson & Smyth 2010).
         rng: generator or seed, needed for p.
 
     Returns:
-        The value is NaN when either side is constant or there are fewer than two pairs; the interval is NaN
-        with fewer than four pairs, and for a perfect correlation, where the formula has no width to give.
+        The value is NaN when either side is constant or there are fewer than two pairs.
 
     Raises:
-        UserError: lengths differ, values are not finite, the method is unknown, or ``rng`` is missing.
+        ValueError: lengths differ, values are not finite, or ``rng`` is missing.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    if x.ndim != 1 or x.shape != y.shape:
-        raise UserError(f"x has shape {x.shape} and y {y.shape}: give two vectors of the same length")
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise UserError("a correlation needs finite values on both sides: drop the incomplete pairs first")
-    if method not in ("pearson", "spearman"):
-        raise UserError(f"method is {method!r}: choose 'pearson' or 'spearman'")
+    if x.ndim != 1 or x.shape != y.shape or (given is not None and np.shape(given) != x.shape):
+        raise ValueError(f"x has shape {x.shape} and y {y.shape}: give vectors of the same length")
+    if not all(np.isfinite(side).all() for side in (x, y, [] if given is None else given)):
+        raise ValueError("a correlation needs finite values on all sides: drop the incomplete pairs first")
     if permutations and rng is None:
-        raise UserError("a permutation p needs rng: give a numpy Generator or a seed")
-    check_level(level)
-    if method == "spearman":
-        x, y = _midranks(x), _midranks(y)
+        raise ValueError("a permutation p needs rng: give a numpy Generator or a seed")
+    if given is not None:
+        x, y = residuals(x, given), residuals(y, given)
     x, y = _unit(x), _unit(y)
     r = float(np.clip(x @ y, -1, 1)) if len(x) > 1 else math.nan
-    low, high = _fisher_interval(r, len(x), method, level)
     p, floor = math.nan, math.nan
     if permutations:
         null = _null_correlations(x, y, permutations, np.random.default_rng(rng))
         p, floor = permutation_p(abs(r), np.abs(null))
-    return Correlation(Estimate(r, low, high, len(x)), p, floor)
+    return Correlation(fisher_interval(r, len(x), covariates=int(given is not None), level=level), p, floor)
 
 
-def _fisher_interval(r: float, n: int, method: str, level: float) -> tuple[float, float]:
-    if n < 4 or math.isnan(r) or 1 - abs(r) < 1e-12:
-        return math.nan, math.nan
-    spread = 1 + r * r / 2 if method == "spearman" else 1.0
-    half = NormalDist().inv_cdf(0.5 + level / 2) * math.sqrt(spread / (n - 3))
-    return math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
+def fisher_interval(r: float, pairs: int, *, covariates: int = 0, level: float = 0.95) -> Estimate:
+    """A correlation with its interval: the standard error of atanh(r) is 1 / sqrt(pairs - covariates - 3).
+
+    Fisher 1921; 1924 for a partial correlation, from both sides of which so many covariates were taken.
+
+    Returns:
+        Without an interval where no degree of freedom is left, and for a perfect correlation.
+    """
+    freedom = pairs - covariates - 3
+    check_level(level)
+    if freedom < 1 or math.isnan(r) or 1 - abs(r) < 1e-12:
+        return Estimate(r, math.nan, math.nan, pairs)
+    half = NormalDist().inv_cdf(0.5 + level / 2) / math.sqrt(freedom)
+    return Estimate(r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half), pairs)
+
+
+def residuals(values: Float[np.ndarray, " pairs"], given: Float[np.ndarray, " pairs"]) -> Float[np.ndarray, " pairs"]:
+    """What is left of values after a straight line in the covariate is taken away."""
+    centred = np.asarray(given, dtype=float) - np.mean(given)
+    scale = float(centred @ centred)
+    slope = float(centred @ values) / scale if scale > 0 else 0.0
+    return values - values.mean() - slope * centred
 
 
 def _null_correlations(
@@ -166,8 +172,3 @@ def _unit(values: Float[np.ndarray, " pairs"]) -> Float[np.ndarray, " pairs"]:
     values = (values / 2 - values.min() / 2) / (values.max() / 2 - values.min() / 2)
     values = values - values.mean()
     return values / np.linalg.norm(values)
-
-
-def _midranks(values: Float[np.ndarray, " pairs"]) -> Float[np.ndarray, " pairs"]:
-    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(sizes) - (sizes - 1) / 2)[group]

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from affectlens.errors import UserError
 from affectlens.stats.ranking import (
     RankedFeatures,
     centred_rank_blocks,
     check_labels,
     exact_dtype,
     label_operator,
-    smd_of_sums,
-    unit_blocks,
 )
 
 BATCH_ROWS = 2048
@@ -49,14 +46,6 @@ class MaxPermutation:
     p: Float[np.ndarray, " concepts"]
     floor: float
 
-    def adjusted_p(self, statistics: Float[np.ndarray, "features concepts"]) -> Float[np.ndarray, "features concepts"]:
-        """Single-step max-T adjusted p of every feature (Westfall & Young 1993, sec. 2.5).
-
-        Args:
-            statistics: on the scale of ``observed`` (for a two-sided test the distance from no effect).
-        """
-        return permutation_p(statistics, self.null)[0]
-
 
 def permutation_p(
     observed: Float[np.ndarray, "... tests"] | float, null: Float[np.ndarray, "permutations tests"]
@@ -76,14 +65,14 @@ def permutation_p(
         floor 1 / (m + 1).
 
     Raises:
-        UserError: no permutations, or shapes do not fit.
+        ValueError: no permutations, or shapes do not fit.
     """
     observed, null = np.asarray(observed, dtype=float), np.asarray(null, dtype=float)
     tests = null.shape[1:]
     if null.ndim == 0 or len(null) == 0:
-        raise UserError("the null distribution is empty: a permutation p-value needs at least one permutation")
+        raise ValueError("the null distribution is empty: a permutation p-value needs at least one permutation")
     if observed.shape[observed.ndim - len(tests) :] != tests:
-        raise UserError(
+        raise ValueError(
             f"observed statistics {observed.shape} do not end in the tests of the null {tests}: give one "
             "observed statistic for each column of the null"
         )
@@ -105,8 +94,6 @@ def max_permutation_test(
     *,
     permutations: int,
     rng: np.random.Generator | int,
-    statistic: Literal["auroc", "smd"] = "auroc",
-    two_sided: bool = False,
     block: int | None = None,
 ) -> MaxPermutation:
     """Test each concept's best feature against the best feature under permuted labels.
@@ -118,88 +105,107 @@ def max_permutation_test(
     each permutation costs one label product.
 
     Args:
-        scores: one column per feature, or features ranked before (AUROC only).
+        scores: one column per feature, or features ranked before.
         labels: boolean, or numbers that are all 0 or 1.
         strata: one value per document, usually its topic; None permutes freely.
         permutations: how many; p is at least 1 / (permutations + 1).
         rng: generator or seed.
-        statistic: AUROC, or the standardised mean difference.
-        two_sided: test |AUROC - 1/2|, or |standardised mean difference|, in place of the statistic itself.
         block: features handled at once. Changes no result.
 
     Raises:
-        UserError: as for ``auroc``; or fewer than one permutation; or strata that do not fit the documents or
+        ValueError: as for ``auroc``; or fewer than one permutation; or strata that do not fit the documents or
             leave nothing to permute.
     """
     docs = scores.shape[0]
     labels = check_labels(labels, docs)
     if 0 in scores.shape or 0 in labels.shape:
-        raise UserError(f"nothing to test: scores have shape {scores.shape}, labels have shape {labels.shape}")
-    if statistic not in ("auroc", "smd"):
-        raise UserError(f"statistic is {statistic!r}: choose 'auroc' or 'smd'")
+        raise ValueError(f"nothing to test: scores have shape {scores.shape}, labels have shape {labels.shape}")
     if permutations < 1:
-        raise UserError(f"permutations is {permutations}: ask for at least one, better 1000")
-    members = _strata_members(strata, docs)
+        raise ValueError(f"permutations is {permutations}: ask for at least one, better 1000")
+    strata = np.zeros(docs, dtype=int) if strata is None else np.asarray(strata)
+    if strata.shape != (docs,):
+        raise ValueError(f"strata have shape {strata.shape}, there are {docs} documents: give one per document")
+    if len(np.unique(strata)) == docs:
+        raise ValueError("every stratum holds a single document, so no labels can change places: use coarser strata")
     positives = labels.sum(axis=0)
-    ranked = statistic == "auroc"
-    dtype = exact_dtype(positives, docs) if ranked else np.dtype(np.float64)
-    blocks: Blocks = (
-        partial(centred_rank_blocks, scores, dtype, block) if ranked else partial(unit_blocks, scores, block)
-    )
+    dtype = exact_dtype(positives, docs)
+    blocks: Blocks = partial(centred_rank_blocks, scores, dtype, block)
     operator = label_operator(labels, dtype)
-    largest, feature = _observed_max(blocks, operator, two_sided)
-    orders = _permutations(members, docs, permutations, np.random.default_rng(rng))
-    null = np.concatenate([_null_max(blocks, operator, order, two_sided) for order in orders])
-    to_statistic = partial(_auroc_of_sums if ranked else smd_of_sums, positives=positives, docs=docs)
-    observed, null = to_statistic(largest), to_statistic(null)
-    if ranked and not two_sided:
-        observed, null = observed + 0.5, null + 0.5
+    largest, feature = _observed_max(blocks, operator)
+    # As many permutations at a time as memory allows; every batch is another pass over the features.
+    rng, batch = np.random.default_rng(rng), max(1, DRAW_BYTES // (4 * docs))
+    batches = (min(batch, permutations - start) for start in range(0, permutations, batch))
+    null = np.concatenate([_null_max(blocks, operator, permuted_within(strata, draws, rng)) for draws in batches])
+    # AUROC - 1/2 is the sum of centred doubled midranks over twice the pairs: monotone, so the maximum comes first.
+    pairs = 2.0 * positives * (docs - positives)
+    observed, null = (sums / np.where(pairs == 0, np.nan, pairs) + 0.5 for sums in (largest, null))
     p, floor = permutation_p(observed, null)
     return MaxPermutation(observed, np.where(np.isnan(observed), -1, feature), null, p, floor)
 
 
-def _auroc_of_sums(
-    sums: Float[np.ndarray, "... concepts"], positives: Int[np.ndarray, " concepts"], docs: int
-) -> Float[np.ndarray, "... concepts"]:
-    """AUROC - 1/2 from sums of centred doubled midranks. Monotone, so the maximum may be taken before it."""
-    pairs = 2.0 * positives * (docs - positives)
-    return sums / np.where(pairs == 0, np.nan, pairs)
+def permuted_within(
+    strata: Shaped[np.ndarray, " rows"], draws: int, rng: np.random.Generator
+) -> Int[np.ndarray, "draws rows"]:
+    """Orders of the rows in which each changes places only with rows of its stratum.
 
+    Args:
+        strata: one value per row; all alike permutes freely.
+        draws: orders wanted.
+        rng: of the orders.
 
-def _strata_members(strata: Shaped[np.ndarray, " docs"] | None, docs: int) -> list[Int[np.ndarray, " members"]]:
-    """The documents of each stratum that has more than one."""
-    strata = np.zeros(docs, dtype=int) if strata is None else np.asarray(strata)
-    if strata.shape != (docs,):
-        raise UserError(f"strata have shape {strata.shape}, there are {docs} documents: give one per document")
+    Returns:
+        int32; ``labels[orders[i]]`` are the labels of the i-th draw.
+
+    Raises:
+        ValueError: strata are no vector, or fewer than one draw.
+    """
+    strata = np.asarray(strata)
+    if strata.ndim != 1 or draws < 1:
+        raise ValueError(f"strata have shape {strata.shape}, draws is {draws}: give one per row, and at least one draw")
+    orders = np.tile(np.arange(len(strata), dtype=np.int32), (draws, 1))
     codes = np.unique(strata, return_inverse=True)[1]
-    groups = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
-    groups = [group for group in groups if len(group) > 1]
-    if not groups:
-        raise UserError("every stratum holds a single document, so no labels can change places: use coarser strata")
-    return groups
+    for members in np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1]):
+        if len(members) > 1:
+            orders[:, members] = rng.permuted(orders[:, members], axis=1)
+    return orders
 
 
-def _permutations(
-    members: list[Int[np.ndarray, " members"]], docs: int, permutations: int, rng: np.random.Generator
-) -> Iterator[Int[np.ndarray, "batch docs"]]:
-    """Permutations of the documents within strata, as many at a time as memory allows."""
-    most = max(1, DRAW_BYTES // (4 * docs))
-    for start in range(0, permutations, most):
-        batch = min(most, permutations - start)
-        order = np.tile(np.arange(docs, dtype=np.int32), (batch, 1))
-        for group in members:
-            order[:, group] = rng.permuted(order[:, group], axis=1)
-        yield order
+def permuted_labels(
+    labels: Int[np.ndarray, " rows"],
+    groups: Shaped[np.ndarray, " rows"],
+    draws: int,
+    rng: np.random.Generator,
+    *,
+    together: bool = False,
+) -> Int[np.ndarray, "draws rows"]:
+    """Labels permuted as the design allows: rows of a group are not independent of each other.
+
+    Where every group holds one label, its rows are variants of one thing: groups exchange labels as wholes. Otherwise
+    rows exchange labels within their group.
+
+    Args:
+        labels: one per row.
+        groups: one per row.
+        draws: permutations wanted.
+        rng: of the permutations.
+        together: rows of one group with one label are one draw and exchange their label together, with the other
+            labels of the group.
+    """
+    labels = np.asarray(labels)
+    _, first, codes = np.unique(groups, return_index=True, return_inverse=True)
+    if (labels == labels[first][codes]).all():
+        return labels[first][permuted_within(np.zeros(len(first)), draws, rng)][:, codes]
+    if not together:
+        return labels[permuted_within(codes, draws, rng)]
+    cells, members = np.unique(np.stack([codes, labels]), axis=1, return_inverse=True)
+    return cells[1][permuted_within(cells[0], draws, rng)][:, members.reshape(-1)]
 
 
-def _observed_max(
-    blocks: Blocks, operator: Any, two_sided: bool
-) -> tuple[Float[np.ndarray, " concepts"], Int[np.ndarray, " concepts"]]:
+def _observed_max(blocks: Blocks, operator: Any) -> tuple[Float[np.ndarray, " concepts"], Int[np.ndarray, " concepts"]]:
     largest = np.full(operator.shape[0], -np.inf)
     feature = np.full(operator.shape[0], -1)
     for columns, values in blocks():
         sums = operator @ values
-        sums = np.abs(sums) if two_sided else sums
         best = sums.argmax(axis=1)
         top = np.take_along_axis(sums, best[:, None], axis=1)[:, 0]
         better = top > largest
@@ -208,7 +214,7 @@ def _observed_max(
 
 
 def _null_max(
-    blocks: Blocks, operator: Any, order: Int[np.ndarray, "batch docs"], two_sided: bool
+    blocks: Blocks, operator: Any, order: Int[np.ndarray, "batch docs"]
 ) -> Float[np.ndarray, "batch concepts"]:
     """Largest sum over features for each permutation and concept."""
     concepts = operator.shape[0]
@@ -217,11 +223,7 @@ def _null_max(
     for _, values in blocks():
         for start in range(0, len(order), step):
             rows = largest[start : start + step]
-            sums = _permuted_sums(operator, order[start : start + step], values)
-            top = sums.max(axis=2)
-            if two_sided:
-                np.maximum(top, -sums.min(axis=2), out=top)
-            np.maximum(rows, top, out=rows)
+            np.maximum(rows, _permuted_sums(operator, order[start : start + step], values).max(axis=2), out=rows)
     return largest
 
 

@@ -7,15 +7,12 @@ of a feature are a single group of ties whose rank follows from counts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
-
-from affectlens.errors import UserError
 
 BLOCK_FEATURES = 128
 """Most features handled at once: the label product is fastest with operands that fit a cache."""
@@ -61,7 +58,7 @@ def rank_features(scores: Shaped[np.ndarray, "docs features"], *, block: int | N
         2 bytes per score up to 32,768 documents, 4 beyond.
 
     Raises:
-        UserError: ``scores`` is not a matrix of real numbers, or has a NaN (the message names its column).
+        ValueError: ``scores`` is not a matrix of real numbers, or has a NaN (the message names its column).
     """
     docs, features = _check_scores(scores)
     ranks = np.empty((docs, features), dtype=np.int16 if docs <= 2**15 else np.int32)
@@ -91,7 +88,7 @@ def auroc(
         float64 in [0, 1]; NaN for a concept without a positive or without a negative document.
 
     Raises:
-        UserError: shapes do not fit, labels are not 0/1, or a score is NaN (the message names its column).
+        ValueError: shapes do not fit, labels are not 0/1, or a score is NaN (the message names its column).
     """
     docs, features = _check_scores(scores)
     labels = check_labels(labels, docs)
@@ -127,7 +124,7 @@ def average_precision(
         float64 in (0, 1]; NaN for a concept without a positive document.
 
     Raises:
-        UserError: as for ``auroc``.
+        ValueError: as for ``auroc``.
     """
     docs, features = _check_scores(scores)
     labels = check_labels(labels, docs)
@@ -155,7 +152,6 @@ def standardized_mean_difference(
     scores: Shaped[np.ndarray, "docs features"],
     labels: Bool[np.ndarray, "docs concepts"],
     *,
-    hedges: bool = False,
     block: int | None = None,
 ) -> Float[np.ndarray, "features concepts"]:
     """Mean of the positives minus mean of the negatives, in pooled standard deviations (Cohen 1988, ch. 2).
@@ -163,7 +159,6 @@ def standardized_mean_difference(
     Args:
         scores: one column per feature, finite.
         labels: boolean, or numbers that are all 0 or 1.
-        hedges: multiply by the exact small-sample correction (Hedges 1981, eq. 6e).
         block: features handled at once. Changes no result beyond rounding.
 
     Returns:
@@ -171,7 +166,7 @@ def standardized_mean_difference(
         without a positive or without a negative document, or with fewer than three documents in all.
 
     Raises:
-        UserError: as for ``auroc``, or a score is infinite.
+        ValueError: as for ``auroc``, or a score is infinite.
     """
     docs, features = _check_scores(scores)
     labels = check_labels(labels, docs)
@@ -180,46 +175,31 @@ def standardized_mean_difference(
     gap = np.empty((features, labels.shape[1]))
     for columns, unit in unit_blocks(scores, block):
         gap[columns] = (operator @ unit).T
-    return smd_of_sums(gap, positives, docs) * (_hedges_correction(docs - 2) if hedges else 1.0)
-
-
-def smd_of_sums(
-    sums: Float[np.ndarray, "... concepts"], positives: Int[np.ndarray, " concepts"], docs: int
-) -> Float[np.ndarray, "... concepts"]:
-    """Standardised mean difference from the positives' sums of unit columns (see ``unit_blocks``).
-
-    With mean 0 and total sum of squares 1, a sum s over k of n documents makes the sum of squares between the
-    groups s^2 n / (k (n - k)); what is left of 1 lies within them. Monotone in s.
-    """
+    # With mean 0 and total sum of squares 1, a sum s over k of n documents makes the sum of squares between the
+    # groups s^2 n / (k (n - k)); what is left of 1 lies within them.
     ratio = (docs if docs > 2 else np.nan) / _nan_where_zero(1.0 * positives * (docs - positives))
-    within = 1.0 - sums**2 * ratio
+    within = 1.0 - gap**2 * ratio
     # Perfectly separated constants leave only rounding error here.
     within[within <= 8 * docs * np.finfo(float).eps] = 0.0
     with np.errstate(divide="ignore"):
-        return np.where(sums == 0, 0.0, 1 / np.sqrt(within / max(docs - 2, 1))) * sums * ratio
-
-
-def _hedges_correction(freedom: int) -> float:
-    if freedom < 2:
-        return math.nan
-    return math.exp(math.lgamma(freedom / 2) - math.lgamma((freedom - 1) / 2)) / math.sqrt(freedom / 2)
+        return np.where(gap == 0, 0.0, 1 / np.sqrt(within / max(docs - 2, 1))) * gap * ratio
 
 
 def check_labels(labels: Any, docs: int) -> Bool[np.ndarray, "docs concepts"]:
     """Labels as booleans.
 
     Raises:
-        UserError: not a matrix with one row per document, or values other than 0 and 1.
+        ValueError: not a matrix with one row per document, or values other than 0 and 1.
     """
     labels = np.asarray(labels)
     if labels.ndim != 2 or labels.shape[0] != docs:
-        raise UserError(
+        raise ValueError(
             f"labels have shape {labels.shape}, scores have {docs} documents: give labels as a matrix "
             "[documents, concepts]"
         )
     if labels.dtype != bool:
         if labels.dtype.kind not in "iuf" or not ((labels == 0) | (labels == 1)).all():
-            raise UserError(f"labels of type {labels.dtype} hold values other than 0 and 1: make them boolean")
+            raise ValueError(f"labels of type {labels.dtype} hold values other than 0 and 1: make them boolean")
         labels = labels.astype(bool)
     return labels
 
@@ -260,13 +240,13 @@ def unit_blocks(scores: Any, block: int | None = None) -> Iterator[tuple[slice, 
     """Blocks of features with mean 0 and sum of squares 1, in float64; all 0 for a constant feature.
 
     Raises:
-        UserError: a score is infinite.
+        ValueError: a score is infinite.
     """
     for columns, values in _score_blocks(scores, block):
         low, high = values.min(axis=0).astype(float), values.max(axis=0).astype(float)
         infinite = np.flatnonzero(~np.isfinite(low) | ~np.isfinite(high))
         if len(infinite):
-            raise UserError(
+            raise ValueError(
                 f"feature {columns.start + infinite[0]} has an infinite score: means need finite scores; "
                 "use AUROC or drop the feature"
             )
@@ -280,7 +260,7 @@ def unit_blocks(scores: Any, block: int | None = None) -> Iterator[tuple[slice, 
 def _check_scores(scores: Any) -> tuple[int, int]:
     shape = tuple(scores.shape)
     if len(shape) != 2:
-        raise UserError(f"scores have shape {shape}: give a matrix [documents, features]")
+        raise ValueError(f"scores have shape {shape}: give a matrix [documents, features]")
     return shape[0], shape[1]
 
 
@@ -289,7 +269,7 @@ def _column_blocks(docs: int, features: int, block: int | None) -> Iterator[slic
         wanted = min(BLOCK_FEATURES, max(2 * STRIP_FEATURES, BLOCK_SCORES // max(docs, 1)))
         block = max(1, min(wanted, BLOCK_BYTES // (16 * max(docs, 1))))
     if block < 1:
-        raise UserError(f"block is {block}: give the number of features to handle at once, 1 or more")
+        raise ValueError(f"block is {block}: give the number of features to handle at once, 1 or more")
     for start in range(0, features, block):
         yield slice(start, min(start + block, features))
 
@@ -297,19 +277,19 @@ def _column_blocks(docs: int, features: int, block: int | None) -> Iterator[slic
 def _score_blocks(scores: Any, block: int | None) -> Iterator[tuple[slice, Shaped[np.ndarray, "docs block"]]]:
     """Blocks of columns as contiguous arrays of real numbers without NaN."""
     if isinstance(scores, RankedFeatures):
-        raise UserError("ranked features keep no scores: give the scores themselves for this statistic")
+        raise ValueError("ranked features keep no scores: give the scores themselves for this statistic")
     for columns in _column_blocks(*_check_scores(scores), block):
         values = scores[:, columns]
         values = np.ascontiguousarray(values.toarray() if hasattr(values, "toarray") else values)
         if values.dtype.kind not in "fiub":
-            raise UserError(f"scores have type {values.dtype}: give real numbers")
+            raise ValueError(f"scores have type {values.dtype}: give real numbers")
         if values.dtype == np.float16:
             values = values.astype(np.float32)  # numpy compares half precision slowly
         if values.dtype.kind == "f":
             bad = np.isnan(values)
             if bad.any():
                 doc, column = np.argwhere(bad)[bad.nonzero()[1].argmin()]
-                raise UserError(
+                raise ValueError(
                     f"feature {columns.start + column} has a NaN score (document {doc}): drop the feature or "
                     "the document, or find out where the NaN comes from"
                 )
