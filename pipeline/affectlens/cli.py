@@ -44,6 +44,23 @@ Sweep = Annotated[
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to; the current folder when left out.")] = Path(),
+) -> None:
+    """Copy the shipped studies (configs/) and experiments (experiments/) into a folder, to be read and changed there.
+
+    Files that are there already are kept. The shipped studies run without this, too: [bold]affectlens run
+    quickstart[/bold].
+    """
+    from affectlens import shipped
+
+    written = shipped.copy_out(folder)
+    print(
+        f"{len(written)} files written to {folder.resolve()}; next: affectlens run {folder / 'configs/quickstart.yaml'}"
+    )
+
+
+@app.command()
 def run(
     config: Config,
     overrides: Overrides = None,

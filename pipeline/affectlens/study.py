@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from affectlens import shipped
 from affectlens.activations.config import ActivationsConfig
 from affectlens.cluster.config import ClusterConfig
 from affectlens.config import Config, apply_overrides, read_yaml, validate
@@ -116,6 +117,7 @@ class Study:
         Raises:
             ConfigError: anything wrong that can be seen without loading a model.
         """
+        path = shipped.study_file(path)
         config = validate(StudyConfig, apply_overrides(read_yaml(path), overrides), str(path))
         study = cls(config, str(path), overrides)
         study.check()

@@ -30,6 +30,7 @@ from affectlens.experiments.experiment import (
     read_experiment,
 )
 from affectlens.experiments.pairwise import items_file, with_items
+from affectlens.shipped import experiments_folder
 
 
 def names_in(folder: Path) -> list[str]:
@@ -38,7 +39,7 @@ def names_in(folder: Path) -> list[str]:
     Raises:
         ConfigError: there is no such folder.
     """
-    folder = folder.expanduser()
+    folder = experiments_folder(folder.expanduser())
     if not folder.is_dir():
         raise ConfigError(
             f"`experiments.folder: {folder}`: no such folder; give the one that holds a folder for each experiment"
@@ -74,7 +75,7 @@ def read_chosen(folder: Path, run: Sequence[str] | str, limit: int | None = None
     """
     found = []
     for name in chosen_names(folder, run):
-        place = folder.expanduser() / name
+        place = experiments_folder(folder.expanduser()) / name
         experiment = read_experiment(place)
         experiment = with_items(experiment, items_file(place, experiment.config.outcome(TournamentConfig)))
         found.append(experiment if limit is None else limited(experiment, limit))
@@ -83,7 +84,7 @@ def read_chosen(folder: Path, run: Sequence[str] | str, limit: int | None = None
 
 def files_of(folder: Path, experiment: Experiment) -> dict[str, Path]:
     """What decides the result of an experiment, by role."""
-    place = folder.expanduser() / experiment.name
+    place = experiments_folder(folder.expanduser()) / experiment.name
     found = {f"{experiment.name}/{name}": place / name for name in ("experiment.yaml", "scenarios.jsonl")}
     items = items_file(place, experiment.config.outcome(TournamentConfig))
     return found | ({} if items is None else {f"{experiment.name}/items": items})
