@@ -13,8 +13,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
+from affectlens import results
 from affectlens.cli import app
 from affectlens.compare import arguments, export, folders, groups, tables
 from affectlens.compare.differences import UNKNOWN, Comparison, Metric, compare
@@ -35,16 +37,27 @@ EMOTIONS = ("afraid", "calm", "proud", "sad")
 STAGES = ("corpus", "activations", "sae", "directions", "match", "compare", "causal")
 
 
+CONCEPTS = results.Table(
+    "concepts",
+    "One concept.",
+    (results.text("concept", "it"), results.integer("feature", "number"), results.number("auroc_test", "AUROC")),
+    key=("concept",),
+    averages=(results.Average("best_feature_auroc", "auroc_test"),),
+)
+
+
 def found(name: str, metrics: dict[str, float], aurocs: dict[str, float] | None = None, **record) -> Findings:
     """A study with one stage, and per-concept AUROCs of best features behind its mean."""
-    rows = [{"concept": concept, "feature": 1, "auroc_test": value} for concept, value in (aurocs or {}).items()]
-    result = Stage("match", {"config": {"k": 1}} | record, metrics, {"match/concepts": rows})
+    rows = [(concept, 1, value) for concept, value in (aurocs or {}).items()]
+    frame = pd.DataFrame(rows, columns=[column.name for column in CONCEPTS.columns])
+    frame.attrs["table"] = CONCEPTS
+    result = Stage("match", {"config": {"k": 1}} | record, metrics, {"concepts": frame})
     return Findings(name, name, "memory", {"match": result})
 
 
 def paired(name: str, values: np.ndarray) -> Findings:
     aurocs = {f"concept {index}": float(value) for index, value in enumerate(values)}
-    return found(name, {"best_feature_auroc": float(values.mean())}, aurocs)
+    return found(name, {"best_feature_auroc": float(np.nanmean(values))}, aurocs)
 
 
 def metric(comparison: Comparison, name: str) -> Metric:
@@ -102,6 +115,28 @@ def test_a_column_that_is_not_what_the_metric_is_the_mean_of_is_not_paired() -> 
     other = found("b", {"best_feature_auroc": 0.7}, values)
     assert other.per_concept == {}
     assert metric(compare([other, other]), "match/best_feature_auroc").differences[1].rule == "none"
+
+
+def test_a_metric_of_several_rows_a_concept_is_paired_by_concept_and_empty_cells_are_left_out() -> None:
+    verdicts = results.Table(
+        "verdicts",
+        "One vector of one concept.",
+        (results.text("concept", "it"), results.text("vector", "it"), results.flag("shown", "whether")),
+        key=("concept", "vector"),
+        averages=(results.Average("share_{vector}", "shown"), results.Average("share", "shown")),
+    )
+    concepts = [f"concept {index}" for index in range(6)]
+    rows = [(concept, vector, True) for concept in concepts for vector in ("direction", "feature")]
+    frame = pd.DataFrame(rows, columns=["concept", "vector", "shown"]).astype({"shown": object})
+    frame.attrs["table"] = verdicts
+    frame.loc[1, "shown"] = None
+    frame.loc[0, "shown"] = False
+    metrics = {"share_direction": 5 / 6, "share_feature": 1.0, "share": 10 / 11}
+    study = Findings("a", "", "memory", {"causal": Stage("causal", {}, metrics, {"verdicts": frame})})
+    assert study.per_concept["causal/share_direction"] == {name: float(name != "concept 0") for name in concepts}
+    assert study.per_concept["causal/share_feature"] == dict.fromkeys(concepts[1:], 1.0)
+    # One concept has a single row: the mean over rows is not the mean over concepts, and is not paired.
+    assert "causal/share" not in study.per_concept
 
 
 def test_only_what_differs_is_listed_and_what_is_not_known_is_not_a_difference() -> None:
@@ -201,8 +236,9 @@ def test_files_folders_and_groups_say_the_same(swept) -> None:
     assert {each.key: list(each.values) for each in by_file.settings} == {"sae.k": [4, 12]}
     assert set(by_file.concepts) == set(EMOTIONS)
     pairs = {each.name: each.differences[1].rule for each in by_file.metrics}
-    for name in ("match/best_feature_auroc", "causal/effect_feature", "compare/auroc_best_sae_feature"):
-        assert pairs[name] == "paired", name
+    for study in by_file.studies:
+        for name in study.per_concept:
+            assert pairs[name] == "paired", name
     studies = [Study.load(path, [f"sae.k={k}"]) for k in (4, 12)]
     ends = [[study.folder(stage_named(name)) for study in studies] for name in ("causal", "compare")]
     for folder in (ends[0], [f"{end}/manifest.json" for end in ends[0]]):
@@ -286,6 +322,14 @@ def test_the_csv_has_one_row_a_study_and_metric(swept, tmp_path) -> None:
             assert (row["low"] == "") == (value["low"] is None)
             assert row["group"] == study
             assert row["sae.k"] == study.removeprefix("tiny-k")
+
+
+@pytest.mark.parametrize("name", ["=HYPERLINK(1)", "+1", "-1", "@SUM(A1)"])
+def test_no_text_of_the_csv_is_a_formula(name: str) -> None:
+    studies = [found(name, {"loss": -1.0}, config={"k": name}), found("b", {"loss": -2.0}, config={"k": "plain"})]
+    rows = list(csv.DictReader(io.StringIO(export.as_csv(compare(studies)))))
+    assert (rows[0]["study"], rows[0]["match.k"], rows[0]["value"]) == (f"'{name}", f"'{name}", "-1.0")
+    assert (rows[1]["match.k"], rows[1]["difference"]) == ("plain", "-1.0")
 
 
 def printed(comparison: Comparison, width: int, *, everything: bool = False) -> str:

@@ -6,7 +6,7 @@ import difflib
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 import yaml
@@ -150,3 +150,21 @@ def nearest(name: str, allowed: Sequence[str]) -> str:
     if near:
         return f"did you mean `{near[0]}`?"
     return f"choose from {', '.join(allowed)}" if len(allowed) <= 12 else "see the list in the README"
+
+
+class TrackingConfig(Config):
+    """What is sent to Weights & Biases. Never part of a fingerprint."""
+
+    mode: Literal["online", "offline", "disabled"] = "offline"
+    """`offline` keeps runs in the cache for `wandb sync`; `online` needs an API key. WANDB_MODE can lower it."""
+    project: str = pydantic.Field(default="affectlens", pattern=r"^[^/\\#?%:]+$", max_length=128)
+    """Where the runs appear."""
+    entity: str | None = None
+    """User or team that owns the project; the account's own when left out."""
+    tags: tuple[Annotated[str, pydantic.Field(min_length=1, max_length=64)], ...] = ()
+    """Labels on every run of the study."""
+    upload_mb: float = pydantic.Field(default=100.0, ge=0)
+    """Results up to this size (megabytes) are uploaded as artifacts; larger ones, and activations always, are recorded
+    by reference: where they lie, how large they are, and their sha256."""
+    timeout: float = pydantic.Field(default=20.0, gt=0)
+    """Seconds to wait for the server when a run is opened, and again for its uploads when the study has ended."""

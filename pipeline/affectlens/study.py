@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from affectlens import shipped
 from affectlens.activations.config import ActivationsConfig
 from affectlens.cluster.config import ClusterConfig
-from affectlens.config import Config, apply_overrides, read_yaml, validate
+from affectlens.config import Config, TrackingConfig, apply_overrides, read_yaml, validate
 from affectlens.corpus.documents import CorpusConfig
 from affectlens.errors import ConfigError, UserError
 from affectlens.experiments.config import ExperimentsConfig
@@ -35,7 +35,6 @@ from affectlens.stages.geometry import GeometryConfig, GeometryStage
 from affectlens.stages.match import MatchConfig, MatchStage
 from affectlens.stages.report import ReportConfig, ReportStage
 from affectlens.stages.sae import SaeConfig, SaeStage
-from affectlens.tracking.interface import TrackingConfig
 
 STAGES: tuple[type[Stage[Any, Any]], ...] = (
     CorpusStage,

@@ -49,18 +49,19 @@ def as_csv(comparison: Comparison) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     head = ["study", "group", "metric", "value", "low", "high"]
     compared = ["difference", "difference_low", "difference_high", "rule", "exceeds"]
-    writer.writerow([*head, *compared, *(each.key for each in comparison.settings)])
+    writer.writerow([_cell(name) for name in (*head, *compared, *(each.key for each in comparison.settings))])
     for metric in comparison.metrics:
-        for place, study in enumerate(comparison.studies):
-            value, difference = metric.values[place], metric.differences[place]
+        for index, study in enumerate(comparison.studies):
+            value, difference = metric.values[index], metric.differences[index]
             if value is None:
                 continue
-            found = [""] * len(compared)
+            judged: list[Any] = [None] * len(compared)
             if difference is not None:
                 ends = (difference.value, difference.low, difference.high)
-                found = [*map(_cell, ends), difference.rule, _cell(difference.exceeds)]
-            settings = [_cell(each.values[place]) for each in comparison.settings]
-            writer.writerow([study.name, study.group, metric.name, *map(_cell, value), *found, *settings])
+                judged = [*ends, difference.rule, difference.exceeds]
+            settings = [each.values[index] for each in comparison.settings]
+            row = [study.name, study.group, metric.name, *value, *judged, *settings]
+            writer.writerow([_cell(cell) for cell in row])
     return stream.getvalue()
 
 
@@ -84,4 +85,8 @@ def _plain(value: Any) -> Any:
 def _cell(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    return json.dumps(value) if isinstance(value, bool | list | dict) else str(value)
+    if isinstance(value, bool | list | dict):
+        return json.dumps(value)
+    # A spreadsheet takes a text that begins like this for a formula, and runs it.
+    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if formula else str(value)

@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from affectlens.tracking.interface import Rows, Run
+from affectlens.results.tables import averaged
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Row = dict[str, Any]
-
-PAIRED = {
-    "match/best_feature_auroc": ("match/concepts", "auroc_test"),
-    "match/random_sae_auroc": ("match/concepts", "auroc_random_sae"),
-    "match/assigned_feature_auroc": ("match/concepts", "assigned_auroc_test"),
-    "match/max_pooled_auroc": ("match/concepts", "auroc_test_max"),
-    "match/token_auroc": ("match/concepts", "auroc_tokens"),
-    "match/average_precision": ("match/concepts", "ap_test"),
-    "directions/auroc_test": ("directions/concepts", "auroc_test"),
-    "directions/stability_halves": ("directions/concepts", "halves"),
-    "compare/cosine_mean": ("compare/cosines", "cosine"),
-    "compare/cosine_encoder_mean": ("compare/cosines", "cosine_encoder"),
-}
-"""Metrics that are the mean of a column with one row a concept."""
-READOUTS = "compare/readouts"
-"""One row a concept; its columns are called like the metrics that are their means."""
-VERDICTS = "causal/verdicts"
-"""One row a concept and kind of vector."""
 CLAIMS = ("sufficient", "specific", "necessary")
-PER_VECTOR = {"effect": "effect", "share_above_controls": "above_controls"} | {f"share_{it}": it for it in CLAIMS}
-"""Of the causal metrics that end in the kind of vector, the column of :data:`VERDICTS` that they are the mean of."""
+"""Columns of the table ``causal/verdicts``: what was shown of a vector of a concept."""
 
 
 class Value(NamedTuple):
@@ -55,14 +39,14 @@ class Result:
         stage: its name.
         record: what a manifest holds of how it came about: ``config``, ``seed``, ``model``, ``data``, ``versions`` ...
         metrics: flat, with None (or NaN) for what could not be measured; empty when the stage is not finished.
-        tables: by name, rows as the stage sends them to Weights & Biases.
+        tables: by name, each with its declaration in ``attrs["table"]``.
         note: what could not be read of it.
     """
 
     stage: str
     record: Mapping[str, Any]
     metrics: Mapping[str, float | None] = field(default_factory=dict)
-    tables: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     note: str = ""
 
 
@@ -89,33 +73,33 @@ class Findings:
     @cached_property
     def metrics(self) -> dict[str, Value]:
         """Metrics by ``stage/name``; those that are only ends of an interval, or its n, belong to their metric."""
-        found = {}
+        metrics = {}
         for result in self.results.values():
-            own = {name: math.nan if value is None else float(value) for name, value in result.metrics.items()}
-            for name, value in own.items():
+            values = {name: math.nan if value is None else float(value) for name, value in result.metrics.items()}
+            for name, value in values.items():
                 stem, _, end = name.rpartition("_")
-                if end in ("low", "high", "n") and f"{stem}_low" in own:
+                if end in ("low", "high", "n") and f"{stem}_low" in values:
                     continue
-                ends = (own.get(f"{name}_{end}", math.nan) for end in ("low", "high"))
-                found[f"{result.stage}/{name}"] = Value(value, *ends)
-        return found
+                ends = (values.get(f"{name}_{end}", math.nan) for end in ("low", "high"))
+                metrics[f"{result.stage}/{name}"] = Value(value, *ends)
+        return metrics
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What was asked for and can change a result, by dotted key: ``sae.k``."""
-        found: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
         for result in self.results.values():
             record = result.record
-            found |= {f"{result.stage}.{key}": value for key, value in flat(record.get("config") or {})}
-            found |= {f"model.{key}": value for key, value in flat(record.get("model") or {})}
+            settings |= {f"{result.stage}.{key}": value for key, value in flat(record.get("config") or {})}
+            settings |= {f"model.{key}": value for key, value in flat(record.get("model") or {})}
             if record.get("seed") is not None:
-                found["seed"] = record["seed"]
-        return found
+                settings["seed"] = record["seed"]
+        return settings
 
     @cached_property
     def circumstances(self) -> dict[str, str]:
         """What can change a result without being a setting: contents of files, code, packages."""
-        found: dict[str, list[str]] = {}
+        circumstances: dict[str, list[str]] = {}
         for result in self.results.values():
             record = result.record
             named = {f"{result.stage}.data.{role}": digest for role, digest in (record.get("data") or {}).items()}
@@ -124,65 +108,43 @@ class Findings:
             named |= {f"package {name}": version for name, version in (record.get("versions") or {}).items()}
             for key, value in named.items():
                 if value is not None:
-                    found.setdefault(key, []).append(str(value))
-        return {key: ", ".join(dict.fromkeys(values)) for key, values in found.items()}
+                    circumstances.setdefault(key, []).append(str(value))
+        return {key: ", ".join(dict.fromkeys(values)) for key, values in circumstances.items()}
 
     @cached_property
     def per_concept(self) -> dict[str, dict[str, float]]:
-        """Values by metric and concept, for metrics that are the mean of one value a concept."""
-        found = {}
-        for metric, values in self._candidates():
-            numbers = {concept: float(value) for concept, value in values.items() if value is not None}
-            mean = sum(numbers.values()) / len(numbers) if numbers else math.nan
-            # A table of another code version may mean something else by the same name.
-            if metric in self.metrics and math.isclose(mean, self.metrics[metric].value, abs_tol=1e-6):
-                found[metric] = numbers
-        return found
-
-    def _candidates(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        for metric, (table, column) in PAIRED.items():
-            yield metric, self._column(table, column)
-        for column in next(iter(self.rows(READOUTS)), {}):
-            if column != "concept":
-                yield f"compare/{column}", self._column(READOUTS, column)
-        for vector in dict.fromkeys(row["vector"] for row in self.rows(VERDICTS)):
-            for metric, column in PER_VECTOR.items():
-                yield f"causal/{metric}_{vector}", self._column(VERDICTS, column, vector=vector)
-
-    def _column(self, table: str, column: str, **where: Any) -> dict[str, Any]:
-        rows = [row for row in self.rows(table) if all(row[key] == value for key, value in where.items())]
-        return {row["concept"]: row.get(column) for row in rows}
-
-    def rows(self, table: str) -> Sequence[Row]:
-        """The rows of a table; none where it is not there."""
-        result = self.results.get(table.partition("/")[0])
-        return result.tables.get(table, ()) if result else ()
+        """Values by metric and concept, for metrics that a table declares to be the mean of a column."""
+        values: dict[str, dict[str, float]] = {}
+        for result in self.results.values():
+            for frame in result.tables.values():
+                for name, rows, column in averaged(frame):
+                    metric = f"{result.stage}/{name}"
+                    if "concept" not in rows or metric not in self.metrics:
+                        continue
+                    means = rows[column].astype(float).groupby(rows["concept"], sort=False).mean().dropna()
+                    # Concepts with unequal numbers of rows: the metric is then no mean over concepts.
+                    if len(means) and math.isclose(means.mean(), self.metrics[metric].value, abs_tol=1e-6):
+                        values[metric] = means.to_dict()
+        return values
 
     @cached_property
     def matched(self) -> dict[str, Row]:
         """Per concept the best feature, what it and the direction detect on held-out topics, and the verdicts."""
-        found: dict[str, Row] = {}
-        for row in self.rows("match/concepts"):
-            own = found.setdefault(row["concept"], {})
-            own |= {"feature": int(row["feature"]), "feature_auroc": row["auroc_test"]}
-        for row in self.rows("directions/concepts"):
-            found.setdefault(row["concept"], {})["direction_auroc"] = row["auroc_test"]
-        for row in self.rows(VERDICTS):
-            claims = ", ".join(claim for claim in CLAIMS if row[claim])
-            found.setdefault(row["concept"], {})[f"{row['vector']}_verdict"] = claims or "not shown"
-        return found
+        matched: dict[str, Row] = {}
+        for row in self._rows("match", "concepts"):
+            figures = {"feature": int(row["feature"]), "feature_auroc": row["auroc_test"]}
+            matched.setdefault(row["concept"], {}).update(figures)
+        for row in self._rows("directions", "concepts"):
+            matched.setdefault(row["concept"], {})["direction_auroc"] = row["auroc_test"]
+        for row in self._rows("causal", "verdicts"):
+            claims = ", ".join(claim for claim in CLAIMS if row[claim] is True)
+            matched.setdefault(row["concept"], {})[f"{row['vector']}_verdict"] = claims or "not shown"
+        return matched
 
-
-class Recorder(Run):
-    """A run that keeps the tables a stage sends, so that a result on disk reads like its run in Weights & Biases."""
-
-    active = True
-
-    def __init__(self) -> None:
-        self.tables: dict[str, list[Row]] = {}
-
-    def table(self, name: str, columns: Sequence[str], rows: Rows) -> None:
-        self.tables[name] = [dict(zip(columns, row, strict=True)) for row in rows]
+    def _rows(self, stage: str, table: str) -> list[Row]:
+        """The rows of a table; none where it is not there."""
+        frame = self.results[stage].tables.get(table) if stage in self.results else None
+        return [] if frame is None else frame.to_dict("records")
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

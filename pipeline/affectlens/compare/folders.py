@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from affectlens.compare.findings import Findings, Recorder, Result
+from affectlens import results
+from affectlens.compare.findings import Findings, Result
 from affectlens.errors import ConfigError, DamagedResult, MissingResult
 from affectlens.run import manifest
 from affectlens.run.workspace import inspect
 from affectlens.study import STAGES, Study, stage_named
 
-WITH_TABLES = ("directions", "match", "compare", "causal")
-"""Stages whose tables a comparison reads."""
 NAMES = tuple(stage.name for stage in STAGES)
 PAGE = "report"
 """A stage that finds nothing of its own."""
@@ -22,18 +21,18 @@ PAGE = "report"
 
 def of_study(study: Study) -> Findings:
     """What the cache holds of a study, finished or not."""
-    results, missing = {}, []
+    stages, missing = {}, []
     for stage in STAGES:
         if stage.name == PAGE:
             continue
         state = inspect(study, stage)
         if state.record is None:
             missing.append(f"{stage.name} ({state.state})")
-            results[stage.name] = Result(stage.name, _asked(study, stage.name))
+            stages[stage.name] = Result(stage.name, _asked(study, stage.name))
         else:
             record = {**state.record, "model": study.config.model.model_dump(mode="json")}
-            results[stage.name] = _finished(state.folder, record)
-    return Findings(study.config.name, study.config.name, study.source, results, tuple(missing))
+            stages[stage.name] = finished(state.folder, record)
+    return Findings(study.config.name, study.config.name, study.source, stages, tuple(missing))
 
 
 def _asked(study: Study, name: str) -> dict[str, Any]:
@@ -49,27 +48,27 @@ def of_folder(folder: Path) -> Findings:
         MissingResult: a stage that the result was made of is no longer in its cache.
     """
     if (folder / manifest.NAME).is_file():
-        found = _back_to_the_texts(folder.resolve())
+        chain = _back_to_the_texts(folder.resolve())
         name = f"{folder.resolve().parent.name}/{folder.resolve().name[:8]}"
     else:
-        found = _only_study(folder)
+        chain = _only_study(folder)
         name = folder.resolve().name
-    records = {stage: manifest.read(place) or {} for stage, place in found.items()}
-    results = {stage: _finished(found[stage], records[stage]) for stage in NAMES if stage in found and stage != PAGE}
-    missing = tuple(f"{stage} (not part of this result)" for stage in NAMES if stage not in found and stage != PAGE)
-    return Findings(name, "", str(folder), results, missing)
+    records = {stage: manifest.read(path) or {} for stage, path in chain.items()}
+    stages = {stage: finished(chain[stage], records[stage]) for stage in NAMES if stage in chain and stage != PAGE}
+    missing = tuple(f"{stage} (not part of this result)" for stage in NAMES if stage not in chain and stage != PAGE)
+    return Findings(name, "", str(folder), stages, missing)
 
 
 def _back_to_the_texts(folder: Path) -> dict[str, Path]:
     """The folders of a result and of all that it was made of, by stage."""
     record = manifest.read(folder) or {}
-    found = {record.get("stage", folder.parent.name): folder}
+    chain = {record.get("stage", folder.parent.name): folder}
     for stage, fingerprint in (record.get("needs") or {}).items():
-        place = folder.parent.parent / stage / fingerprint[:16]
-        if not (place / manifest.NAME).is_file():
-            raise MissingResult(f"{folder}: was made of {place}, which is no longer there; run its study again")
-        found[stage] = place
-    return found
+        need = folder.parent.parent / stage / fingerprint[:16]
+        if not (need / manifest.NAME).is_file():
+            raise MissingResult(f"{folder}: was made of {need}, which is no longer there; run its study again")
+        chain[stage] = need
+    return chain
 
 
 def _only_study(cache: Path) -> dict[str, Path]:
@@ -93,17 +92,19 @@ def _only_study(cache: Path) -> dict[str, Path]:
     return {name: folders[0] for name, folders in by_stage.items()}
 
 
-def _finished(folder: Path, record: Mapping[str, Any]) -> Result:
-    name = record["stage"]
+def finished(folder: Path, record: Mapping[str, Any]) -> Result:
+    """A finished result of the cache.
+
+    Args:
+        folder: of the result.
+        record: its manifest.
+
+    Raises:
+        DamagedResult: its metrics or tables cannot be read.
+    """
     try:
         metrics = json.loads((folder / manifest.METRICS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DamagedResult(f"{folder / manifest.METRICS}: cannot be read ({error}); run its study again") from None
-    recorder, note = Recorder(), ""
-    if name in WITH_TABLES:
-        stage = stage_named(name)
-        try:
-            stage.track(stage.open(folder), recorder)
-        except (OSError, KeyError, ValueError) as error:  # another version of the code may have written other columns
-            note = f"the tables in {folder} cannot be read ({type(error).__name__}: {error}), only its metrics"
-    return Result(name, record, metrics, recorder.tables, note)
+        tables = results.read_all(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise DamagedResult(f"{folder}: cannot be read ({error}); run its study again") from None
+    return Result(record["stage"], record, metrics, tables)

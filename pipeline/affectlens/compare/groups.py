@@ -7,14 +7,18 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from affectlens.compare import offline
 from affectlens.compare.findings import Findings, Result
-from affectlens.compare.folders import NAMES, PAGE, WITH_TABLES
+from affectlens.compare.folders import NAMES, PAGE
 from affectlens.errors import ConfigError, UserError
+from affectlens.study import stage_named
 from affectlens.tracking.interface import TrackingConfig
 from affectlens.tracking.session import Session, release, within
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ABOUT = ("seed", "versions", "git", "version", "needs", "data", "model", "model_identity", "fingerprint")
 """Of a run's config, what says how the result came about; the rest is the section of its stage."""
@@ -31,7 +35,7 @@ class Sent:
     stage: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
-    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
 
 def read(name: str, places: Sequence[Path]) -> Findings:
@@ -114,10 +118,17 @@ def _take(run: Sent, record: Any) -> None:
 
 def _add_tables(run: Sent, content: Any) -> None:
     """The tables that a run's summary points to."""
+    import pandas as pd
+
+    if run.stage not in NAMES:
+        return
     for name, value in run.summary.items():
-        if run.stage in WITH_TABLES and isinstance(value, Mapping) and value.get("_type") == "table-file":
+        declared = {f"{run.stage}/{table.name}": table for table in stage_named(run.stage).tables}
+        if name in declared and isinstance(value, Mapping) and value.get("_type") == "table-file":
             table = json.loads(content(value["path"]))
-            run.tables[name] = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+            frame = pd.DataFrame(table["data"], columns=table["columns"])
+            frame.attrs["table"] = declared[name]
+            run.tables[declared[name].name] = frame
 
 
 def _remote(name: str, missing: str) -> tuple[list[Sent], str]:

@@ -18,11 +18,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Concatenate, Literal, ParamSpec
+from typing import Any, Concatenate, Literal, ParamSpec
 
-from pydantic import Field
-
-from affectlens.config import Config
+from affectlens.config import TrackingConfig
 from affectlens.tracking.session import Session
 
 Mode = Literal["online", "offline", "disabled"]
@@ -35,24 +33,6 @@ TABLE_ROWS = 200_000
 NAME_LENGTH = 128
 
 _log = logging.getLogger("affectlens.tracking")
-
-
-class TrackingConfig(Config):
-    """What is sent to Weights & Biases. Never part of a fingerprint."""
-
-    mode: Mode = "offline"
-    """`offline` keeps runs in the cache for `wandb sync`; `online` needs an API key. WANDB_MODE can lower it."""
-    project: str = Field(default="affectlens", pattern=r"^[^/\\#?%:]+$", max_length=NAME_LENGTH)
-    """Where the runs appear."""
-    entity: str | None = None
-    """User or team that owns the project; the account's own when left out."""
-    tags: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ()
-    """Labels on every run of the study."""
-    upload_mb: float = Field(default=100.0, ge=0)
-    """Results up to this size (megabytes) are uploaded as artifacts; larger ones, and activations always, are recorded
-    by reference: where they lie, how large they are, and their sha256."""
-    timeout: float = Field(default=20.0, gt=0)
-    """Seconds to wait for the server when a stage opens its run, and again for uploads when it closes it."""
 
 
 @dataclass(frozen=True)
