@@ -14,6 +14,7 @@ from rich.text import Text
 
 from affectlens.compare.differences import Comparison, Difference, Metric, Setting
 from affectlens.compare.findings import Findings, Row, Value
+from affectlens.results import format
 from affectlens.study import STAGES
 
 METRICS = "Metrics, with 95% intervals"
@@ -77,14 +78,14 @@ def _studies(studies: Sequence[Findings]) -> Table:
     table = _table(f"{len(studies)} studies; the others are held against the first")
     for column in ("", "study", "read from"):
         table.add_column(column, overflow="fold")
-    for place, each in enumerate(studies):
-        table.add_row(_letter(place), each.name, each.source)
+    for index, study in enumerate(studies):
+        table.add_row(_letter(index), study.name, study.source)
     return table
 
 
-def _letter(place: int) -> str:
+def _letter(index: int) -> str:
     """What a study is called where there is no room for its name."""
-    return chr(ord("A") + place) if place < 26 else str(place + 1)
+    return chr(ord("A") + index) if index < 26 else str(index + 1)
 
 
 def _settings(title: str, names: Sequence[str], rows: Sequence[Setting]) -> Table:
@@ -126,9 +127,9 @@ def _tall_metrics(metrics: Sequence[Metric]) -> Table:
     for column in ("study", "value", "difference"):
         table.add_column(column, justify="left" if column == "study" else "right", no_wrap=True)
     for metric in metrics:
-        for place, (value, difference) in enumerate(zip(metric.values, metric.differences, strict=True)):
-            first, last = place == 0, place == len(metric.values) - 1
-            cells = [_letter(place), _value(value), "" if first else _difference(difference)]
+        for index, (value, difference) in enumerate(zip(metric.values, metric.differences, strict=True)):
+            first, last = index == 0, index == len(metric.values) - 1
+            cells = [_letter(index), _value(value), "" if first else _difference(difference)]
             table.add_row(_named(metric.name) if first else "", *cells, end_section=last)
     return table
 
@@ -139,10 +140,10 @@ def _fits(table: Table, console: Console) -> bool:
 
 
 def _named(name: str) -> Text:
-    found = Text(name)
+    text = Text(name)
     if name in HEADLINE:
-        found.append(f"\n  {HEADLINE[name]}", style="dim")
-    return found
+        text.append(f"\n  {HEADLINE[name]}", style="dim")
+    return text
 
 
 def _value(value: Value | None) -> str:
@@ -159,21 +160,17 @@ def _difference(difference: Difference | None) -> Text:
     if difference.value == 0 and not difference.low < difference.high:
         return Text("same  ", style="dim")
     mark = " *" if difference.exceeds else "  "
-    found = Text(f"{number(difference.value, signed=True)}{mark}", style="bold yellow" if difference.exceeds else "")
+    text = Text(f"{number(difference.value, sign=True)}{mark}", style="bold yellow" if difference.exceeds else "")
     if not math.isnan(difference.low):
-        low, high = (number(end, signed=True) for end in (difference.low, difference.high))
-        found.append(f"\n[{low}, {high}]", style="dim")
-    return found
+        low, high = (number(end, sign=True) for end in (difference.low, difference.high))
+        text.append(f"\n[{low}, {high}]", style="dim")
+    return text
 
 
-def number(value: float, *, signed: bool = False) -> str:
-    """Three decimals, or as many digits as tell something."""
-    if value == round(value) and abs(value) < 1e7:
-        return f"{value:+.0f}" if signed else f"{value:.0f}"
-    if abs(value) >= 1000:
-        return f"{value:+,.0f}" if signed else f"{value:,.0f}"
-    shown = f"{value:+.3f}" if signed else f"{value:.3f}"
-    return shown if abs(value) >= 0.001 else (f"{value:+.1e}" if signed else f"{value:.1e}")
+def number(value: float, *, sign: bool = False) -> str:
+    """Three decimals, so that columns line up; another form where these say nothing."""
+    decimal = value != round(value) and 0.001 <= abs(value) < 1000
+    return format.number(value, 3, sign=sign) if decimal else format.general(value, sign=sign)
 
 
 def _show_concepts(comparison: Comparison, everything: bool, console: Console) -> None:
@@ -198,16 +195,18 @@ def _wide(rows: Mapping[str, Sequence[Row]], studies: int) -> Table:
     table.add_column("concept", no_wrap=True)
     columns = []
     for key, meaning in ASPECTS:
-        held = [place for place in range(studies) if any(key in each[place] for each in rows.values())]
-        alike = all(each[held[0]].get(key) == each[place].get(key) for each in rows.values() for place in held)
-        for place in held[:1] if alike else held:
-            heading = meaning if alike else f"{meaning}\n{_letter(place)}"
-            columns.append((key, place))
-            cells = [_aspect(each[place].get(key)) for each in rows.values()]
+        having = [index for index in range(studies) if any(key in by_study[index] for by_study in rows.values())]
+        alike = all(
+            by_study[having[0]].get(key) == by_study[index].get(key) for by_study in rows.values() for index in having
+        )
+        for index in having[:1] if alike else having:
+            heading = meaning if alike else f"{meaning}\n{_letter(index)}"
+            columns.append((key, index))
+            cells = [_aspect(by_study[index].get(key)) for by_study in rows.values()]
             least = max(map(len, [*heading.split("\n"), *cells]))
             table.add_column(heading, justify=_side(key), no_wrap=True, min_width=least)
-    for concept, each in rows.items():
-        table.add_row(concept, *(_aspect(each[place].get(key)) for key, place in columns))
+    for concept, by_study in rows.items():
+        table.add_row(concept, *(_aspect(by_study[index].get(key)) for key, index in columns))
     return table
 
 
@@ -218,10 +217,11 @@ def _tall(rows: Mapping[str, Sequence[Row]]) -> Table:
         table.add_column(column, no_wrap=True)
     for key, meaning in ASPECTS:
         table.add_column(meaning, justify=_side(key), no_wrap=True)
-    for concept, each in rows.items():
-        for place, row in enumerate(each):
+    for concept, by_study in rows.items():
+        for index, row in enumerate(by_study):
             values = [_aspect(row.get(key)) for key, _ in ASPECTS]
-            table.add_row("" if place else concept, _letter(place), *values, end_section=place == len(each) - 1)
+            last = index == len(by_study) - 1
+            table.add_row("" if index else concept, _letter(index), *values, end_section=last)
     return table
 
 
@@ -231,11 +231,11 @@ def _side(key: str) -> Any:
 
 def _spread(rows: Sequence[Row]) -> float:
     """How far apart studies are on one concept."""
-    found = 0.0
+    spread = 0.0
     for key in ("feature_auroc", "direction_auroc"):
-        known = [row[key] for row in rows if row.get(key) is not None]
-        found = max(found, max(known) - min(known)) if known else found
-    return found
+        values = [row[key] for row in rows if row.get(key) is not None]
+        spread = max(spread, max(values) - min(values)) if values else spread
+    return spread
 
 
 def _aspect(value: Any) -> str:
@@ -243,7 +243,7 @@ def _aspect(value: Any) -> str:
         return ""
     if isinstance(value, str):
         return " ".join(SHORT.get(claim, claim) for claim in value.split(", "))
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return number(value) if isinstance(value, float) else str(value)
 
 
 def _table(title: str) -> Table:

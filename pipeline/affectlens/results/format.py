@@ -55,15 +55,16 @@ def count(value: Any) -> str:
     return MISSING if found is None else f"{found:,.0f}"
 
 
-def general(value: Any) -> str:
+def general(value: Any, *, sign: bool = False) -> str:
     """Any finite number at a fitting precision: whole as such, otherwise three significant digits."""
     found = finite(value)
     if found is None:
         return MISSING
+    plus = "+" if sign and found != 0 else ""
     if found == int(found) and abs(found) < 1e15:
-        return f"{int(found):,}".replace("-", MINUS)
-    text = f"{found:.3g}" if 1e-4 <= abs(found) < 1e4 else f"{found:,.0f}" if abs(found) >= 1e4 else f"{found:.1e}"
-    return text.replace("-", MINUS)
+        return f"{int(found):{plus},}".replace("-", MINUS)
+    style = ".1e" if abs(found) < 1e-4 else ".3g" if abs(found) < 999.5 else ",.0f"
+    return f"{found:{plus}{style}}".replace("-", MINUS)
 
 
 def percent(share: Any) -> str:
