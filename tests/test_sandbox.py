@@ -256,10 +256,8 @@ def solve(a):
     held = [each for each in gc.get_objects() if isinstance(each, (list, dict))]
     return "needle-" + str(a - a + 4711) in repr(frames) + repr(held)
 """
-    from affectlens.experiments.experiment import Scenario
-    from affectlens.experiments.grade.answer import Answer
-    from affectlens.experiments.grade.code import CodeGrader
-    from affectlens.experiments.grade.config import CodeConfig
+    from affectlens.experiments.grade.graders import Answer, CodeConfig, CodeGrader
+    from affectlens.experiments.scenario import Scenario
 
     check = {"visible": [[[1], False]], "hidden": [[[2], False], [[3], "needle-4711"]]}
     scenario = Scenario("s", "s", "main", {}, (), "Write it.", {}, "", {}, check)
@@ -306,7 +304,7 @@ def solve():
     return held
 """
         held = run(source).results[0].value
-    assert len(held) == 1, "the pipe of the results, and nothing else"
+    assert len(held) == 2, "the pipes of the calls and of the results, and nothing else"
 
 
 def test_huge_output_is_dropped_and_huge_results_are_cut():

@@ -18,8 +18,7 @@ from affectlens.experiments.experiment import (
     TournamentConfig,
     read_experiment,
 )
-from affectlens.experiments.grade.answer import Answer
-from affectlens.experiments.grade.config import CodeConfig, RulesConfig
+from affectlens.experiments.grade.graders import Answer, CodeConfig, RulesConfig
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {folder.name: folder for folder in sorted((ROOT / "experiments").iterdir()) if folder.is_dir()}

@@ -290,7 +290,7 @@ def text_residuals(bench: Bench, texts: Sequence[str]) -> Float[np.ndarray, "tex
 
 
 def _grade(bench: Bench, experiment: Experiment, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    from affectlens.experiments.grade.grading import Answer as Graded
+    from affectlens.experiments.grade.graders import Answer as Graded
 
     answers = [Graded(experiment.scenarios[row["scenario"]], row["text"]) for row in rows]
     return [dict(grade) for grade in bench.grader(experiment).grade(answers)]

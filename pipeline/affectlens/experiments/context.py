@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from affectlens.activations import ActivationStore
     from affectlens.corpus.documents import Corpus
     from affectlens.experiments.config import ExperimentsConfig
-    from affectlens.experiments.grade.grading import Grader
+    from affectlens.experiments.grade.graders import Grader
     from affectlens.probing.directions import Directions
     from affectlens.probing.match import Match
     from affectlens.sae.model import Dictionary
@@ -125,21 +125,20 @@ class Bench:
         rows = [self.unit_vector(cell, by) * cell.strength * self.unit for cell in cells]
         return self.tensor(np.stack(rows))
 
-    def grader(self, experiment: Experiment) -> Grader:
+    def grader(self, experiment: Experiment) -> Grader[Any]:
         """What grades an experiment's answers; loaded once."""
         if experiment.name not in self._graders:
-            from affectlens.experiments.grade.grading import make_grader
+            from affectlens.experiments.grade.graders import GradingContext, make_grader
 
+            seed = int(self.generator(f"grade {experiment.name}").integers(2**62))
             self._graders[experiment.name] = make_grader(
                 experiment.config.outcome(RolloutConfig).grader,
-                models=self.setting.models,
-                device=self.setting.device,
-                generator=self.generator(f"grade {experiment.name}"),
+                GradingContext(self.setting.models, self.setting.device, seed),
             )
         return self._graders[experiment.name]
 
     @cached_property
-    def _graders(self) -> dict[str, Grader]:
+    def _graders(self) -> dict[str, Grader[Any]]:
         return {}
 
     def tensor(self, values: Any) -> torch.Tensor:

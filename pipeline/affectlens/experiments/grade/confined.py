@@ -1,11 +1,12 @@
 """The inside of the sandbox: a script that shuts every door behind itself and then runs code it does not trust.
 
 It is started by :mod:`affectlens.experiments.grade.sandbox` without site packages and imports the standard library
-alone. One JSON job comes on standard input; one JSON line on standard output says that the doors are shut, then one
-line a call. Doors, each of which is the process's own doing and cannot be opened again: resource limits, no new
-privileges, no capabilities, Landlock (files; landlock(7)), and a seccomp filter that lists what the kernel may still be
-asked for (seccomp(2)). The list holds no call that starts a process or a program, makes a socket, signals another
-process, changes a file or lifts a limit, so one line of defence does not rest on another.
+alone. One JSON job comes on standard input; one JSON line on standard output says that the doors are shut. Then the
+arguments of one call after the other come as lines, each when the one before is answered by a line. Doors, each of
+which is the process's own doing and cannot be opened again: resource limits, no new privileges, no capabilities,
+Landlock (files; landlock(7)), and a seccomp filter that lists what the kernel may still be asked for (seccomp(2)). The
+list holds no call that starts a process or a program, makes a socket, signals another process, changes a file or lifts
+a limit, so one line of defence does not rest on another.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import resource
 import signal
 import struct
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 PRELOADED = (
@@ -204,7 +205,7 @@ def preload(source: str) -> None:
         sys.modules["random"].seed(0)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def answers(source: str, entry: str, calls: Sequence[Sequence[Any]], encode: Any = json.dumps) -> Iterator[str]:
+def answers(source: str, entry: str, calls: Iterable[Sequence[Any]], encode: Any = json.dumps) -> Iterator[str]:
     """Run the code, then call its function; a line of JSON a call, or a single ``fault`` of the code itself."""
     space: dict[str, Any] = {"__name__": "answer", "__builtins__": __builtins__}
     try:
@@ -237,8 +238,8 @@ def _told(error: BaseException) -> str:
 
 def main() -> None:
     """Read the job, shut the doors, run it, and leave without a look back."""
-    job = json.loads(sys.stdin.buffer.read())
-    results = os.dup(1)
+    job = json.loads(sys.stdin.buffer.readline())
+    asked, results = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(nothing, standard)
@@ -249,6 +250,14 @@ def main() -> None:
         while data:
             data = data[write(results, data) :]
 
+    def calls(read: Any = os.read, decode: Any = json.loads) -> Iterator[Sequence[Any]]:
+        data = b""
+        for _ in range(job["calls"]):
+            while b"\n" not in data:
+                data += read(asked, 1 << 16)
+            line, _, data = data.partition(b"\n")
+            yield decode(line)
+
     try:
         preload(job["source"])
         layers = shut(job)
@@ -256,7 +265,7 @@ def main() -> None:
         tell(json.dumps({"refused": str(error) if isinstance(error, Refused) else _told(error)}))
         return
     tell(json.dumps({"layers": layers}))
-    for line in answers(job["source"], job["entry"], job["calls"]):
+    for line in answers(job["source"], job["entry"], calls()):
         tell(line)
     os._exit(0)
 

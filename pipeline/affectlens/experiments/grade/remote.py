@@ -2,56 +2,65 @@
 
 from __future__ import annotations
 
-import http.client
+import asyncio
 import json
 import os
 import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from affectlens.errors import ConfigError, UserError
-from affectlens.experiments.grade.config import ModelJudgeConfig
-from affectlens.experiments.grade.judge import Asked, Vote
+from affectlens.errors import UserError
+from affectlens.experiments.grade.judge import Asked, ModelJudgeConfig, Vote
 
 TIMEOUT = 60.0
-"""Seconds that one request may take."""
+"""Seconds that one request may take, from the first byte sent to the last byte read."""
 PAUSES = (0.5, 2.0, 8.0)
 """Seconds before each further attempt, unless the server asks for more..."""
 LONGEST = 30.0
 """...up to this."""
+LARGEST = 1 << 20
+"""Bytes of one answer."""
 PARALLEL = 4
 TOKENS = 64
 PASSING = {408, 409, 425, 429}
 """Refusals that pass, as those from 500 on do."""
 
 
-class _Stay(urllib.request.HTTPRedirectHandler):
-    """Follows no redirection: the key is meant for the address that was given."""
+class Busy(Exception):
+    """The server did not answer; asking again may help.
 
-    def redirect_request(self, *_: Any) -> None:
-        return None
+    Attributes:
+        pause: seconds that the server asks for; 0 where it names none.
+    """
+
+    def __init__(self, reason: str, pause: float = 0.0) -> None:
+        super().__init__(reason)
+        self.pause = pause
 
 
 class RemoteJudge:
     """Asked over HTTP, a few questions at a time; what passes is tried again.
 
+    No redirection is followed: the key is meant for the address that was given. An answer is bounded in bytes and in
+    time.
+
+    Args:
+        config: name, model, address, and the environment variable of the key.
+        timeout, pauses: as the constants of this module; for tests.
+
     Raises:
-        UserError: the address is no HTTP address, or the environment variable of the key is not set.
+        UserError: the environment variable of the key is not set.
     """
 
-    def __init__(self, config: ModelJudgeConfig) -> None:
+    def __init__(
+        self, config: ModelJudgeConfig, *, timeout: float | None = None, pauses: Sequence[float] | None = None
+    ) -> None:
         self.name = config.name
         self._model = config.model
         self._address = config.address.rstrip("/") + "/chat/completions"
-        if not config.address.startswith(("http://", "https://")):
-            raise ConfigError(
-                f"`grader.judges`: the address `{config.address}` of `{config.name}` is none; it must begin with "
-                "http:// or https:// and end in /v1"
-            )
+        self._timeout = TIMEOUT if timeout is None else timeout
+        self._pauses = tuple(PAUSES if pauses is None else pauses)
         self._headers = {"Content-Type": "application/json"}
         if config.key_variable:
             key = os.environ.get(config.key_variable, "")
@@ -61,7 +70,6 @@ class RemoteJudge:
                     "not set; set it, or name another in `key_variable`"
                 )
             self._headers["Authorization"] = f"Bearer {key}"
-        self._opener = urllib.request.build_opener(_Stay)
 
     def votes(self, asked: Sequence[Asked]) -> list[Vote]:
         """A vote on each question.
@@ -69,51 +77,109 @@ class RemoteJudge:
         Raises:
             UserError: the server cannot be reached or refuses.
         """
-        with ThreadPoolExecutor(PARALLEL) as pool:
-            return list(pool.map(self._vote, asked))
+        # In a thread of its own, because a notebook has an event loop running already.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, self._votes(asked)).result()
 
-    def _vote(self, asked: Asked) -> Vote:
+    async def _votes(self, asked: Sequence[Asked]) -> list[Vote]:
+        import httpx
+
+        async with httpx.AsyncClient(headers=self._headers, follow_redirects=False, timeout=self._timeout) as client:
+            gate = asyncio.Semaphore(PARALLEL)
+
+            async def vote(question: Asked) -> Vote:
+                async with gate:
+                    return await self._vote(client, question)
+
+            tasks = [asyncio.create_task(vote(question)) for question in asked]
+            try:
+                return list(await asyncio.gather(*tasks))
+            finally:
+                for task in tasks:  # after a refusal nothing more is asked
+                    task.cancel()
+
+    async def _vote(self, client: Any, asked: Asked) -> Vote:
+        import tenacity
+
         body = {
             "model": self._model,
             "messages": [{"role": "user", "content": asked.prompt}],
             "temperature": 0,
             "max_tokens": TOKENS,
         }
-        data = self._posted(json.dumps(body).encode())
-        try:
-            said = json.loads(data)["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-            return Vote(None, "sent something that is no chat completion")
-        return read_vote(said, asked.labels) if isinstance(said, str) else Vote(None, "said nothing")
 
-    def _posted(self, body: bytes) -> bytes:
-        """What the server answers, after as many attempts as it takes or is worth."""
-        trouble = ""
-        for pause in (*PAUSES, None):
-            wait = pause
-            try:
-                request = urllib.request.Request(self._address, data=body, headers=self._headers, method="POST")
-                with self._opener.open(request, timeout=TIMEOUT) as response:
-                    return response.read()
-            except urllib.error.HTTPError as error:
-                with error:
-                    trouble = f"{error.code} {error.reason}"
-                    if error.code < 500 and error.code not in PASSING:
-                        raise UserError(
-                            f"the judge `{self.name}` at {self._address} refuses ({trouble}); check its `address`, "
-                            "`model` and key"
-                        ) from None
-                    asked_for = error.headers.get("Retry-After", "")
-                    if wait is not None and asked_for.isdigit():
-                        wait = min(max(wait, float(asked_for)), LONGEST)
-            except (OSError, http.client.HTTPException) as error:
-                trouble = str(getattr(error, "reason", error)) or type(error).__name__
-            if wait is not None:
-                time.sleep(wait)
-        raise UserError(
-            f"the judge `{self.name}` at {self._address} cannot be reached after {len(PAUSES) + 1} attempts "
-            f"({trouble}); check its `address` and the network, then run again: what is done stays"
-        )
+        def pause(state: tenacity.RetryCallState) -> float:
+            trouble = state.outcome.exception() if state.outcome else None
+            wanted = trouble.pause if isinstance(trouble, Busy) else 0.0
+            pauses = (*self._pauses, 0.0)  # asked for after the last attempt too
+            return min(max(pauses[state.attempt_number - 1], wanted), LONGEST)
+
+        try:
+            async for attempt in tenacity.AsyncRetrying(
+                stop=tenacity.stop_after_attempt(len(self._pauses) + 1),
+                wait=pause,
+                retry=tenacity.retry_if_exception_type(Busy),
+                reraise=True,
+            ):
+                with attempt:
+                    return read_answer(await self._post(client, body), asked.labels)
+        except Busy as trouble:
+            raise UserError(
+                f"the judge `{self.name}` at {self._address} cannot be reached after {len(self._pauses) + 1} attempts "
+                f"({trouble}); check its `address` and the network, then run again: what is done stays"
+            ) from None
+        raise AssertionError("a loop of attempts ends by an answer or by an error")
+
+    async def _post(self, client: Any, body: dict[str, Any]) -> bytes:
+        """What the server answers to one request.
+
+        Raises:
+            Busy: it does not answer in time, sends too much, or refuses for the moment.
+            UserError: it refuses.
+        """
+        import httpx
+
+        data = bytearray()
+        try:
+            async with asyncio.timeout(self._timeout), client.stream("POST", self._address, json=body) as response:
+                status = f"{response.status_code} {plain(response.reason_phrase)}"
+                if response.status_code >= 500 or response.status_code in PASSING:
+                    asked_for = response.headers.get("Retry-After", "")
+                    raise Busy(status, float(asked_for) if asked_for.isdigit() else 0.0)
+                if response.status_code >= 300:
+                    raise UserError(
+                        f"the judge `{self.name}` at {self._address} refuses ({status}); check its `address`, `model` "
+                        "and key"
+                    )
+                async for chunk in response.aiter_bytes(1 << 16):
+                    data += chunk
+                    if len(data) > LARGEST:
+                        raise Busy(f"its answer is longer than {LARGEST >> 20} MiB")
+        except TimeoutError:
+            raise Busy(f"it did not answer within {self._timeout:g} s") from None
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            raise Busy(plain(str(error)) or type(error).__name__) from None
+        return bytes(data)
+
+
+def plain(text: str, most: int = 80) -> str:
+    """Words of a server as they may be shown: printable, and not many."""
+    text = "".join(letter if letter.isprintable() else " " for letter in text).strip()
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def read_answer(data: bytes, labels: Sequence[str]) -> Vote:
+    """The vote in a chat completion, with the version of the model that it reports."""
+    try:
+        answer = json.loads(data)
+        said = answer["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        return Vote(None, "sent something that is no chat completion")
+    if not isinstance(said, str):
+        return Vote(None, "said nothing")
+    vote = read_vote(said, labels)
+    reported = [answer.get(key) for key in ("model", "system_fingerprint")]
+    return Vote(vote.label, vote.reason, plain(" ".join(each for each in reported if isinstance(each, str))))
 
 
 def read_vote(said: str, labels: Sequence[str]) -> Vote:
@@ -129,5 +195,5 @@ def read_vote(said: str, labels: Sequence[str]) -> Vote:
             held.append(label)
     if len(held) == 1:
         return Vote(held[0])
-    short = said if len(said) <= 60 else said[:57] + "..."
+    short = plain(said, 60)
     return Vote(None, f"said {short!r}, which is {'no label' if not held else 'more than one label'}")

@@ -4,55 +4,66 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal
 
-from affectlens.errors import ConfigError
-from affectlens.experiments.experiment import Scenario
-from affectlens.experiments.grade.answer import Answer, checked
-from affectlens.experiments.grade.config import RulesConfig
+from pydantic import Field, model_validator
+
+from affectlens.experiments.grade.grader import Answer, Grade, Grader, GraderConfig, checked, grader
+from affectlens.experiments.scenario import Scenario
 
 PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 """Braces around a name; those of a repetition, as in ``a{2,3}``, hold digits."""
 NONE = "none"
 
 
-class RulesGrader:
-    """Labels by regular expressions that ignore case.
+class RulesConfig(GraderConfig):
+    """Words decide: the label whose patterns match, the first in order; `none` of them is a label too."""
 
-    Raises:
-        ConfigError: a pattern is not a regular expression, or a score is given to no label.
-    """
+    kind: Literal["rules"] = "rules"  # pyright: ignore[reportIncompatibleVariableOverride]
+    labels: dict[str, tuple[str, ...]]
+    """Regular expressions by label, ignoring case; `{name}` stands for the scenario's check of that name."""
+    score: dict[str, float] = Field(default_factory=dict)
+    """The score of each label; 0 where it is not given."""
 
-    def __init__(self, config: RulesConfig) -> None:
-        self._config = config
-        for label, patterns in config.labels.items():
+    @model_validator(mode="after")
+    def _consistent(self) -> RulesConfig:
+        for label, patterns in self.labels.items():
             for pattern in patterns:
                 try:
                     re.compile(PLACEHOLDER.sub("x", pattern))
                 except re.error as error:
-                    raise ConfigError(
-                        f"`grader.labels.{label}`: `{pattern}` is not a regular expression ({error}); correct it"
+                    raise ValueError(
+                        f"`labels.{label}`: `{pattern}` is not a regular expression ({error}); correct it"
                     ) from None
-        for label in config.score:
-            if label not in config.labels and label != NONE:
-                raise ConfigError(f"`grader.score.{label}`: no such label; choose from {', '.join(config.labels)}")
+        for label in self.score:
+            if label not in self.labels and label != NONE:
+                raise ValueError(f"`score.{label}`: no such label; choose from {', '.join(self.labels)}")
+        return self
 
-    def grade(self, answers: Sequence[Answer]) -> list[dict[str, Any]]:
-        """A grade for each answer; an answer that matches nothing is labelled ``none``.
+
+@grader(RulesConfig)
+class RulesGrader(Grader[RulesConfig]):
+    """Labels by regular expressions that ignore case; an answer that matches nothing is labelled ``none``."""
+
+    def grade(self, answers: Sequence[Answer]) -> list[Grade]:
+        """A grade for each answer.
 
         Raises:
             UserError: a pattern names something that the scenario's check does not hold.
         """
         return [self._grade(answer) for answer in answers]
 
-    def _grade(self, answer: Answer) -> dict[str, Any]:
-        for label, patterns in self._config.labels.items():
+    def _grade(self, answer: Answer) -> Grade:
+        for label, patterns in self.config.labels.items():
             for pattern in patterns:
-                found = re.search(filled(pattern, answer.scenario), answer.text, re.IGNORECASE | re.MULTILINE)
-                if found:
-                    reason = f"the answer holds “{_short(found.group())}”"
-                    return {"label": label, "score": self._config.score.get(label, 0.0), "reason": reason}
-        return {"label": NONE, "score": self._config.score.get(NONE, 0.0), "reason": "no pattern matches"}
+                match = re.search(filled(pattern, answer.scenario), answer.text, re.IGNORECASE | re.MULTILINE)
+                if match:
+                    words = match.group()
+                    words = words if len(words) <= 60 else words[:57] + "..."
+                    return Grade(
+                        label=label, score=self.config.score.get(label, 0.0), reason=f"the answer holds “{words}”"
+                    )
+        return Grade(label=NONE, score=self.config.score.get(NONE, 0.0), reason="no pattern matches")
 
 
 def filled(pattern: str, scenario: Scenario) -> str:
@@ -61,10 +72,6 @@ def filled(pattern: str, scenario: Scenario) -> str:
     def literal(match: re.Match[str]) -> str:
         value = checked(scenario, match.group(1))
         values = value if isinstance(value, list) else [value]
-        return "(?:" + "|".join(re.escape(str(each)) for each in values) + ")"
+        return "(?:" + "|".join(re.escape(str(item)) for item in values) + ")"
 
     return PLACEHOLDER.sub(literal, pattern)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."

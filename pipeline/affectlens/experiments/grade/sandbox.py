@@ -1,6 +1,7 @@
 """Runs code that nobody has read: in a process of its own that can compute, and do nothing else.
 
-The process is given arguments and hands back values; what values are expected never enters it. It may read Python's
+The process is given the arguments of one call after the other and hands back values; what values are expected never
+enters it. It may read Python's
 standard library; it may start no process, open no connection, write no file, signal nobody, and has bounded memory,
 processor time and output. What shuts it in is in :mod:`affectlens.experiments.grade.confined`; whether that holds on
 this machine is tried once before any code is run, by doing everything that is forbidden. Where it does not hold, or the
@@ -9,7 +10,6 @@ system is not Linux, no code is run at all.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -152,12 +152,13 @@ def _run(source: str, entry: str, calls: Sequence[Sequence[Any]], limits: Limits
     job = {
         "source": source,
         "entry": entry,
-        "calls": [list(arguments) for arguments in calls],
+        "calls": len(calls),
         "library": library,
         "parent": os.getpid(),
         "processor_seconds": math.ceil(limits.seconds) + 1,
         "memory": limits.memory,
     }
+    lines = [json.dumps(value).encode() + b"\n" for value in (job, *map(list, calls))]
     # The order of sets depends on the hash seed, and a grade must not.
     process = subprocess.Popen(
         [sys.executable, "-s", "-S", "-P", "-B", str(FOLDER / "confined.py")],
@@ -167,9 +168,10 @@ def _run(source: str, entry: str, calls: Sequence[Sequence[Any]], limits: Limits
         cwd="/",
         env={"PYTHONHASHSEED": "0"},
         start_new_session=True,
+        bufsize=0,
     )
     try:
-        data, ended = _converse(process, json.dumps(job).encode(), limits)
+        data, ended = _converse(process, lines, limits)
     finally:
         process.kill()
         process.wait()
@@ -179,22 +181,43 @@ def _run(source: str, entry: str, calls: Sequence[Sequence[Any]], limits: Limits
     return _understood(data, ended, len(calls))
 
 
-def _converse(process: subprocess.Popen[bytes], job: bytes, limits: Limits) -> tuple[bytes, str]:
-    """Hand the job over and read until the process is through or has used up what it may; why it was ended."""
+def _converse(process: subprocess.Popen[bytes], lines: Sequence[bytes], limits: Limits) -> tuple[bytes, str]:
+    """Hand over the job, then one call after each line that comes back, until the process is through or out of bounds.
+
+    The arguments of a call are not in the process before all earlier calls are answered.
+
+    Returns:
+        What the process wrote, and why it was ended.
+    """
     assert process.stdin is not None
     assert process.stdout is not None
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.write(job)
-        process.stdin.close()
+    os.set_blocking(process.stdin.fileno(), False)  # the process may not read; nobody waits for it to
     data, begun, deadline = bytearray(), None, time.monotonic() + START
+    unsent, waiting = bytearray(lines[0]), list(lines[1:])
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
+        selector.register(process.stdin, selectors.EVENT_WRITE)
         while True:
-            if selector.select(TICK):
+            for key, _ in selector.select(TICK):
+                if key.fileobj is process.stdin:
+                    try:
+                        del unsent[: os.write(process.stdin.fileno(), unsent)]
+                    except BlockingIOError:
+                        continue
+                    except BrokenPipeError:
+                        unsent.clear()
+                        waiting.clear()
+                    if not unsent:
+                        selector.unregister(process.stdin)
+                    continue
                 chunk = os.read(process.stdout.fileno(), 1 << 16)
                 if not chunk:
                     return bytes(data), _how_it_ended(process)
                 data += chunk
+                for _ in range(min(chunk.count(b"\n"), len(waiting))):
+                    if not unsent:
+                        selector.register(process.stdin, selectors.EVENT_WRITE)
+                    unsent += waiting.pop(0)
             if len(data) > OUTPUT:
                 return bytes(data[:OUTPUT]), "its results grew too large"
             if begun is None and b"\n" in data:
