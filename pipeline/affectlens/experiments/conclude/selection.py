@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from affectlens.errors import UserError
-from affectlens.experiments.experiment import Factor
 from affectlens.experiments.results import Measured
+from affectlens.experiments.scenario import Factor
 
 MAIN = "main"
 
