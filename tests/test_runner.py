@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from affectlens.corpus.texts import EMBEDDED
 from affectlens.errors import DamagedResult, MissingResult, PartFailed, UserError
 from affectlens.run import manifest, runner
 from affectlens.stages.activations import ActivationsStage
@@ -263,7 +264,7 @@ def test_the_model_counts_by_content_not_by_path(study_values, write_study, mode
 def test_changed_stories_change_every_stage(study_values, write_study, tmp_path):
     values = {**study_values, "corpus": {**study_values["corpus"]}}
     own = tmp_path / "stories.jsonl"
-    original = Path(manifest.__file__).parent / "corpus" / "stories.jsonl"
+    original = EMBEDDED / "stories.jsonl"
     own.write_bytes(original.read_bytes())
     values["corpus"]["stories"] = str(own)
     before = Study.load(write_study(values)).fingerprint(stage_named("report"))
