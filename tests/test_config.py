@@ -25,7 +25,7 @@ from affectlens.study import STAGES, Study, StudyConfig
         ("corpus.emotions=[calm, hapy]", ["`corpus.emotions: hapy`", "did you mean `happy`"]),
         ("corpus.emotions=[calm]", ["at least two"]),
         ("corpus.test_topics=[kitchin]", ["`corpus.test_topics: kitchin`", "did you mean `kitchen`"]),
-        ("corpus.validation_topics=[exam]", ["`corpus.test_topics: exam`", "also a validation topic"]),
+        ("corpus.validation_topics=[exam]", ["`corpus.validation_topics: exam`", "also tested or ablated"]),
         ("corpus.stories=nowhere.jsonl", ["`corpus.stories: nowhere.jsonl`", "no such file"]),
         ("geometry.ratings=nowhere.csv", ["`geometry.ratings: nowhere.csv`", "no such file"]),
         ("model.name=./nowhere", ["`model.name: ./nowhere`", "no such folder"]),

@@ -145,11 +145,12 @@ def _config_class(annotation: Any) -> type[Config] | None:
 
 
 def nearest(name: str, allowed: Sequence[str]) -> str:
-    """A remedy clause: the closest of ``allowed``, or all of them when none is close and they are few."""
+    """A remedy clause: the closest of ``allowed``, or all of them (the first 40) when none is close."""
     near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
     if near:
         return f"did you mean `{near[0]}`?"
-    return f"choose from {', '.join(allowed)}" if len(allowed) <= 12 else "see the list in the README"
+    shown = ", ".join(allowed[:40])
+    return f"choose from {shown}" if len(allowed) <= 40 else f"there are {len(allowed)}, among them {shown}"
 
 
 class TrackingConfig(Config):

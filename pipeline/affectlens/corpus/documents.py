@@ -7,6 +7,7 @@ split by story would let a probe recognise the topic instead of the concept.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 
 
 Split = Literal["train", "validation", "test", "neutral"]
-
+"""Of a document: ``train`` and ``validation`` build and choose what steers, ``test`` is ablated. Detection uses
+:attr:`Corpus.folds` instead."""
+HELD_OUT = ("exam", "kitchen", "phone")
+"""The embedded topics that are ablated unless said otherwise; the embedded SAE was not trained on them either."""
 
 CHAT = ("messages", "spans")
 """Keys that only chats and texts with named stretches have."""
@@ -39,10 +43,14 @@ class CorpusConfig(Config):
     """`embedded`, or a JSONL file with the keys kind, text: what is projected out of directions, and SAE training."""
     emotions: tuple[str, ...] | Literal["all"] = "all"
     """The concepts; stories of other emotions are left out of the study."""
-    validation_topics: tuple[str, ...] = ("garden", "stage")
-    """Where layers, features and readouts may be chosen."""
-    test_topics: tuple[str, ...] = ("exam", "kitchen", "phone")
-    """Never used to build or choose anything; every reported detection figure is from here."""
+    test_topics: tuple[str, ...] = ()
+    """A fixed test: nothing is built or chosen on these topics, and every detection figure is from them. Left empty,
+    every topic is the test once while all others build and choose: far narrower intervals from the same stories."""
+    validation_topics: tuple[str, ...] = ()
+    """No SAE of the study is trained on these, so that its quality is measured there; left empty, on the
+    ablated topics."""
+    ablation_topics: tuple[str, ...] | None = None
+    """Whose stories are ablated; what steers is built without them. Left out: the test topics, or a quarter of all."""
     ngram: int = Field(default=8, ge=3)
     """Length in words of the runs that two texts must not share."""
 
@@ -72,6 +80,19 @@ class Document:
 
 
 @dataclass(frozen=True)
+class Fold:
+    """One division of the stories.
+
+    Attributes:
+        train: document indices of the topics that build and choose.
+        test: document indices of the topics that are read.
+    """
+
+    train: tuple[int, ...]
+    test: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Corpus:
     """The documents of the study in a fixed order: stories first, then neutral texts."""
 
@@ -89,6 +110,26 @@ class Corpus:
     def indices(self, *splits: Split) -> list[int]:
         """Document indices of these splits, ascending."""
         return [document.index for document in self.documents if document.split in splits]
+
+    @cached_property
+    def fixed_split(self) -> bool:
+        """Whether the study names its test topics, in place of every topic in turn."""
+        path = self.folder / "corpus.json"
+        return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["fixed_split"]
+
+    @cached_property
+    def folds(self) -> tuple[Fold, ...]:
+        """How detection is measured: every topic is the test once; or one fold, where the study names test topics."""
+        stories = [document for document in self.documents if document.emotion]
+        if self.fixed_split:
+            return (Fold(tuple(self.indices("train", "validation")), tuple(self.indices("test"))),)
+        return tuple(
+            Fold(
+                tuple(document.index for document in stories if document.topic != topic),
+                tuple(document.index for document in stories if document.topic == topic),
+            )
+            for topic in sorted({document.topic for document in stories})
+        )
 
     def labels(self, rows: Sequence[int]) -> Bool[np.ndarray, "rows concepts"]:
         """Whether each of these documents is a story of each concept; all False for neutral texts."""
@@ -113,7 +154,9 @@ def select(config: CorpusConfig) -> list[Document]:
     """The documents of a study, in their fixed order."""
     wanted = None if config.emotions == "all" else set(config.emotions)
     documents: list[Document] = []
-    for row in stories(config):
+    rows = stories(config)
+    ablated = ablation_topics(config, [row["topic"] for row in rows])
+    for row in rows:
         if wanted is None or row["emotion"] in wanted:
             documents.append(
                 Document(
@@ -122,7 +165,11 @@ def select(config: CorpusConfig) -> list[Document]:
                     emotion=row["emotion"],
                     topic=row["topic"],
                     narrator=row.get("narrator", ""),
-                    split=_split(config, row["topic"]),
+                    split="test"
+                    if row["topic"] in ablated
+                    else "validation"
+                    if row["topic"] in config.validation_topics
+                    else "train",
                     text=row["text"],
                     **{key: row[key] for key in CHAT if key in row},
                 )
@@ -143,10 +190,23 @@ def select(config: CorpusConfig) -> list[Document]:
     return documents
 
 
-def _split(config: CorpusConfig, topic: str) -> Split:
-    if topic in config.test_topics:
-        return "test"
-    return "validation" if topic in config.validation_topics else "train"
+def ablation_topics(config: CorpusConfig, topics: Sequence[str]) -> tuple[str, ...]:
+    """The topics whose stories are ablated.
+
+    Args:
+        config: names them, or the test topics, or leaves both out.
+        topics: of the stories.
+    """
+    if config.ablation_topics is not None:
+        return config.ablation_topics
+    if config.test_topics:
+        return config.test_topics
+    return HELD_OUT if config.stories == "embedded" else tuple(sorted(set(topics))[::4])
+
+
+def file_stem(concept: str) -> str:
+    """A concept's name as part of a file's name: letters, digits, ``-`` and ``_``."""
+    return re.sub(r"[^\w-]+", "_", concept)
 
 
 def stories(config: CorpusConfig) -> list[dict[str, Any]]:

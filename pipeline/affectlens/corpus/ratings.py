@@ -19,10 +19,13 @@ def read_ratings(source: Path) -> dict[str, dict[str, float]]:
         source: the file.
 
     Raises:
-        UserError: the file lacks the columns or holds something that is not a number.
+        UserError: the file is no CSV in UTF-8, lacks the columns or holds something that is not a number.
     """
-    with source.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    try:
+        with source.open(encoding="utf-8-sig", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+    except (UnicodeError, csv.Error) as error:
+        raise UserError(f"{source}: not a CSV in UTF-8 ({error}); save it as one") from None
     if not rows or not {"valence", "arousal"} <= set(rows[0]):
         raise UserError(f"{source}: a table of ratings needs a first column of words, and valence and arousal")
     word = next(iter(rows[0]))

@@ -18,19 +18,24 @@ def texts_path(role: str, value: str) -> Path:
 
 
 def read_jsonl(path: Path, required: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file, in order; blank lines are skipped.
+    """The objects of a JSON-lines file, in order; blank lines and a byte-order mark are skipped.
 
     Raises:
-        UserError: names the line that is not a JSON object or lacks a required, non-empty text key.
+        UserError: names the line that is no UTF-8, is not a JSON object, or lacks a required, non-empty text key.
     """
     rows = []
-    with path.open(encoding="utf-8") as stream:
+    with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
             try:
-                row = json.loads(line)
-            except ValueError:
+                decoded = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if not decoded.strip():
+                    continue
+                row = json.loads(decoded)
+                # Half an emoji is valid JSON, but no text: nothing could write it down again.
+                json.dumps(row, ensure_ascii=False).encode()
+            except UnicodeError:
+                raise UserError(f"{path} line {number}: not UTF-8 text; save the file as UTF-8") from None
+            except (ValueError, RecursionError):
                 raise UserError(f"{path} line {number}: not JSON; each line must hold one object") from None
             for key in required:
                 if not isinstance(row, dict) or not isinstance(row.get(key), str) or not row[key].strip():
@@ -50,6 +55,12 @@ def read_texts(path: Path, required: Sequence[str] = ()) -> list[dict[str, Any]]
     rows = read_jsonl(path, required)
     for number, row in enumerate(rows, start=1):
         where = f"{path} text {number}"
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: not an object; write the text as {{...}}")
+        for key in ("narrator", "emotion", "topic", "kind"):
+            value = row.get(key, "")
+            if not isinstance(value, str) or any(ord(letter) < 32 for letter in value):
+                raise UserError(f'{where}: "{key}" must be a text of one line')
         if "messages" in row:
             row["messages"] = _checked_messages(row["messages"], where)
             row["text"] = "\n\n".join(message["content"] for message in row["messages"])

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from affectlens.corpus.documents import file_stem
 from affectlens.errors import UserError
 
 ARCHITECTURE = "controlvector"
@@ -28,7 +29,7 @@ def write_gguf(folder: Path, concepts: tuple[str, ...], layers: Layers, model: s
     """One control-vector file a concept.
 
     Args:
-        folder: gets ``<concept>.gguf``; blanks in names become underscores.
+        folder: gets ``<concept>.gguf``; what is no letter, digit, ``-`` or ``_`` of a name becomes ``_``.
         concepts: names of the rows.
         layers: from layer to vectors.
         model: architecture the vectors are for, as llama.cpp names it (``model_hint``).
@@ -44,7 +45,7 @@ def write_gguf(folder: Path, concepts: tuple[str, ...], layers: Layers, model: s
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for index, concept in enumerate(concepts):
-        path = folder / f"{concept.replace(' ', '_')}.gguf"
+        path = folder / f"{file_stem(concept)}.gguf"
         writer = GGUFWriter(path, ARCHITECTURE)
         writer.add_string(f"{ARCHITECTURE}.model_hint", model)
         writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(usable))
@@ -97,7 +98,7 @@ def _from_folder(folder: Path, concepts: tuple[str, ...], layer: int) -> np.ndar
 
     rows = []
     for concept in concepts:
-        path = folder / f"{concept.replace(' ', '_')}.gguf"
+        path = folder / f"{file_stem(concept)}.gguf"
         if not path.is_file():
             raise UserError(f"{folder}: has no {path.name}; add the control vector, or leave the concept out")
         tensors = {tensor.name: tensor.data for tensor in GGUFReader(path).tensors}

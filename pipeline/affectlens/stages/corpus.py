@@ -1,8 +1,4 @@
-"""Texts: stories that evoke one emotion concept each, neutral texts, and which of them may be used for what.
-
-Splits are by topic, never by story: stories of one topic share their setting and much of their vocabulary, so a
-split by story would let a readout recognise the topic instead of the concept.
-"""
+"""Texts: stories that evoke one emotion concept each, neutral texts, and which of them may be used for what."""
 
 from __future__ import annotations
 
@@ -11,55 +7,41 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from affectlens.config import nearest
-from affectlens.corpus import quality as gates
+from affectlens import results
+from affectlens.corpus import checks, quality
 from affectlens.corpus.documents import CHAT, Corpus, CorpusConfig, select, stories
 from affectlens.corpus.texts import texts_path
 from affectlens.files import write_json
+from affectlens.results import Table, integer, number, text
 from affectlens.stage import Metrics, Part, Progress, Stage
 
-if TYPE_CHECKING:
-    pass
+QUALITY = Table(
+    "quality",
+    "One concept, or the neutral texts: what the quality checks count of its texts.",
+    (
+        text("concept", "the emotion; `(neutral)` for texts of none"),
+        integer("texts", "texts"),
+        number("mean_words", "words of a text, mean"),
+        *(integer(gate, f"texts at fault: {gate.replace('_', ' ')}") for gate in quality.GATES),
+    ),
+    key=("concept",),
+)
 
 
 class CorpusStage(Stage[CorpusConfig, Corpus]):
     """Select, split and check the texts."""
 
     name = "corpus"
+    version = 2
     config_class = CorpusConfig
     unit = "texts"
+    tables = (QUALITY,)
 
     @classmethod
     def check(cls, study: Any) -> None:
-        config: CorpusConfig = study.corpus
-        for key in ("stories", "neutral"):
-            path = texts_path(key, getattr(config, key))
-            if not path.is_file():
-                raise ValueError(
-                    f"`corpus.{key}: {getattr(config, key)}`: no such file; give a JSONL file, or `embedded`"
-                )
-        rows = stories(config)
-        known = sorted({row["emotion"] for row in rows})
-        if config.emotions != "all":
-            if len(set(config.emotions)) != len(config.emotions) or len(config.emotions) < 2:
-                raise ValueError("`corpus.emotions`: name at least two emotions, each once, or `all`")
-            for emotion in config.emotions:
-                if emotion not in known:
-                    raise ValueError(f"`corpus.emotions: {emotion}`: no story has it; {nearest(emotion, known)}")
-        topics = sorted({row["topic"] for row in rows})
-        for key in ("validation_topics", "test_topics"):
-            for topic in getattr(config, key):
-                if topic not in topics:
-                    raise ValueError(f"`corpus.{key}: {topic}`: no story has it; {nearest(topic, topics)}")
-        if not config.test_topics:
-            raise ValueError("`corpus.test_topics`: name at least one; figures need topics that built nothing")
-        both = set(config.validation_topics) & set(config.test_topics)
-        if both:
-            raise ValueError(f"`corpus.test_topics: {min(both)}`: also a validation topic; keep it in one of the two")
-        if not set(topics) - set(config.validation_topics) - set(config.test_topics):
-            raise ValueError("`corpus.test_topics`: no topic is left to build directions from; hold out fewer")
+        checks.check(study.corpus)
 
     @classmethod
     def identities(cls, study: Any) -> dict[str, Path]:
@@ -74,28 +56,23 @@ class CorpusStage(Stage[CorpusConfig, Corpus]):
             for document in documents:
                 row = {key: value for key, value in asdict(document).items() if key not in CHAT or value}
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-        write_json(out / "quality.json", gates.inspect(documents, ngram=self.config.ngram))
+        write_json(out / "corpus.json", {"fixed_split": bool(self.config.test_topics)})
+        write_json(out / "quality.json", quality.inspect(documents, ngram=self.config.ngram))
         progress(part.size)
 
     def finish(self, parts: Mapping[str, Path], out: Path) -> Metrics:
-        for name in ("documents.jsonl", "quality.json"):
+        for name in ("documents.jsonl", "corpus.json", "quality.json"):
             (out / name).write_bytes((parts["all"] / name).read_bytes())
         corpus = Corpus(out)
+        results.write(out, QUALITY, ({"concept": name, **row} for name, row in corpus.quality["concepts"].items()))
         splits = Counter(document.split for document in corpus.documents)
-        totals = corpus.quality["totals"]
         return {
             "documents": float(len(corpus.documents)),
             "concepts": float(len(corpus.emotions)),
             **{f"documents_{split}": float(count) for split, count in sorted(splits.items())},
-            **{f"quality_{gate}": float(count) for gate, count in totals.items()},
+            **{f"quality_{gate}": float(count) for gate, count in corpus.quality["totals"].items()},
         }
 
     @classmethod
     def open(cls, folder: Path) -> Corpus:
         return Corpus(folder)
-
-    @classmethod
-    def track(cls, result: Corpus, run: Any) -> None:
-        rows = [[name, *counts.values()] for name, counts in result.quality["concepts"].items()]
-        columns = ["concept", *next(iter(result.quality["concepts"].values()))]
-        run.table("corpus/quality", columns, rows)

@@ -141,9 +141,9 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
 
     @cached_property
     def held_out(self) -> list[int]:
-        """Documents that no SAE of the study is trained on: validation topics and a tenth of the neutral texts."""
+        """Documents no SAE is trained on: validation topics (else the ablated ones), a tenth of the neutral texts."""
         corpus = self.need(CorpusStage)
-        validation = corpus.indices("validation")
+        validation = corpus.indices("validation") or corpus.indices("test")
         others = corpus.indices("neutral") if validation else corpus.indices("train", "neutral")
         return validation + others[::HELD_OUT_EVERY]
 
