@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from affectlens import plan
 from affectlens.cluster import graph, job, ledger, submission
 from affectlens.cluster.config import Resources
-from affectlens.cluster.foresight import Foresight
 from affectlens.cluster.graph import Found, Task
 from affectlens.errors import PartFailed, UserError
 from affectlens.run import runner
@@ -54,8 +54,8 @@ def plain_run(study: Study, *names: str) -> dict[str, bytes]:
 
 def test_the_parts_are_known_before_the_results_are(study):
     """For every stage whose parts follow from texts, model and config."""
-    foresight = Foresight(study)
-    foreseen = {stage.name: foresight.parts(stage) for stage in STAGES}
+    known = plan.outlook(study)
+    foreseen = {stage.name: plan.parts(study, stage, known) for stage in STAGES}
     runner.run(study, only=["sae", "directions"])
     for name in ("corpus", "activations", "sae", "directions"):
         stage = next(stage for stage in STAGES if stage.name == name)

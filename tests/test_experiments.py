@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from affectlens import plan
 from affectlens.errors import ConfigError, UserError
-from affectlens.experiments import cost
 from affectlens.experiments import pairwise as tournament
 from affectlens.experiments import serialization as keeping
 from affectlens.experiments import validation as choosing
@@ -27,6 +27,7 @@ from affectlens.model.sampling import choose
 from affectlens.model.steering import Edit, Span, add, editing
 from affectlens.model.subject import ModelConfig, Subject, load_tokenizer
 from affectlens.run import runner
+from affectlens.run.workspace import standing
 from affectlens.stages.experiments import NOTHING, Experiments, ExperimentsStage
 from affectlens.study import Study
 from scripted import CONCEPTS, LAYER, NO, NORM, YES, D, Scripted, run_parts, write_experiment
@@ -202,7 +203,7 @@ def test_an_interrupted_study_goes_on_where_it_stopped_and_two_workers_give_its_
     names = [path.relative_to(a) for path in a.rglob("*") if path.is_file() and path.name not in records]
     assert len([name for name in names if name.parts[0] != "parts"]) == 5
     assert [name for name in names if (a / name).read_bytes() != (b / name).read_bytes()] == []
-    assert cost.listed(once)[0].state == "done"
+    assert plan.experiments(once, standing(once, ExperimentsStage))[0].state == "done"
 
     said = (a / "findings.json").read_bytes()
     (a / "findings.json").write_bytes(b"[]")

@@ -12,6 +12,7 @@ import torch
 from affectlens.activations import ActivationStore, to_float32
 from affectlens.activations.batches import shuffled
 from affectlens.activations.source import RowSource
+from affectlens.activations.views import TorchRows, to_datasets
 from affectlens.activations.writing import ShardWriter
 from affectlens.errors import DamagedResult, UserError
 from cached import LAYER, build, write_texts
@@ -177,7 +178,7 @@ def test_rows_are_taken_across_shards_in_the_order_given():
 
 
 def test_a_hugging_face_dataset_in_one_line(store, everything):
-    data = store.hf_dataset()
+    data = to_datasets(store, store.tokens(store.only_layer()))
     assert len(data) == len(everything)
     some = data[[3, 700, 5]]
     np.testing.assert_array_equal(np.stack(some["activation"]), everything[[3, 700, 5]])
@@ -191,7 +192,7 @@ def test_a_hugging_face_dataset_in_one_line(store, everything):
 def test_a_torch_dataset_in_one_line(store, everything):
     from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
-    data = store.torch_dataset()
+    data = TorchRows(store.tokens(store.only_layer()))
     assert len(data) == len(everything)
     np.testing.assert_array_equal(data[9]["activation"].float(), everything[9])
     loader = DataLoader(data, batch_size=100)
@@ -205,7 +206,7 @@ def test_a_torch_dataset_in_one_line(store, everything):
 def test_float_storage_needs_no_conversion_in_a_dataset(tmp_path, model_folder):
     neutral = write_texts(tmp_path / "neutral.jsonl", [{"text": "The lock has two gates. " * 12}])
     store = build(tmp_path, model_folder("llama"), neutral=neutral, storage="float16")
-    some = store.hf_dataset()[10:12]["activation"]
+    some = to_datasets(store, store.tokens(store.only_layer()))[10:12]["activation"]
     np.testing.assert_array_equal(np.asarray(some, dtype=np.float32), store.tokens(LAYER).read(np.array([10, 11])))
 
 

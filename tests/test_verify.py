@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from affectlens import plan as estimate
+from affectlens import plan
+from affectlens.activations.size import count_tokens
 from affectlens.cli import app
 from affectlens.errors import UserError
+from affectlens.model.subject import load_tokenizer
 from affectlens.run import runner, verify
-from affectlens.run.workspace import Workspace
+from affectlens.run.workspace import Workspace, standing
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
 from affectlens.study import Study
@@ -297,7 +299,7 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(study, undisturbed):
     folder = study.folder(ActivationsStage)
     rows = json.loads((folder / "index.json").read_text(encoding="utf-8"))["rows"]
     written = sum(len(data) for data in undisturbed.values())
-    cost = estimate.of(study)
+    cost = plan.activations(study, standing(study, ActivationsStage))
     assert (cost.parts, cost.tokens, cost.bytes) == ((0, 7), 0, 0)
     study.config.cache.rename(study.config.cache.with_name("undisturbed"))
     status, printed = command("run", study.source, "--dry-run", "--stage", "activations")
@@ -305,7 +307,7 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(study, undisturbed):
     assert f"activations  missing   7 of 7 parts to compute: {rows:,} tokens, about " in printed
     assert " are free in " in printed
     assert not list(study.config.cache.rglob("*.h5"))
-    cost = estimate.of(study)
+    cost = plan.activations(study, standing(study, ActivationsStage))
     assert cost.tokens == rows
     assert cost.exact
     assert 0.7 * written < cost.bytes < 1.4 * written
@@ -313,13 +315,14 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(study, undisturbed):
     assert 0 < cost.seconds < 600
 
 
-def test_many_texts_are_counted_by_a_sample(study, monkeypatch):
-    exact = estimate.of(study)
-    monkeypatch.setattr(estimate, "SAMPLE", 10)
-    sampled = estimate.of(study)
-    assert not sampled.exact
-    assert "about" in str(sampled)
-    assert sampled.tokens == pytest.approx(exact.tokens, rel=0.1)
+def test_many_texts_are_counted_by_a_sample(study):
+    documents, tokenizer = plan.outlook(study).documents, load_tokenizer(study.config.model, study.config.cache)
+    tokens, exact = count_tokens(tokenizer, documents)
+    assert exact
+    sampled, exact = count_tokens(tokenizer, documents, sample=10)
+    assert not exact
+    assert sampled == pytest.approx(tokens, rel=0.1)
+    assert "about" in str(plan.Cost((1, 1), sampled, 0, 0, None, exact))
 
 
 def test_the_order_of_parts_changes_no_byte(study, undisturbed):

@@ -186,15 +186,21 @@ def cancel(config: Config, overrides: Overrides = None, sweep: Sweep = False) ->
 
 
 def _print_plan(study: Any, names: Sequence[str]) -> None:
-    from affectlens import plan as estimate
-    from affectlens.experiments import cost as experiments
+    from affectlens import plan
+    from affectlens.disk import size
+    from affectlens.experiments import cost
     from affectlens.run import runner
+    from affectlens.run.workspace import standing
+    from affectlens.study import stage_named
 
-    cost = estimate.of(study)
-    for each in runner.needed_for(names):
-        needs = {"activations": f"  {cost}", "experiments": f"  {experiments.summary(study)}"}.get(each.name, "")
-        print(f"{each.name:<12} {runner.inspect(study, each).state:<8}{needs}".rstrip())
-    print(f"{estimate.size(cost.free)} are free in {study.config.cache}.")
+    activations = plan.activations(study, standing(study, stage_named("activations")))
+    needs = {"activations": f"  {activations}"}
+    if study.config.experiments.run:
+        rows = plan.experiments(study, standing(study, stage_named("experiments")))
+        needs["experiments"] = f"  {cost.summary(rows)}"
+    for stage in runner.needed_for(names):
+        print(f"{stage.name:<12} {runner.inspect(study, stage).state:<8}{needs.get(stage.name, '')}".rstrip())
+    print(f"{size(activations.free)} are free in {study.config.cache}.")
 
 
 @app.command()
@@ -227,11 +233,14 @@ def experiments(
 
         print_table(table, tuple(leave_out or ()))
         return
+    from affectlens import plan
     from affectlens.experiments import cost
-    from affectlens.study import Study, StudyConfig
+    from affectlens.run.workspace import standing
+    from affectlens.study import Study, StudyConfig, stage_named
 
     study = Study(StudyConfig(name="experiments"), "experiments") if config is None else _load(config, overrides)
-    for line in cost.lines(cost.listed(study)):
+    there = standing(study, stage_named("experiments")) if study.config.experiments.run else plan.Standing()
+    for line in cost.lines(plan.experiments(study, there)):
         print(line)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from affectlens.config import Config
+from affectlens.corpus.documents import Document
 from affectlens.model.subject import ModelConfig
 
 if TYPE_CHECKING:
@@ -63,6 +64,64 @@ class Setting:
     models: Path
 
 
+class Unplanned(Exception):
+    """The parts of a stage depend on something that is not known before its needs are there."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What the parts of a stage follow from, besides its config: known before any result is there.
+
+    Attributes:
+        documents: the texts of the study, in their order.
+        layers: those whose residual stream is kept per text, ascending.
+        model_width: None while a hub model is not downloaded.
+    """
+
+    documents: Sequence[Document]
+    layers: tuple[int, ...]
+    model_width: int | None
+
+    @property
+    def emotions(self) -> tuple[str, ...]:
+        """The studied concepts, alphabetically."""
+        return tuple(sorted({document.emotion for document in self.documents} - {""}))
+
+    @property
+    def width(self) -> int:
+        """Of the model's residual stream.
+
+        Raises:
+            Unplanned: the model is not here yet.
+        """
+        if self.model_width is None:
+            raise Unplanned("the width of the model")
+        return self.model_width
+
+
+class Opened:
+    """The same of the results that are there."""
+
+    def __init__(self, results: Mapping[str, Any]) -> None:
+        self._results = results
+
+    @property
+    def documents(self) -> Sequence[Document]:
+        return self._results["corpus"].documents
+
+    @property
+    def emotions(self) -> tuple[str, ...]:
+        return self._results["corpus"].emotions
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return self._results["activations"].layers
+
+    @property
+    def width(self) -> int:
+        return self._results["activations"].d_model
+
+
 C = TypeVar("C", bound=Config)
 A = TypeVar("A")
 
@@ -100,13 +159,27 @@ class Stage(ABC, Generic[C, A]):
     headline: ClassVar[tuple[tuple[str, str], ...]] = ()
     tables: ClassVar[tuple[Table, ...]] = ()
 
-    def __init__(self, config: C, setting: Setting, results: Mapping[str, Any]) -> None:
+    def __init__(self, config: C, setting: Setting, results: Mapping[str, Any], outlook: Outlook | None = None) -> None:
+        """
+        Args:
+            config: the stage's section.
+            setting: what the stage may know of the study around it.
+            results: opened results of its needs by name; empty where parts are only planned.
+            outlook: where parts are only planned, what is known so far.
+        """
         self.config = config
         self.setting = setting
         self._results = results
+        self.outlook: Outlook | Opened = outlook or Opened(results)
 
     def need(self, kind: type[Stage[Any, A2]]) -> A2:
-        """The opened result of an earlier stage, typed by that stage's class."""
+        """The opened result of an earlier stage, typed by that stage's class.
+
+        Raises:
+            Unplanned: parts are planned before that result is there.
+        """
+        if kind.name not in self._results and isinstance(self.outlook, Outlook):
+            raise Unplanned(f"the result of stage `{kind.name}`")
         return self._results[kind.name]
 
     def generator(self, part: str = "") -> np.random.Generator:
@@ -138,7 +211,11 @@ class Stage(ABC, Generic[C, A]):
 
     @abstractmethod
     def parts(self) -> Sequence[Part]:
-        """The slices of the work. Must be cheap, and the same on every call."""
+        """The slices of the work. Must be cheap, and the same on every call.
+
+        What follows from ``config``, ``setting`` and ``outlook`` alone can be planned before the stage's needs are
+        there; one that asks for a result has to wait for it.
+        """
 
     def disk_bytes(self, parts: Sequence[Part]) -> int:
         """What these parts will write, about; asked before the first of them runs. 0: too little to matter."""

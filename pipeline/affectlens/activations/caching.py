@@ -22,13 +22,16 @@ from affectlens.activations.format import group, to_bits
 from affectlens.activations.writing import ShardWriter
 from affectlens.errors import UserError
 from affectlens.model.reading import Reader, Site
+from affectlens.model.subject import resolve_dtype
 from affectlens.model.tokens import Text, Window, plan_batches, windows
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Float64, Int
     from torch import Tensor
 
+    from affectlens.activations.config import ActivationsConfig
     from affectlens.corpus.documents import Document
+    from affectlens.model.subject import ModelConfig
 
 MEAN = "mean"
 IN_FLIGHT = 2
@@ -55,6 +58,24 @@ class Wanted:
     spans: tuple[str, ...]
     positions: tuple[str, ...]
     storage: torch.dtype
+
+    @classmethod
+    def of(cls, config: ActivationsConfig, model: ModelConfig, device: str) -> Wanted:
+        """What a study asks for, on the device that computes it."""
+
+        def sites(layers: set[int]) -> tuple[Site, ...]:
+            return tuple(Site(layer, name) for layer in sorted(layers) for name in sorted(config.sites))
+
+        tokens = {model.layer, *config.token_layers} if config.token_rows else set()
+        return cls(
+            token_sites=sites(tokens),
+            pooled_sites=sites({model.layer, *tokens, *config.pooled_layers}),
+            means=config.means,
+            first_token=config.first_token,
+            spans=config.spans,
+            positions=config.positions,
+            storage=resolve_dtype(model.dtype if config.storage == "auto" else config.storage, device),
+        )
 
     @property
     def sites(self) -> tuple[Site, ...]:

@@ -14,12 +14,10 @@ from affectlens.activations.source import Keep, RowSource, fits
 from affectlens.errors import DamagedResult, UserError
 
 if TYPE_CHECKING:
-    import datasets
     import torch
     from jaxtyping import Float, Int
 
     from affectlens.activations.batches import Batches
-    from affectlens.activations.views import TorchRows
 
 RESIDUAL = "resid_post"
 
@@ -213,14 +211,14 @@ class ActivationStore:
         """
         from affectlens.activations.batches import IN_MEMORY, ON_DISK, Batches
 
-        source = self._source(self._only_layer(layer, site), site, in_memory=False)
+        source = self._source(self.only_layer(layer, site), site, in_memory=False)
         resident, ahead = None, ON_DISK
         if keep == "memory" or (keep == "auto" and fits(source.nbytes, device)):
             ahead = IN_MEMORY
             if device.startswith("cuda"):
-                resident = self._on_device(self._only_layer(layer, site), site, device)
+                resident = self._on_device(self.only_layer(layer, site), site, device)
             else:
-                source = self._source(self._only_layer(layer, site), site, in_memory=True)
+                source = self._source(self.only_layer(layer, site), site, in_memory=True)
         return Batches(
             source,
             resident,
@@ -233,18 +231,6 @@ class ActivationStore:
             dtype=dtype,
             prefetch=ahead if prefetch is None else prefetch,
         )
-
-    def torch_dataset(self, layer: int | None = None, site: str = RESIDUAL) -> TorchRows:
-        """Token rows as a torch ``Dataset``."""
-        from affectlens.activations.views import TorchRows
-
-        return TorchRows(self.tokens(self._only_layer(layer, site), site))
-
-    def hf_dataset(self, layer: int | None = None, site: str = RESIDUAL) -> datasets.Dataset:
-        """Token rows as a Hugging Face ``datasets.Dataset`` over the memory-mapped shards."""
-        from affectlens.activations.views import to_datasets
-
-        return to_datasets(self, self.tokens(self._only_layer(layer, site), site))
 
     def column(self, name: str) -> np.ndarray:
         """One dataset of every shard, joined, in the order of the shards.
@@ -260,7 +246,12 @@ class ActivationStore:
                 found.append(file[name][...])  # pyright: ignore[reportIndexIssue]
         return np.concatenate(found)
 
-    def _only_layer(self, layer: int | None, site: str) -> int:
+    def only_layer(self, layer: int | None = None, site: str = RESIDUAL) -> int:
+        """The layer itself, or where none is given the only one whose token rows are kept.
+
+        Raises:
+            UserError: rows of several layers are kept.
+        """
         if layer is not None:
             return layer
         kept = [each for each, name in self.index["token_sites"] if name == site]

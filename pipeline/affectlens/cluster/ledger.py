@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from affectlens.stage import Part, Stage
+from affectlens import plan
+from affectlens.stage import Outlook, Part, Stage
 from affectlens.study import Study
 
 RECORD = "submitted.json"
@@ -93,6 +94,12 @@ def read_parts(study: Study, stage: type[Stage[Any, Any]]) -> list[Part] | None:
     except (FileNotFoundError, ValueError):
         return None
     return [Part(name, size) for name, size in rows]
+
+
+def parts_of(study: Study, stage: type[Stage[Any, Any]], known: Outlook) -> list[Part] | None:
+    """The parts of a result as they can be planned, else as its first job found them; None if none has looked yet."""
+    planned = plan.parts(study, stage, known)
+    return read_parts(study, stage) if planned is None else planned
 
 
 def write_parts(study: Study, stage: type[Stage[Any, Any]], parts: Sequence[Part]) -> None:

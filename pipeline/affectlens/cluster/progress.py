@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from affectlens import plan
 from affectlens.cluster import ledger, slurm
-from affectlens.cluster.foresight import Foresight
 from affectlens.cluster.ledger import Entry
 from affectlens.cluster.slurm import FAILED, JobState
 from affectlens.run.workspace import Workspace, inspect
@@ -72,14 +72,14 @@ class Progress:
 def of_study(study: Study) -> dict[str, Progress]:
     """The progress of every stage of a study that is not finished, by name."""
     open_stages = [stage for stage in STAGES if not Workspace(study, stage).complete]
-    foresight = Foresight(study)
+    known = plan.outlook(study)
     entries = {stage.name: ledger.read(study, stage) for stage in open_stages}
     states = slurm.states([job for entry in entries.values() for job in _ids(entry)])
     return {
         stage.name: of_stage(
             Workspace(study, stage),
             ledger.folder(study, stage),
-            foresight.parts(stage),
+            ledger.parts_of(study, stage, known),
             {job: states[job] for job in _ids(entries[stage.name]) if job in states},
             inspect(study, stage).failures,
             stage.unit,

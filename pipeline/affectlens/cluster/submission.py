@@ -12,16 +12,17 @@ from typing import Literal
 from affectlens.cluster import config as settings
 from affectlens.cluster import graph, here, ledger, slurm
 from affectlens.cluster.config import ClusterConfig, Resources
-from affectlens.cluster.foresight import Foresight
 from affectlens.cluster.graph import AnyStage, Found, Key, Node, Task
 from affectlens.cluster.here import Planned
 from affectlens.cluster.job import Job
 from affectlens.cluster.slurm import JobState
 from affectlens.errors import UserError
+from affectlens.plan import outlook
 from affectlens.run import manifest
 from affectlens.run.observer import Observer
 from affectlens.run.runner import needed_for
 from affectlens.run.workspace import Workspace, inspect
+from affectlens.stage import Outlook
 from affectlens.study import Study
 
 Where = Literal["slurm", "local", "debug"]
@@ -86,10 +87,10 @@ def plan(order: Order) -> list[Node]:
         PartFailed: a part failed earlier and ``retry`` is off.
     """
     states = _states(order) if order.where == "slurm" else {}
-    foresight = cache(Foresight)
+    known = cache(outlook)
 
     def found(study: Study, stage: AnyStage) -> Found:
-        return _found(study, stage, foresight(study), states)
+        return _found(study, stage, known(study), states)
 
     def wants(study: Study, stage: AnyStage) -> Resources:
         return order.wants(study, stage.name)
@@ -102,11 +103,11 @@ def _states(order: Order) -> dict[str, JobState]:
     return slurm.states([job for entry in entries if entry for job in entry.ids], required=True)
 
 
-def _found(study: Study, stage: AnyStage, foresight: Foresight, states: Mapping[str, JobState]) -> Found:
+def _found(study: Study, stage: AnyStage, known: Outlook, states: Mapping[str, JobState]) -> Found:
     space = Workspace(study, stage)
     if space.complete:
         return Found(complete=True)
-    parts = foresight.parts(stage)
+    parts = ledger.parts_of(study, stage, known)
     entry = ledger.read(study, stage) if states else None
     alive = {job for job in (entry.ids if entry else ()) if job in states and states[job].alive}
     return Found(

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from affectlens import plan as estimate
+from affectlens.disk import duration
 from affectlens.experiments import measurements as plan
 from affectlens.experiments import validation as choosing
 from affectlens.experiments.conditions import grid
 from affectlens.experiments.experiment import Experiment
 from affectlens.model import subject
-from affectlens.run.workspace import Workspace, inspect
 
 if TYPE_CHECKING:
+    from affectlens.experiments.config import ExperimentsConfig
+    from affectlens.model.subject import ModelConfig
     from affectlens.stage import Part
-    from affectlens.study import Study
 
 SHAPE = subject.Shape(layers=30, width=576)
 """Of the model at which the speeds below were measured, on two processor cores."""
@@ -55,32 +55,33 @@ def seconds(work: plan.Work, shape: subject.Shape | None) -> float | None:
     return larger * (work.forward / FORWARD + work.sampled / SAMPLED)
 
 
-def listed(study: Study) -> list[Listed]:
-    """The experiments that a study runs; where it runs none, those of its folder. The checks they share come last.
+def listed(config: ExperimentsConfig, model: ModelConfig, done: Callable[[Part], bool]) -> list[Listed]:
+    """The experiments that are run; where none is, those of the folder. The checks they share come last.
+
+    Args:
+        config: the study's section.
+        model: under study.
+        done: whether a part need not be computed.
 
     Raises:
         UserError: an experiment cannot be read.
     """
-    from affectlens.stages.experiments import ExperimentsStage
-
-    config = study.config.experiments
     experiments = choosing.read_chosen(config.folder, config.run or "all", config.limit)
-    shape = subject.shape(study.config.model)
-    share = plan.upper_share(study.config.model)
-    state = inspect(study, ExperimentsStage) if config.run else None
-    finished = set(Workspace(study, ExperimentsStage).finished()) if config.run else set()
-    whole = state is not None and state.state == "done"
-    parts = plan.parts(experiments, config, share)
-    return [_listed(experiment, parts, finished, whole, shape) for experiment in [*experiments, None]]
+    shape = subject.shape(model)
+    parts = plan.parts(experiments, config, plan.upper_share(model))
+    return [
+        _listed(experiment, parts, done if config.run else lambda part: False, shape)
+        for experiment in [*experiments, None]
+    ]
 
 
 def _listed(
-    experiment: Experiment | None, parts: list[Part], finished: set[str], whole: bool, shape: subject.Shape | None
+    experiment: Experiment | None, parts: list[Part], finished: Callable[[Part], bool], shape: subject.Shape | None
 ) -> Listed:
     mine = [part for part in parts if part.payload["experiment"] == (experiment.name if experiment else "")]
     work = sum((plan.work_of(part) for part in mine), plan.Work())
-    done = sum(part.name in finished for part in mine)
-    state = "done" if whole or (mine and done == len(mine)) else f"{done} of {len(mine)} parts" if done else ""
+    done = sum(map(finished, mine))
+    state = "done" if mine and done == len(mine) else f"{done} of {len(mine)} parts" if done else ""
     if experiment is None:
         cells = sum(part.payload["end"] - part.payload["start"] for part in mine)
         return Listed("", "Manipulation checks of all vectors", 0, 0, cells, work, seconds(work, shape), state)
@@ -108,16 +109,13 @@ def lines(rows: list[Listed]) -> Iterator[str]:
 def _line(row: Listed, width: int) -> str:
     counts = "".join(f"{count or '':>11}" for count in (row.scenarios, row.groups, row.cells))
     tokens = f"{row.work.forward:>11,.0f}{row.work.sampled:>11,.0f}"
-    time = "" if row.seconds is None else estimate.duration(row.seconds)
+    time = "" if row.seconds is None else duration(row.seconds)
     return f"{row.name:<{width}}{counts}{tokens}{time:>11}  {row.state:<14} {row.title}".rstrip()
 
 
-def summary(study: Study) -> str:
-    """One line for a plan of the whole study; empty where no experiment is run."""
-    if not study.config.experiments.run:
-        return ""
-    rows = listed(study)
+def summary(rows: list[Listed]) -> str:
+    """One line for a plan of the whole study."""
     work = sum((row.work for row in rows), plan.Work())
     times = [row.seconds for row in rows if row.seconds is not None]
     text = f"{len(rows) - 1} experiments: about {work.forward:,.0f} tokens, at most {work.sampled:,.0f} sampled"
-    return f"{text}, about {estimate.duration(sum(times))} on two processor cores" if times else text
+    return f"{text}, about {duration(sum(times))} on two processor cores" if times else text

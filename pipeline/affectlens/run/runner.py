@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from affectlens import plan as estimate
 from affectlens import results
+from affectlens.disk import require_space
 from affectlens.errors import DamagedResult, MissingResult, PartFailed, UserError
 from affectlens.files import write_json
 from affectlens.model import subject
@@ -340,7 +340,7 @@ def claim_parts(
     space = Workspace(study, stage)
     built = _build(study, stage, device)
     parts = [part for part in built.parts() if part.name in names]
-    estimate.require_space(space.parts, built.disk_bytes([part for part in parts if not space.done(part)]), stage.name)
+    require_space(space.parts, built.disk_bytes([part for part in parts if not space.done(part)]), stage.name)
     told = False
     while not space.complete:
         pending = [part for part in parts if not space.done(part) and space.failure(part) is None]

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from affectlens.disk import size
 from affectlens.errors import DamagedResult
 from affectlens.files import file_digest
-from affectlens.plan import size
 from affectlens.run import manifest
 from affectlens.run.workspace import AnyStage, Workspace
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from affectlens.plan import Standing
 from affectlens.run import manifest
 from affectlens.stage import Metrics, Part, Stage
 from affectlens.study import Study
@@ -85,6 +86,12 @@ class Workspace:
             yield True
         finally:
             lock.release()
+
+
+def standing(study: Study, stage: AnyStage) -> Standing:
+    """What is there of a stage, as plans want it."""
+    space = Workspace(study, stage)
+    return Standing(space.complete, frozenset(space.finished()))
 
 
 def inspect(study: Study, stage: AnyStage) -> State:

@@ -48,7 +48,7 @@ class ActivationsStage(Stage[ActivationsConfig, "ActivationStore"]):
                     raise ValueError(f"`activations.{key}: {layer}`: {study.model.name} has layers {top}")
 
     def parts(self) -> Sequence[Part]:
-        documents = self.need(CorpusStage).documents
+        documents = self.outlook.documents
         size = self.config.texts_per_part
         return [
             Part(f"{start // size:05d}", size=len(documents[start : start + size]), payload={"start": start})
@@ -63,27 +63,9 @@ class ActivationsStage(Stage[ActivationsConfig, "ActivationStore"]):
     @cached_property
     def wanted(self) -> Wanted:
         """What every pass keeps."""
-        import torch
-
         from affectlens.activations.caching import Wanted
 
-        config, layer = self.config, self.setting.model.layer
-        tokens = {layer, *config.token_layers} if config.token_rows else set()
-        computed = subjects.resolve_dtype(self.setting.model.dtype, self.setting.device)
-        return Wanted(
-            token_sites=self._at(tokens),
-            pooled_sites=self._at({layer, *tokens, *config.pooled_layers}),
-            means=config.means,
-            first_token=config.first_token,
-            spans=config.spans,
-            positions=config.positions,
-            storage=computed if config.storage == "auto" else getattr(torch, config.storage),
-        )
-
-    def _at(self, layers: set[int]) -> tuple[Any, ...]:
-        from affectlens.model.reading import Site
-
-        return tuple(Site(layer, site) for layer in sorted(layers) for site in sorted(self.config.sites))
+        return Wanted.of(self.config, self.setting.model, self.setting.device)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -99,9 +81,15 @@ class ActivationsStage(Stage[ActivationsConfig, "ActivationStore"]):
         return open_reader(setting.model, self.wanted.sites, device=setting.device, models=setting.models)
 
     def disk_bytes(self, parts: Sequence[Part]) -> int:
-        from affectlens.plan import shard_bytes
+        from affectlens.activations.size import bytes_needed, count_tokens
 
-        return shard_bytes(self, parts)
+        documents = [document for part in parts for document in self.documents(part)]
+        if not documents:
+            return 0
+        shape = subjects.shape(self.setting.model)
+        width = shape.width if shape else self.reader.width
+        tokens, _ = count_tokens(self.tokenizer, documents)
+        return bytes_needed(self.wanted, width=width, tokens=tokens, documents=len(documents), shards=len(parts))
 
     def run_part(self, part: Part, out: Path, progress: Progress) -> None:
         from affectlens.activations import SHARD

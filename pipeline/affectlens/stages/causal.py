@@ -78,7 +78,7 @@ class CausalStage(Stage[CausalConfig, Causal]):
     def parts(self) -> Sequence[Part]:
         config = self.config
         # Counted without the vectors themselves: the status of a study asks for parts and should answer at once.
-        vectors = len(injected_kinds(config.feature_set, len(self.concepts), config.controls))
+        vectors = len(injected_kinds(config.feature_set, len(self.outlook.emotions), config.controls))
         kinds = ("inject", "sample", "knockout") if config.knockout else ("inject", "sample")
         weights = {"inject": len(config.strengths)} | dict.fromkeys(kinds[1:], config.samples)
         parts = [
@@ -90,7 +90,7 @@ class CausalStage(Stage[CausalConfig, Causal]):
         trials = len(studied_kinds(config.feature_set)) * (1 + config.ablation_controls)
         return parts + [
             Part(f"ablate-{index:04d}", size=trials * (end - start), payload={"start": start, "end": end})
-            for index, (start, end) in enumerate(_slices(len(self.concepts), config.concepts_per_part))
+            for index, (start, end) in enumerate(_slices(len(self.outlook.emotions), config.concepts_per_part))
         ]
 
     @property

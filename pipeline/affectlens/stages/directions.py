@@ -79,7 +79,7 @@ class DirectionsStage(Stage[DirectionsConfig, Directions]):
         return ("difference of means", *(name for name in ARRAYS if name in self.config.baselines))
 
     def parts(self) -> Sequence[Part]:
-        return [Part(f"layer-{layer:03d}", payload={"layer": layer}) for layer in self.need(ActivationsStage).layers]
+        return [Part(f"layer-{layer:03d}", payload={"layer": layer}) for layer in self.outlook.layers]
 
     def run_part(self, part: Part, out: Path, progress: Progress) -> None:
         import numpy as np

@@ -71,7 +71,7 @@ class MatchStage(Stage[MatchConfig, Match]):
     )
 
     def parts(self) -> Sequence[Part]:
-        count, size = len(self.need(CorpusStage).documents), self.config.texts_per_part
+        count, size = len(self.outlook.documents), self.config.texts_per_part
         return [
             Part(f"{start // size:05d}", size=min(size, count - start), payload={"start": start})
             for start in range(0, count, size)

@@ -108,10 +108,9 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
         if self.config.load is not None:
             return [Part("loaded", size=1, payload={"layer": self.setting.model.layer})]
         size = self.config.steps * self.config.batch
-        width = self.need(ActivationsStage).d_model
         return [
             Part(grid.name, size=size, payload=grid._asdict())
-            for grid in combinations(self.config, self.setting.model.layer, width)
+            for grid in combinations(self.config, self.setting.model.layer, self.outlook.width)
         ]
 
     def run_part(self, part: Part, out: Path, progress: Progress) -> None:
