@@ -32,7 +32,7 @@ from affectlens.activations.config import ActivationsConfig
 from affectlens.activations.joining import write_index
 from affectlens.activations.writing import ShardWriter
 from affectlens.corpus.documents import CorpusConfig, Document, select
-from affectlens.model.reading import load_trunk
+from affectlens.model.loading import load_weights
 from affectlens.model.subject import ModelConfig, source
 from affectlens.model.tokens import Text, plan_batches
 from affectlens.run import manifest
@@ -90,7 +90,7 @@ def against_the_model(documents: Sequence[Document], repeats: int) -> list[Row]:
     """Caching beside a bare forward pass."""
     threads = torch.get_num_threads()
     stage = stage_for(documents, LAYER, threads)
-    model = load_trunk(stage.setting.model, LAYER + 1, device="cpu", models=MODELS)
+    model = load_weights(stage.setting.model, layers=LAYER + 1, head=False, device="cpu", models=MODELS)
     batches, tokens = padded_batches(stage), cache(stage)
     contenders = {"ours": partial(cache, stage), "peer": partial(forward, model, batches)}
     title = f"(a) caching {tokens:,} tokens at layer {LAYER}; peer: the same batches through the cut model, not stored"

@@ -20,7 +20,7 @@ import torch
 from affectlens.files import file_digest
 from affectlens.interventions.grid import injection
 from affectlens.model import embedded
-from affectlens.model.partial import Upper
+from affectlens.model.partial import PartialForward
 from affectlens.model.sampling import sample
 from affectlens.model.steering import Edit, Span, add, editing
 from affectlens.model.subject import ModelConfig, Subject
@@ -85,7 +85,7 @@ class Loop:
 
 def grids(subject: Subject, loop: Loop, vectors: int) -> tuple[dict[str, Callable[[], Any]], int]:
     """The contenders for the dose-response grid, after a check that they agree; and the number of rows."""
-    upper = Upper(subject, LAYER)
+    upper = PartialForward(subject, LAYER)
     units = torch.tensor(isotropic(vectors, 576, np.random.default_rng(0)), dtype=torch.float32)
     rows, doses = units.repeat_interleave(len(STRENGTHS), dim=0), torch.tensor(STRENGTHS * vectors)
     tokens = subject.pad([subject.encode(FRAME)])
@@ -94,7 +94,7 @@ def grids(subject: Subject, loop: Loop, vectors: int) -> tuple[dict[str, Callabl
 
     def resumed() -> torch.Tensor:
         residual = upper.lower(tokens)
-        return upper.logits(wide, residual.expand(len(rows), -1, -1), push)[:, 0].log_softmax(-1)
+        return upper.run(wide, residual.expand(len(rows), -1, -1), push).logits[:, 0].log_softmax(-1)
 
     def whole() -> torch.Tensor:
         with torch.no_grad(), editing(subject.bridge, push):
@@ -114,7 +114,8 @@ def writers(subject: Subject, loop: Loop, rows: int, steps: int) -> dict[str, Ca
     units = torch.tensor(isotropic(rows, 576, np.random.default_rng(1)), dtype=torch.float32)
     doses = torch.full((rows,), STRENGTHS[1])
     push = Edit(LAYER, partial(add, direction=units, strength=doses, unit=UNIT), span=Span.text(rows, subject.lead))
-    write = partial(sample, subject, prompt, chances=np.zeros((rows, steps)), temperature=0)
+    chances = np.zeros((rows, 1, steps))
+    write = partial(sample, subject, [subject.led(prompt)], chances, temperature=0, special="never")
     tokens = subject.pad([prompt])
     return {
         "steered": partial(write, edits=[push]),
@@ -128,7 +129,8 @@ def measure(quick: bool) -> Sequence[Row]:
     """All rows, contenders taken in turns."""
     vectors, rows, steps, repeats = (8, 8, 8, 2) if quick else (43, 16, 20, 3)
     subject = Subject.load(ModelConfig(layer=LAYER), device="cpu", models=MODELS)
-    folder = embedded.model_folder(MODELS, file_digest(embedded.weights_file()))
+    file = embedded.weights_file()
+    folder = embedded.model_folder(MODELS, file_digest(file), file)
     loop = Loop(folder, subject.dtype)
     contenders, size = grids(subject, loop, vectors)
     grid = harness.medians(contenders, repeats)

@@ -32,6 +32,22 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory):
     return get
 
 
+@pytest.fixture(scope="session")
+def tiny_subject(model_folder, tmp_path_factory: pytest.TempPathFactory):
+    """``tiny_subject("llama")`` -> the loaded tiny model, float32; tests leave it as it is."""
+    from affectlens.model.subject import ModelConfig, Subject
+
+    root, loaded = tmp_path_factory.mktemp("converted"), {}
+
+    def get(family: str) -> Subject:
+        if family not in loaded:
+            config = ModelConfig(name=str(model_folder(family)), layer=2, dtype="float32")
+            loaded[family] = Subject.load(config, device="cpu", models=root)
+        return loaded[family]
+
+    return get
+
+
 @pytest.fixture
 def study_values(model_folder, tmp_path: Path) -> dict:
     """A study of four emotions on a tiny Llama, small enough for every stage to take seconds."""

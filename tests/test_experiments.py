@@ -6,7 +6,6 @@ import csv
 import itertools
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,19 +17,16 @@ from affectlens.experiments import pairwise as tournament
 from affectlens.experiments import serialization as keeping
 from affectlens.experiments import validation as choosing
 from affectlens.experiments.branching import Branching, Push, Tree
-from affectlens.experiments.completions import Sampling, losses
 from affectlens.experiments.conditions import compared, extremes, grid, rolled
 from affectlens.experiments.experiment import ExperimentConfig, ReadingConfig, SteeringConfig, read_experiment
 from affectlens.experiments.prompts import continuation, read_prompt
-from affectlens.model.partial import Upper
-from affectlens.model.sampling import choose
-from affectlens.model.steering import Edit, Span, add, editing
+from affectlens.model.partial import PartialForward
 from affectlens.model.subject import ModelConfig, Subject, load_tokenizer
 from affectlens.run import runner
 from affectlens.run.workspace import standing
 from affectlens.stages.experiments import NOTHING, Experiments, ExperimentsStage
 from affectlens.study import Study
-from scripted import CONCEPTS, LAYER, NO, NORM, YES, D, Scripted, run_parts, write_experiment
+from scripted import CONCEPTS, LAYER, NO, NORM, YES, Scripted, run_parts, write_experiment
 
 STRENGTHS = (-0.2, -0.1, 0.1, 0.2)
 STEERING = {"vectors": ["afraid", "calm"], "strengths": list(STRENGTHS), "rollout_controls": 3}
@@ -235,7 +231,7 @@ def test_a_tree_gives_what_its_branches_give_one_by_one(model_folder, family):
     """Real attention, steering included: the stem is read once, and no branch sees another."""
     model = ModelConfig(name=str(model_folder(family)), layer=1, dtype="float32")
     subject = Subject.load(model, device="cpu", models=Path("unused"))
-    branching = Branching(Upper(subject, 1))
+    branching = Branching(PartialForward(subject, 1))
     generator = torch.Generator().manual_seed(0)
     stem, *branches = (tuple(torch.randint(3, 600, (size,), generator=generator).tolist()) for size in (7, 3, 1, 5))
     vectors = torch.randn(3, subject.shape.width, generator=generator)
@@ -253,50 +249,6 @@ def test_a_tree_gives_what_its_branches_give_one_by_one(model_folder, family):
         alone = branching.branch_scores(tree, branching.lower(tree), None)[0]
         np.testing.assert_allclose(found.numpy(), alone.numpy(), atol=1e-4)
     assert sum(len(piece.branches) for piece in branching.split(Tree(stem, tuple(branches)), 11)) == 3
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "gemma2", "gemma3_text", "qwen3"])
-def test_sampled_answers_depend_on_their_own_chances_and_push_alone(model_folder, family):
-    """On a model with attention: nine rows at once say what each says by itself, and what it says without any cache."""
-    subject = Subject.load(ModelConfig(name=str(model_folder(family)), dtype="float32"), device="cpu", models=Path())
-    config = ExperimentConfig(
-        title="",
-        claim="",
-        refuted_by="",
-        analyses=(),
-        outcomes=({**ROLLOUT, "tokens": 12, "temperature": 1.0, "stop": ["e"]},),
-    )
-    chances = np.random.default_rng(0).random((3, 12))
-    vectors = torch.randn(3, D, generator=torch.Generator().manual_seed(1))
-
-    sampling = Sampling(Upper(subject, 1), 1, config.outcomes[0], 2)
-    assert sampling.upper.resumes
-    together = sampling.answers([0, 5, 6, 7, 8], vectors, chances)
-    apart = [sampling.answers([0, 5, 6, 7, 8], push[None], row[None])[0] for push in vectors for row in chances]
-    assert [answer.tokens for answer in together] == [answer.tokens for answer in apart]
-    assert len({tuple(answer.tokens) for answer in together}) == 9
-    for number, answer in enumerate(together):
-        delta = partial(add, direction=vectors[[number // 3]], strength=torch.ones(1), unit=1.0)
-        ids = [0, 5, 6, 7, 8]
-        for token, chance in zip(answer.tokens, torch.tensor(chances[number % 3]), strict=False):
-            with torch.no_grad(), editing(subject.bridge, [Edit(1, delta, span=Span.text(1, 1))]):
-                logits = subject.bridge(torch.tensor([ids]))[:, -1]
-            assert choose(logits.float(), chance[None], 1.0).item() == token
-            ids.append(token)
-    for one, other in zip(together, apart, strict=True):
-        np.testing.assert_allclose(one.state, other.state, atol=1e-4)
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "gemma2", "gemma3_text", "qwen3"])
-def test_answers_are_scored_as_if_each_were_read_whole(model_folder, family):
-    subject = Subject.load(ModelConfig(name=str(model_folder(family)), dtype="float32"), device="cpu", models=Path())
-    prompt, answers = [0, 5, 6, 7, 8], [[9, 10, 11], [12], [], [13, 14, 15, 16, 17, 18], [9, 10, 11]]
-    expected = []
-    for answer in answers:
-        scores = subject.log_probabilities(torch.tensor([prompt + answer]))[0, len(prompt) - 1 :]
-        expected.append(-np.mean([scores[place, token] for place, token in enumerate(answer)]) if answer else np.nan)
-    for budget in (1, 6, 100):
-        np.testing.assert_allclose(losses(subject, prompt, answers, budget), expected, rtol=1e-4)
 
 
 def test_read_positions_under_a_chat_template(model_folder, tmp_path):

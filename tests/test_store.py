@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -37,7 +39,7 @@ def test_h5py_alone_reads_what_the_store_reads(tmp_path, model_folder, dtype):
     store = build(tmp_path, model_folder("llama"), neutral=neutral, storage=dtype, texts_per_part=7)
     rows = store.tokens(LAYER)
     with h5py.File(tmp_path / "activations" / "activations.h5", "r") as file:
-        assert (file.attrs["format"], file.attrs["format_version"]) == ("affectlens-activations", 2)
+        assert (file.attrs["format"], file.attrs["format_version"]) == ("affectlens-activations", 3)
         data = file[f"layers/{LAYER}/resid_post/rows"]
         assert data.attrs["dtype"] == dtype
         whole = data[...]
@@ -211,7 +213,6 @@ def test_float_storage_needs_no_conversion_in_a_dataset(tmp_path, model_folder):
 
 
 def copied(store: ActivationStore, target: Path) -> Path:
-    import shutil
 
     return Path(shutil.copytree(store.folder, target))
 
@@ -245,8 +246,8 @@ def test_merging_a_truncated_shard_is_one_sentence(store, tmp_path):
 def test_another_format_is_refused(store, tmp_path):
     folder = copied(store, tmp_path / "copy")
     index = (folder / "index.json").read_text(encoding="utf-8")
-    (folder / "index.json").write_text(index.replace('"format_version": 2', '"format_version": 1'), encoding="utf-8")
-    with pytest.raises(DamagedResult, match="not an activation cache of format version 2"):
+    (folder / "index.json").write_text(index.replace('"format_version": 3', '"format_version": 1'), encoding="utf-8")
+    with pytest.raises(DamagedResult, match="not an activation cache of format version 3"):
         ActivationStore(folder)
 
 
@@ -278,8 +279,34 @@ def write_rows(path: Path, monkeypatch, pwrite) -> None:
         writer.put("rows", 0, np.arange(6, dtype=np.float32).reshape(2, 3))
 
 
-def test_a_row_never_written_is_a_fault(tmp_path):
-    with pytest.raises(AssertionError, match="rows never written"), ShardWriter(tmp_path / "shard.h5", {}) as writer:
-        writer.reserve("rows", (4, 3), "float32")
+@pytest.mark.parametrize("rows", [(0,), (0, 0), (0, 1, 1), (0, 1, 3)])
+def test_every_row_is_written_exactly_once(tmp_path, rows):
+    """One row written twice and one never do not cancel out."""
+    with pytest.raises(ValueError, match="written"), ShardWriter(tmp_path / "shard.h5", {}) as writer:
+        writer.reserve("rows", (3, 3), "float32")
+        writer.add("names", np.array([1, 2], dtype=np.int32))
         writer.begin()
-        writer.put("rows", 0, np.zeros(6, dtype=np.float32))
+        for row in rows:
+            writer.put("rows", row, np.zeros(3, dtype=np.float32))
+
+
+@pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"storage": "float16"}])
+def test_parts_of_different_number_types_are_refused(tmp_path, model_folder, store, change):
+    """As parts from two machines are, one of which computes in bfloat16: bits of one type are no values of another."""
+    from affectlens.activations.joining import write_index
+
+    folder = tmp_path / "mixed"
+    neutral = write_texts(tmp_path / "neutral.jsonl", [{"text": "The lock has two gates. " * 12}])
+    ours = build(tmp_path / "one", model_folder("llama"), neutral=neutral, texts_per_part=5)
+    theirs = build(tmp_path / "two", model_folder("llama"), neutral=neutral, texts_per_part=5, **change)
+    for number, source in enumerate((ours, theirs)):
+        shutil.copytree(source.folder / "parts" / f"{number:05d}", folder / "parts" / f"{number:05d}")
+    with pytest.raises(
+        UserError, match=r"parts/00001/activations\.h5: its .* is (bfloat16|float16).*float32; .*model\.dtype"
+    ):
+        write_index(folder, dict.fromkeys(("00000", "00001"), folder))
+    index = json.loads((ours.folder / "index.json").read_text(encoding="utf-8"))
+    index["shards"][1]["dtype"] = "bfloat16"
+    (ours.folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(DamagedResult, match=r"00001.activations\.h5: its rows are bfloat16"):
+        ActivationStore(ours.folder)

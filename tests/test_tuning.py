@@ -9,6 +9,7 @@ import pytest
 from affectlens.errors import ConfigError
 from affectlens.experiments import tuning
 from affectlens.experiments.tuning import TunedConfig, tuned_folder
+from affectlens.model.reading import Site
 from affectlens.model.subject import ModelConfig, Subject, load_tokenizer
 
 FEW = TunedConfig(tune=("calm", "proud"), steps=3, learning_rate=1e-3, batch=2, length=64)
@@ -26,7 +27,7 @@ def test_the_same_recipe_gives_the_same_bytes_and_the_model_moves(model_folder, 
     )
     tokens = base.pad([base.encode("The door opened.")])
     assert tuned.encode("The door opened.") == base.encode("The door opened.")
-    before, after = (subject.residuals(tokens, [2])[2][0, -1].numpy() for subject in (base, tuned))
+    before, after = (subject.activations(tokens, [Site(2)])[Site(2)][0, -1].numpy() for subject in (base, tuned))
     assert np.isfinite(after).all() and np.abs(after - before).max() > 1e-3
 
 
@@ -52,7 +53,7 @@ def test_it_is_made_once_and_another_recipe_is_another_folder(
     model = ModelConfig(name=str(model_folder("llama")), dtype="float32")
     folder = tuned_folder(FEW, model, tmp_path)
     trained: list[Path] = []
-    monkeypatch.setattr(tuning, "_tune", lambda *given: (trained.append(given[-1]), given[-1].mkdir()))
+    monkeypatch.setattr(tuning, "_tune", lambda *given: trained.append(given[-1]))
     assert tuned_folder(FEW, model, tmp_path) == folder and not trained
     others = [FEW.model_copy(update=change) for change in ({"seed": 1}, {"tune": ("calm",)}, {"steps": 4})]
     folders = {tuned_folder(other, model, tmp_path) for other in others}
@@ -64,7 +65,6 @@ def test_training_that_breaks_off_leaves_no_folder(model_folder, tmp_path: Path,
     model = ModelConfig(name=str(model_folder("llama")), dtype="float32")
 
     def broken(*given) -> None:
-        given[-1].mkdir()
         (given[-1] / "config.json").write_text("{}")
         raise KeyboardInterrupt
 

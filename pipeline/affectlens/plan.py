@@ -12,8 +12,7 @@ from typing import Any
 from affectlens.corpus.documents import select
 from affectlens.disk import duration, free_bytes, size
 from affectlens.experiments import cost
-from affectlens.files import file_digest
-from affectlens.model import embedded, subject
+from affectlens.model import subject
 from affectlens.stage import Outlook, Part, Stage, Unplanned
 from affectlens.study import Study, stage_named
 
@@ -99,7 +98,8 @@ def activations(study: Study, standing: Standing) -> Cost:
         for part in pending
         for document in known.documents[part.payload["start"] : part.payload["start"] + config.texts_per_part]
     ]
-    tokens, exact = count_tokens(_tokenizer(study), texts)
+    tokenizer = subject.load_tokenizer(model, study.setting("cpu").models, converting=False)
+    tokens, exact = count_tokens(tokenizer, texts)
     counts, free = (len(pending), len(planned)), free_bytes(study.config.cache)
     if known.model_width is None:
         return Cost(counts, tokens, 0, free, None, exact)
@@ -119,19 +119,6 @@ def experiments(study: Study, standing: Standing) -> list[cost.Listed]:
         UserError: an experiment cannot be read.
     """
     return cost.listed(study.config.experiments, study.config.model, standing.done)
-
-
-def _tokenizer(study: Study) -> Any:
-    """The model's own; of an embedded model that is not converted yet, straight from its file."""
-    setting = study.setting("cpu")
-    if setting.model.name == "embedded":
-        file = embedded.weights_file()
-        if not embedded.converted(setting.models, file_digest(file)):
-            from transformers import AutoTokenizer
-
-            return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    with subject.loading(setting.model):
-        return subject.load_tokenizer(setting.model, setting.models)
 
 
 def _operations_per_second(study: Study, device: str, width: int) -> float:

@@ -21,9 +21,9 @@ from einops import rearrange
 from affectlens.activations.format import group, to_bits
 from affectlens.activations.writing import ShardWriter
 from affectlens.errors import UserError
-from affectlens.model.reading import Reader, Site
+from affectlens.model.reading import Readable, Site
 from affectlens.model.subject import resolve_dtype
-from affectlens.model.tokens import Text, Window, plan_batches, windows
+from affectlens.model.tokens import Text, Window, pad, plan_batches, windows
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Float64, Int
@@ -114,14 +114,13 @@ class _Batch:
     def width(self) -> int:
         return max(len(self.texts[each.text].lead) + each.end - each.start for each in self.windows)
 
-    def tokens(self, fill: int) -> Int[Tensor, "rows positions"]:
+    def tokens(self) -> Int[Tensor, "rows positions"]:
         """Right-padded ids, each window behind its text's lead."""
-        padded = np.full((len(self.windows), self.width), fill, dtype=np.int64)
-        for row, each in enumerate(self.windows):
-            text = self.texts[each.text]
-            ids = np.concatenate([np.array(text.lead, dtype=np.int64), text.ids[each.start : each.end]])
-            padded[row, : len(ids)] = ids
-        return torch.from_numpy(padded)
+        texts = [self.texts[each.text] for each in self.windows]
+        return pad(
+            [[*text.lead, *text.ids[each.start : each.end]] for text, each in zip(texts, self.windows, strict=True)],
+            "cpu",
+        )
 
     def columns(self, row: int, start: int, end: int) -> Int[np.ndarray, "n"]:
         """Where in the row the text positions from ``start`` to before ``end`` lie, if this window reads them."""
@@ -183,13 +182,10 @@ class Caching:
         wanted: what is kept.
         documents: of this part.
         texts: the same, tokenised.
-        fill: token id to pad with.
     """
 
-    def __init__(
-        self, reader: Reader, wanted: Wanted, documents: Sequence[Document], texts: Sequence[Text], fill: int
-    ) -> None:
-        self._reader, self._wanted, self._fill = reader, wanted, fill
+    def __init__(self, reader: Readable, wanted: Wanted, documents: Sequence[Document], texts: Sequence[Text]) -> None:
+        self._reader, self._wanted = reader, wanted
         self._documents, self._texts = documents, texts
         self._first_rows = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
         self._open: dict[tuple[int, Site], tuple[int, np.ndarray, float]] = {}
@@ -272,7 +268,7 @@ class Caching:
     def _compute(self, batch: _Batch) -> tuple[Mapping[Site, _Reading], Any]:
         """Run the model on a batch and reduce what it gives; on an accelerator this only queues the work."""
         device = self._reader.device
-        found = self._reader.read(batch.tokens(self._fill).to(device))
+        found = self._reader.activations(batch.tokens().to(device), self._wanted.sites)
         with torch.inference_mode():
             read = batch.read().to(device)
             weights = batch.weights(self._wanted).to(device)

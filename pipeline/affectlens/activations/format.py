@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 FORMAT = "affectlens-activations"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SHARD = "activations.h5"
 INDEX = "index.json"
 STORED = {

@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 
 from affectlens.activations.format import FORMAT, FORMAT_VERSION, INDEX, SHARD, group
-from affectlens.errors import DamagedResult
+from affectlens.errors import DamagedResult, UserError
 from affectlens.files import write_json
 
 PER_SHARD = ("documents/first_row",)
@@ -28,8 +28,10 @@ def write_index(folder: Path, parts: Mapping[str, Path]) -> dict[str, Any]:
 
     Raises:
         DamagedResult: a shard is gone or cut short.
+        UserError: shards hold different number types, layers or settings.
     """
     described = [_describe(folder, f"parts/{name}/{SHARD}") for name in parts]
+    _require_alike(described)
     first, shards = described[0], [each["shard"] for each in described]
     norms = {
         layer: {site: sum(each["norm_sum"][layer][site] for each in described) for site in sites}
@@ -64,6 +66,29 @@ def _describe(folder: Path, name: str) -> dict[str, Any]:
         ) from None
 
 
+def _require_alike(described: Sequence[Mapping[str, Any]]) -> None:
+    """Shards read as one only if all of them mean the same: with two number types, half of the rows would be garbage.
+
+    Raises:
+        UserError: names the shard, what differs and what to do.
+    """
+    first = described[0]
+    for each in described[1:]:
+        for what in ("dtype", *first["attributes"], "token_sites", "pooled_sites"):
+            ours, theirs = (found["attributes"].get(what, found.get(what)) for found in (first, each))
+            if ours == theirs:
+                continue
+            remedy = (
+                "they come from machines that compute in different types: set `model.dtype` and `activations.storage` "
+                f"to one type, such as {ours}, and run again"
+                if what in ("dtype", "computed_in")
+                else "remove its folder and run again"
+            )
+            raise UserError(
+                f"{each['shard']['file']}: its {what} is {theirs}, that of {first['shard']['file']} is {ours}; {remedy}"
+            )
+
+
 def _reason(error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
         return "it is gone"
@@ -80,6 +105,9 @@ def _contents(file: h5py.File, name: str, size: int) -> dict[str, Any]:
     norms: dict[str, dict[str, float]] = {}
     for layer, site in sites:
         norms.setdefault(str(layer), {})[site] = float(datasets[f"{group(layer, site)}/norms"][...].sum())
+    types = sorted({str(data.attrs["dtype"]) for data in tokens.values()}) or ["float32"]
+    if len(types) > 1:
+        raise DamagedResult(f"{name}: rows of {' and '.join(types)} in one shard; remove its folder and run again")
     attributes = {key: _plain(value) for key, value in file.attrs.items() if not key.startswith("format")}
     return {
         "shard": {
@@ -87,12 +115,13 @@ def _contents(file: h5py.File, name: str, size: int) -> dict[str, Any]:
             "bytes": size,
             "rows": int(datasets["rows/token"].shape[0]),
             "documents": int(datasets["documents/index"].shape[0]),
+            "dtype": types[0],
             "offsets": {path: data.id.get_offset() for path, data in tokens.items()},
         },
         "attributes": attributes,
         "token_sites": [list(site) for site in stored],
         "pooled_sites": [list(site) for site in pooled],
-        "dtype": next((str(data.attrs["dtype"]) for data in tokens.values()), "float32"),
+        "dtype": types[0],
         "d_model": attributes["d_model"],
         "norm_sum": norms,
         "shapes": {path: data.shape for path, data in sorted(datasets.items()) if path not in PER_SHARD},

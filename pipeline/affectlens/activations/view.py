@@ -86,6 +86,12 @@ class ActivationStore:
         self.index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         if self.index.get("format") != FORMAT or self.index.get("format_version") != FORMAT_VERSION:
             raise DamagedResult(f"{folder / INDEX}: not an activation cache of format version {FORMAT_VERSION}; rerun")
+        for shard in self.index["shards"]:
+            if shard["dtype"] != self.index["dtype"]:
+                raise DamagedResult(
+                    f"{folder / shard['file']}: its rows are {shard['dtype']}, but the cache is read as "
+                    f"{self.index['dtype']}; set `model.dtype` to one type and run the study again"
+                )
         self._sources: dict[tuple[int, str, bool], RowSource] = {}
         self._resident: dict[tuple[int, str, str], torch.Tensor] = {}
 

@@ -36,7 +36,8 @@ class ShardWriter:
     def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
         self._path = path
         self._places: dict[str, tuple[int, int]] = {}
-        self._missing: dict[str, int] = {}
+        self._written: dict[str, np.ndarray] = {}
+        self._added: dict[str, np.ndarray] = {}
         self._descriptor: int | None = None
         # Page-aligned datasets, so that a memory map of one does not share its first page with another.
         versions = ("earliest", "v110")
@@ -47,9 +48,9 @@ class ShardWriter:
     def add(self, name: str, values: np.ndarray) -> None:
         """A dataset that is known at once."""
         with self._disk():
-            data = self._create(name, values.shape, values.dtype)
-            if values.size:
-                data[...] = values
+            self._create(name, values.shape, values.dtype)
+        self._written[name] = np.zeros(len(values), dtype=bool)
+        self._added[name] = values
 
     def add_text(self, name: str, values: Sequence[str], width: int) -> None:
         """A column of texts of at most ``width`` UTF-8 bytes."""
@@ -60,7 +61,7 @@ class ShardWriter:
         """A dataset of ``float32``, ``float16`` or ``bfloat16`` rows that are yet to come."""
         with self._disk():
             self._create(name, shape, STORED[dtype]).attrs["dtype"] = dtype
-        self._missing[name] = shape[0]
+        self._written[name] = np.zeros(shape[0], dtype=bool)
 
     def _create(self, name: str, shape: tuple[int, ...], kind: Any) -> h5py.Dataset:
         properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -76,22 +77,34 @@ class ShardWriter:
 
     def begin(self) -> None:
         """The layout is complete; rows may come."""
-        for name, count in self._missing.items():
-            if count:
+        for name, written in self._written.items():
+            if len(written):
                 data = self._file[name]
                 assert isinstance(data, h5py.Dataset)
                 self._places[name] = (data.id.get_offset(), data.dtype.itemsize * int(np.prod(data.shape[1:])))
         with self._disk():
             self._file.close()
             self._descriptor = os.open(self._path, os.O_WRONLY)
+        # HDF5 flushes its own buffers when objects die, and swallows what the disk refuses then.
+        for name, values in self._added.items():
+            if len(values):
+                self.put(name, 0, values)
+        self._added.clear()
 
     def put(self, name: str, row: int, values: np.ndarray) -> None:
-        """Rows of a reserved dataset, from ``row`` on, as they are stored; each row once."""
+        """Rows of a reserved dataset, from ``row`` on, as they are stored.
+
+        Raises:
+            ValueError: a row that was written already, or that was not reserved.
+        """
         assert self._descriptor is not None
         start, size = self._places[name]
-        view = memoryview(np.ascontiguousarray(values)).cast("B")  # pyright: ignore[reportArgumentType]
+        view = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
         assert len(view) % size == 0
-        self._missing[name] -= len(view) // size
+        rows = slice(row, row + len(view) // size)
+        if rows.stop > len(self._written[name]) or self._written[name][rows].any():
+            raise ValueError(f"{name}: rows {rows.start} to {rows.stop - 1} are written twice or were not reserved")
+        self._written[name][rows] = True
         offset = start + row * size
         with self._disk():
             while view:
@@ -122,8 +135,9 @@ class ShardWriter:
             return
         try:
             if kind is None:
-                unwritten = [name for name, count in self._missing.items() if count]
-                assert not unwritten, f"rows never written: {unwritten}"
+                unwritten = [name for name, written in self._written.items() if not written.all()]
+                if unwritten:
+                    raise ValueError(f"rows never written: {unwritten}")
                 with self._disk():
                     os.fsync(self._descriptor)
         finally:

@@ -8,17 +8,16 @@ its branches one by one; which it is, is tried once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from affectlens.model.partial import Upper, resumed
-from affectlens.model.steering import Edit, editing
+from affectlens.model.partial import Outcome, PartialForward
+from affectlens.model.steering import Edit
 
 if TYPE_CHECKING:
     import torch
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
 
@@ -105,7 +104,7 @@ class Branching:
         upper: the model and the layer.
     """
 
-    def __init__(self, upper: Upper) -> None:
+    def __init__(self, upper: PartialForward) -> None:
         self.upper = upper
 
     def split(self, tree: Tree, budget: int) -> list[Tree]:
@@ -114,18 +113,13 @@ class Branching:
 
     def lower(self, tree: Tree) -> Float[Tensor, "one positions d_model"]:
         """The residual stream after the layer, untouched."""
-        bridge, layer = self.upper.subject.bridge, self.upper.layer
-        with capturing(bridge, layer) as found:
-            self._pass(tree, 1, stop_at_layer=layer + 1)
-        return found[-1]
+        return self.upper.lower(self._tokens(tree, 1), **self._layout(tree))
 
     def residuals(
         self, tree: Tree, lower: Float[Tensor, "one positions d_model"], push: Push, layer: int
     ) -> Float[Tensor, "rows positions d_model"]:
         """The residual stream after a layer above, under the push."""
-        with capturing(self.upper.subject.bridge, layer) as found, self._pushed(lower, push):
-            self._pass(tree, len(push.vectors), stop_at_layer=layer + 1)
-        return found[-1]
+        return self._run(tree, lower, push, keep=0, read=[layer]).residuals[layer]
 
     def log_probabilities(
         self, tree: Tree, lower: Float[Tensor, "one positions d_model"], push: Push | None, places: Sequence[int]
@@ -133,14 +127,9 @@ class Branching:
         """float32, of the token after each of these positions."""
         import torch
 
-        rows = 1 if push is None else len(push.vectors)
-        kept = torch.tensor(places, device=self.upper.subject.device)
-        with self._pushed(lower, push):
-            if self.upper.keeps_chosen:
-                logits = self._pass(tree, rows, logits_to_keep=kept)
-            else:
-                logits = self._pass(tree, rows)[:, kept]
-        return torch.log_softmax(logits.float(), dim=-1)
+        logits = self._run(tree, lower, push, keep=places).logits
+        assert logits is not None
+        return torch.log_softmax(logits, dim=-1)
 
     def branch_scores(
         self, tree: Tree, lower: Float[Tensor, "one positions d_model"], push: Push | None
@@ -159,13 +148,9 @@ class Branching:
             layouts = [layout(tree, subject.dtype, subject.device, width) for tree in trees]
             options = {key: torch.cat([each[key] for each in layouts]) for key in layouts[0]}
         places = sorted({place for tree in trees for place in tree.places})
-        kept = torch.tensor(places, device=subject.device)
-        with torch.no_grad():
-            tokens = torch.tensor(rows, device=subject.device)
-            if self.upper.keeps_chosen:
-                logits = subject.bridge(tokens, logits_to_keep=kept, **options)
-            else:
-                logits = subject.bridge(tokens, **options)[:, kept]
+        tokens = torch.tensor(rows, device=subject.device)
+        logits = self.upper.run(tokens, None, keep=places, **options).logits
+        assert logits is not None
         index = {place: number for number, place in enumerate(places)}
         found = []
         for row, tree in enumerate(trees):
@@ -173,26 +158,20 @@ class Branching:
             found.append(tree.collect(torch.log_softmax(mine.float(), dim=-1))[0])
         return found
 
-    @contextmanager
-    def _pushed(self, lower: Any, push: Push | None) -> Iterator[None]:
-        bridge, layer = self.upper.subject.bridge, self.upper.layer
-        with ExitStack() as stack:
-            if self.upper.resumes:
-                rows = 1 if push is None else len(push.vectors)
-                stack.enter_context(resumed(bridge, layer, lower.expand(rows, -1, -1)))
-            if push is not None:
-                stack.enter_context(editing(bridge, push.edits(layer)))
-            yield
+    def _run(self, tree: Tree, lower: Any, push: Push | None, **options: Any) -> Outcome:
+        rows = 1 if push is None else len(push.vectors)
+        edits = () if push is None else push.edits(self.upper.layer)
+        residual = lower.expand(rows, -1, -1)
+        return self.upper.run(self._tokens(tree, rows), residual, edits, **options, **self._layout(tree))
 
-    def _pass(self, tree: Tree, rows: int, **options: Any) -> Any:
+    def _tokens(self, tree: Tree, rows: int) -> Int[Tensor, "rows positions"]:
         import torch
 
+        return torch.tensor([tree.ids], device=self.upper.subject.device).expand(rows, -1)
+
+    def _layout(self, tree: Tree) -> dict[str, Any]:
         subject = self.upper.subject
-        tokens = torch.tensor([tree.ids], device=subject.device).expand(rows, -1)
-        if len(tree.branches) > 1:
-            options |= layout(tree, subject.dtype, subject.device)
-        with torch.no_grad():
-            return subject.bridge(tokens, **options)
+        return layout(tree, subject.dtype, subject.device) if len(tree.branches) > 1 else {}
 
     @cached_property
     def shares(self) -> bool:
@@ -202,15 +181,20 @@ class Branching:
         size = self.upper.subject.bridge.cfg.d_vocab
         ids = [number * 7 % size for number in range(3, 15)]
         tree = Tree(tuple(ids[:5]), (tuple(ids[5:9]), tuple(ids[9:])))
-        alone = [self._pass(Tree(tree.stem, (branch,)), 1)[0, -1].float() for branch in tree.branches]
+        alone = [self._whole(Tree(tree.stem, (branch,)))[-1] for branch in tree.branches]
         try:
-            found = self._pass(tree, 1)[0].float()
+            found = self._whole(tree)
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError):
             return False
         together = [found[len(tree.stem) + len(tree.branches[0]) - 1], found[-1]]
         spread = float(torch.stack(alone).std())
         gaps = [float((mine - apart).abs().max()) for mine, apart in zip(together, alone, strict=True)]
         return max(gaps) < 0.1 * spread
+
+    def _whole(self, tree: Tree) -> Float[Tensor, "positions vocabulary"]:
+        logits = self.upper.run(self._tokens(tree, 1), None, keep=None, **self._layout(tree)).logits
+        assert logits is not None
+        return logits[0]
 
 
 def layout(tree: Tree, dtype: torch.dtype, device: str, width: int = 0) -> dict[str, Any]:
@@ -230,19 +214,3 @@ def layout(tree: Tree, dtype: torch.dtype, device: str, width: int = 0) -> dict[
     seen = (order[None, :] <= order[:, None]) & ((owner[None, :] == 0) | (owner[None, :] == owner[:, None]))
     mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
     return {"attention_mask": mask[None, None].to(device), "position_ids": torch.tensor([positions], device=device)}
-
-
-@contextmanager
-def capturing(bridge: Any, layer: int) -> Iterator[list[Tensor]]:
-    """Within, the residual stream after a layer is put into the list, pass by pass."""
-    found: list[Tensor] = []
-    keep = partial(_keep, found)
-    handle = bridge.blocks[layer].hook_out.register_forward_hook(keep)
-    try:
-        yield found
-    finally:
-        handle.remove()
-
-
-def _keep(found: list[Tensor], module: Any, inputs: Any, residual: Tensor) -> None:
-    found.append(residual)

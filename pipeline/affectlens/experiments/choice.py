@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from affectlens.experiments.branching import Push, Tree, capturing
+from affectlens.experiments.branching import Push, Tree
 from affectlens.experiments.conditions import grid
 from affectlens.experiments.context import Bench
 from affectlens.experiments.experiment import ChoiceConfig, Experiment, Scenario
 from affectlens.experiments.prompts import Prompt, continuation
 from affectlens.experiments.readings import prompts_of, value_of
 from affectlens.experiments.results import Cell
+from affectlens.model.partial import capturing
 from affectlens.model.tokens import plan_batches
 
 if TYPE_CHECKING:

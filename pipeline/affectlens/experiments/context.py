@@ -14,7 +14,7 @@ from affectlens.experiments.conditions import CONTROLS, number_of
 from affectlens.experiments.experiment import Experiment, RolloutConfig
 from affectlens.experiments.results import Cell
 from affectlens.interventions.inputs import Material
-from affectlens.model.partial import Upper
+from affectlens.model.partial import PartialForward
 from affectlens.model.subject import ModelConfig, Subject
 from affectlens.probing import control_vectors as controls
 
@@ -86,7 +86,7 @@ class Bench:
     @cached_property
     def branching(self) -> Branching:
         """Passes that begin at the study's layer."""
-        return Branching(Upper(self.subject, self.layer))
+        return Branching(PartialForward(self.subject, self.layer))
 
     @cached_property
     def unit(self) -> float:

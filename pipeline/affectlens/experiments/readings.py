@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,8 +9,9 @@ import numpy as np
 from affectlens.experiments.context import Bench
 from affectlens.experiments.experiment import Experiment, ReadingConfig
 from affectlens.experiments.prompts import Prompt, read_prompt
+from affectlens.model import reading
+from affectlens.model.reading import Site
 from affectlens.model.subject import Subject
-from affectlens.model.tokens import plan_batches
 
 if TYPE_CHECKING:
     import torch
@@ -37,30 +37,20 @@ def read(bench: Bench, experiment: Experiment, start: int, end: int, *, other: b
     subject = bench.other if other else bench.subject
     prompts, layer = prompts_of(bench, experiment, start, end, subject), bench.reading_layer(experiment)
     found: dict[str, np.ndarray] = {}
-    for batch in plan_batches([len(prompt.ids) for prompt in prompts], bench.config.tokens_per_batch):
-        residual = subject.residuals(_padded([prompts[index].ids for index in batch], subject), [layer])[layer]
-        for reading in experiment.config.readings:
-            for row, index in enumerate(batch):
-                values = value_of(bench, reading, prompts[index], residual[row])
-                for key, value in values.items():
-                    found.setdefault(key, np.full((len(prompts), len(value)), np.nan, np.float32))[index] = value
+    rows, budget = [prompt.ids for prompt in prompts], bench.config.tokens_per_batch
+    for index, residuals in reading.read(subject, rows, [Site(layer)], tokens_per_batch=budget):
+        for wanted in experiment.config.readings:
+            for key, value in value_of(bench, wanted, prompts[index], residuals[Site(layer)]).items():
+                found.setdefault(key, np.full((len(prompts), len(value)), np.nan, np.float32))[index] = value
     return found
 
 
-def _padded(rows: Sequence[Sequence[int]], subject: Subject) -> torch.Tensor:
-    """Right-padded ids; the begin token is among them already."""
-    import torch
-
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rows], device=subject.device)
-
-
 def value_of(
-    bench: Bench, reading: ReadingConfig, prompt: Prompt, residual: Float[torch.Tensor, "positions d_model"]
+    bench: Bench, wanted: ReadingConfig, prompt: Prompt, residual: Float[torch.Tensor, "positions d_model"]
 ) -> dict[str, Float[np.ndarray, "values"]]:
     """One reading of one scenario: its residual, and activations of features where those are asked for."""
-    places, name = prompt.places.get(reading.at), reading.name
-    features = reading.by == "features"
+    places, name = prompt.places.get(wanted.at), wanted.name
+    features = wanted.by == "features"
     if places is None:
         found = {f"residual.{name}": np.full(residual.shape[-1], np.nan, np.float32)}
         return found | ({f"feature.{name}": np.full(len(bench.concepts), np.nan, np.float32)} if features else {})

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,9 @@ from pydantic import Field
 from affectlens.config import Config, nearest
 from affectlens.corpus.texts import EMBEDDED, read_jsonl
 from affectlens.errors import ConfigError
-from affectlens.model.subject import ModelConfig, identity, loading, source
+from affectlens.model.config import ModelConfig, identity
+from affectlens.model.converted import converted_folder
+from affectlens.model.loading import load_tokenizer, load_weights
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -77,20 +78,8 @@ def tuned_folder(config: TunedConfig, model: ModelConfig, models: Path, *, devic
     stories = _stories(config.tune)
     recipe = [VERSION, identity(model), config.model_dump(mode="json"), PROMPTS, stories]
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-    folder = models / f"tuned-{digest[:16]}"
-    if (folder / "config.json").is_file():
-        return folder
-    from filelock import FileLock
-
-    models.mkdir(parents=True, exist_ok=True)
-    with FileLock(models / f"{folder.name}.lock"):
-        if not (folder / "config.json").is_file():
-            building = models / f"{folder.name}.partial"
-            shutil.rmtree(building, ignore_errors=True)
-            with loading(model):
-                _tune(config, model, models, stories, device, building)
-            os.replace(building, folder)
-    return folder
+    build = partial(_tune, config, model, models, stories, device)
+    return converted_folder(models, f"tuned-{digest[:16]}", build)
 
 
 def _stories(emotions: Sequence[str]) -> list[str]:
@@ -107,16 +96,9 @@ def _tune(
 ) -> None:
     """Train and save; dropout stays off and every draw is seeded, so that nothing is left to chance."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    name, options = source(model, models)
-    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=model.trust_remote_code, **options)
-    trained: Any = AutoModelForCausalLM.from_pretrained(
-        name, dtype=torch.float32, trust_remote_code=model.trust_remote_code, **options
-    )
-    trained.to(device).eval()
+    tokenizer = load_tokenizer(model, models)
+    trained = load_weights(model, device=device, models=models, dtype=torch.float32)
     # A quarter of a small model's memory in training is its vocabulary, which has nothing to learn here.
     for vocabulary in (trained.get_input_embeddings(), trained.get_output_embeddings()):
         vocabulary.requires_grad_(False)
@@ -164,10 +146,12 @@ def _batches(
 
 def _chat(tokenizer: Any, prompt: str, story: str) -> tuple[list[int], int]:
     """Token ids of a chat in which the assistant tells the story, and where the story begins."""
+    from affectlens.model.tokens import encode
+
     if tokenizer.chat_template:
         turns = [{"role": "user", "content": prompt}]
         opened = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     else:
         opened = f"{tokenizer.bos_token or ''}{prompt}\n\n"
     before = tokenizer(opened, add_special_tokens=False)["input_ids"]
-    return before + tokenizer(story, add_special_tokens=False)["input_ids"], len(before)
+    return before + encode(tokenizer, story), len(before)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from affectlens.interventions.frames import ConceptWords
-from affectlens.model.partial import Upper
+from affectlens.model.partial import Outcome, PartialForward
 from affectlens.model.steering import Edit, Span, add, project_out, set_features
 
 if TYPE_CHECKING:
@@ -184,7 +183,11 @@ class Scorer:
     """
 
     def __init__(
-        self, upper: Upper, words: Sequence[ConceptWords], tokens_per_batch: int, readout: Readout | None = None
+        self,
+        upper: PartialForward,
+        words: Sequence[ConceptWords],
+        tokens_per_batch: int,
+        readout: Readout | None = None,
     ) -> None:
         import torch
 
@@ -206,10 +209,9 @@ class Scorer:
 
         tokens = self.upper.subject.pad([self.upper.subject.encode(text)])
         residual = self.upper.lower(tokens)
-        with self._reading() as read:
-            logits = self.upper.logits(tokens, residual)[0, -1]
-        reading = self.readout.of(read[-1]) if self.readout else None
-        return Context(tokens, residual, torch.log_softmax(logits, dim=-1), reading)
+        outcome = self.upper.run(tokens, residual, read=self._read)
+        assert outcome.logits is not None
+        return Context(tokens, residual, torch.log_softmax(outcome.logits[0, -1], dim=-1), self._readings(outcome))
 
     def contrast(self, log_probabilities: Float[Tensor, "rows vocabulary"]) -> Float[np.ndarray, "rows concepts"]:
         """Mean log-probability of each concept's words less that of the other concepts' words.
@@ -227,29 +229,24 @@ class Scorer:
         for run in self._runs(rows, width):
             count = run.stop - run.start
             tokens, residual = context.tokens.expand(count, -1), context.residual.expand(count, -1, -1)
-            with self._reading() as read:
-                logits = self.upper.logits(tokens, residual, edits(run, width))[:, -1]
-            change = torch.log_softmax(logits, dim=-1) - base
+            outcome = self.upper.run(tokens, residual, edits(run, width), read=self._read)
+            assert outcome.logits is not None
+            change = torch.log_softmax(outcome.logits[:, -1], dim=-1) - base
             own.append(_against_others(change[:, self._ids] @ self._means))
             divergence.append(-(base.exp() * change).sum(dim=-1))
-            if self.readout and context.reading is not None:
-                readings.append(_against_others(self.readout.of(read[-1]) - context.reading))
+            reading = self._readings(outcome)
+            if reading is not None:
+                readings.append(_against_others(reading - context.reading))
         reading = _numpy(torch.cat(readings)) if readings else None
         return Scores(_numpy(torch.cat(own)), _numpy(torch.cat(divergence)), reading)
 
-    @contextmanager
-    def _reading(self) -> Iterator[list[Tensor]]:
-        """Within, the last position's residual at the readout's layer is put into the list."""
-        found: list[Tensor] = []
-        if self.readout is None:
-            yield found
-            return
-        site = self.upper.subject.bridge.blocks[self.readout.layer].hook_out
-        handle = site.register_forward_hook(lambda module, inputs, residual: found.append(residual[:, -1]))
-        try:
-            yield found
-        finally:
-            handle.remove()
+    @property
+    def _read(self) -> list[int]:
+        return [self.readout.layer] if self.readout else []
+
+    def _readings(self, outcome: Outcome) -> Float[Tensor, "rows concepts"] | None:
+        """The readout at the last position, if there is one."""
+        return self.readout.of(outcome.residuals[self.readout.layer][:, -1]) if self.readout else None
 
     def losses(self, text: Sequence[int], rows: int, edits: EditsOf | None) -> Float[np.ndarray, "rows"]:
         """Mean negative log-probability of a text's tokens under each of ``rows`` interventions, in nats a token."""
@@ -262,7 +259,8 @@ class Scorer:
         for run in self._runs(rows, LOGITS_SHARE * width):
             count = run.stop - run.start
             made = edits(run, width) if edits else ()
-            logits = self.upper.logits(tokens.expand(count, -1), residual.expand(count, -1, -1), made, last=None)
+            logits = self.upper.run(tokens.expand(count, -1), residual.expand(count, -1, -1), made, keep=None).logits
+            assert logits is not None
             target = tokens[:, 1:, None].expand(count, -1, -1)
             chosen = logits[:, :-1].gather(-1, target)[..., 0] - logits[:, :-1].logsumexp(dim=-1)
             found.append(-chosen.mean(dim=-1))

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from affectlens.interventions.effects import Judged, is_control, judge
 from affectlens.interventions.vector_kinds import STUDIED
+from affectlens.model.reading import Site
 from affectlens.model.sampling import repetition
 from affectlens.model.subject import Subject
 from affectlens.probing.methods import Linear, Vocabulary
@@ -51,7 +52,8 @@ class Reader:
 
         tokens = self.subject.pad([[*prompt, *text] for text in texts])
         start = self.subject.lead + len(prompt)
-        residual = self.subject.residuals(tokens, [self.layer])[self.layer][:, start:].float().mean(dim=1)
+        site = Site(self.layer)
+        residual = self.subject.activations(tokens, [site])[site][:, start:].float().mean(dim=1)
         with torch.no_grad():
             logits = self.subject.bridge(tokens)[:, start - 1 : -1].float()
         loss = logits.logsumexp(dim=-1) - logits.gather(-1, tokens[:, start:, None])[..., 0]

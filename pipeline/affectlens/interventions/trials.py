@@ -22,7 +22,7 @@ from affectlens.interventions.grid import (
 )
 from affectlens.interventions.inputs import Material
 from affectlens.interventions.tables import Reader
-from affectlens.model.partial import Upper
+from affectlens.model.partial import PartialForward
 from affectlens.model.sampling import Banned, sample
 from affectlens.model.steering import drawn_codes
 from affectlens.model.subject import Subject
@@ -58,7 +58,7 @@ class Trials:
     def scorer(self) -> Scorer:
         subject = Subject.load(self.setting.model, device=self.setting.device, models=self.setting.models)
         words = choose_words(subject.tokenizer, self.material.concepts, read_lexicon(), self.config.words)
-        return Scorer(Upper(subject, min(self.layers)), words, self.config.tokens_per_batch, self._readout())
+        return Scorer(PartialForward(subject, min(self.layers)), words, self.config.tokens_per_batch, self._readout())
 
     def _readout(self) -> Readout | None:
         layer, directions = self.config.readout_layer, self.material.directions
@@ -166,7 +166,7 @@ class Trials:
         upper, lead = self.scorer.upper, self.scorer.upper.subject.lead
         residual = context.residual
         if upper.layer != self.material.layer:
-            residual = upper.subject.residuals(context.tokens, [self.material.layer])[self.material.layer]
+            residual = PartialForward(upper.subject, self.material.layer).lower(context.tokens)
         codes = self._encode(residual[0, lead:].float())[:, self._tensor(features).long()]
         return float((codes > 0).any(dim=-1).float().mean())
 
@@ -243,14 +243,17 @@ class Trials:
         for first in range(0, len(vectors), together):
             count = min(together, len(vectors) - first)
             run = slice(first * config.samples, (first + count) * config.samples)
-            texts = sample(
+            completions = sample(
                 subject,
-                prompt,
+                [subject.led(prompt)],
+                np.tile(chances, (count, 1))[:, None],
                 push(run, width),
-                np.tile(chances, (count, 1)),
+                resume_at=min(self._units),
                 temperature=config.temperature,
+                special="never",
                 banned=self._banned if banned else None,
             )
+            texts = [row[0].tokens for row in completions]
             read.append(self.reader.read(prompt, texts))
             written += [subject.tokenizer.decode(text) for text in texts]
         return written, {key: np.concatenate([each[key] for each in read]) for key in read[0]}

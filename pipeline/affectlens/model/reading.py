@@ -1,39 +1,116 @@
-"""Reading a model: several sites of several layers from one forward pass over a padded batch.
+"""Reading a model: values at several sites of several layers, from one forward pass over each padded batch.
 
 A *site* is written (layer, name), with transformer-lens's names for what they are: ``resid_pre`` and ``resid_post`` are
 the residual stream before and after a block, ``attn_out`` and ``mlp_out`` what its two halves add to it.
 
-Two routes give the same values. Families in ``FAMILIES`` are run as transformers runs them, cut above the highest
-layer, with its fused attention: as fast as the model itself, and in long contexts with a third of the memory. Any
-other model that transformer-lens knows is read through its bridge.
+Two kinds of loaded model can be read, and give the same values. A :class:`Trunk` is run as transformers runs it, cut
+above the highest layer, with fused attention: as fast as the model itself, and in long contexts with a third of the
+memory; it exists for the families in ``FAMILIES``. A :class:`Subject` goes through transformer-lens's bridge.
+:func:`open_reader` opens the first where it can; :func:`read` reads texts from either.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from affectlens.model import subject as subjects
+from affectlens.model.config import SITES, ModelConfig, Site, resolve_dtype
+from affectlens.model.loading import load_weights, loading, source
+from affectlens.model.subject import Subject
+from affectlens.model.tokens import pad, plan_batches, windows
 
 if TYPE_CHECKING:
     import torch
     from jaxtyping import Float, Int
     from torch import Tensor
 
-SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out")
 SHAPES_KEPT = 128
 """For so many shapes of a matrix product oneDNN keeps what it compiled. Its own 1,024 take 150 MB, filled bit by bit by
 batches that hardly ever repeat a shape."""
 
 
-class Site(NamedTuple):
-    """Where in the model: a layer, and one of ``SITES``."""
+__all__ = ["FAMILIES", "SITES", "Family", "Readable", "Site", "Trunk", "open_reader", "read"]
 
-    layer: int
-    name: str
+
+class Readable(Protocol):
+    """A loaded model that can be read.
+
+    Attributes:
+        device: where it computes.
+        dtype: of weights and activations.
+        width: of the residual stream.
+        context: most positions it can take at once; None where it names no limit.
+    """
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def context(self) -> int | None: ...
+
+    def activations(
+        self, tokens: Int[Tensor, "rows positions"], sites: Sequence[Site]
+    ) -> dict[Site, Float[Tensor, "rows positions d_model"]]:
+        """One forward pass; right padding cannot reach the positions before it."""
+        ...
+
+
+def read(
+    model: Readable,
+    rows: Sequence[Sequence[int]],
+    sites: Sequence[Site],
+    *,
+    tokens_per_batch: int = 2048,
+    window: int | None = None,
+    overlap: int | None = None,
+    lead: int = 0,
+) -> Iterator[tuple[int, dict[Site, Float[Tensor, "tokens d_model"]]]]:
+    """Values at the sites for every token of every row, row by row as batches of similar length are done.
+
+    A row longer than the window goes through the model in windows: each begins with ``overlap`` tokens that were read
+    already, as context, and every token is read once. Neither batches nor padding change a value beyond rounding.
+
+    Args:
+        model: a :class:`Trunk` or a :class:`Subject`.
+        rows: token ids, begin token included (``subject.led``); not empty.
+        sites: what is read.
+        tokens_per_batch: most tokens that go through the model at once, padding included.
+        window: most tokens of a row at once; what the model takes by default.
+        overlap: tokens of context; a quarter of the window by default.
+        lead: so many first tokens of a row (the begin token) stand before every one of its windows.
+
+    Yields:
+        The row's index, and its values by site.
+    """
+    import torch
+
+    longest = max((len(row) for row in rows), default=0)
+    limit = min(window or longest, model.context or longest) - lead
+    shared = limit // 4 if overlap is None else overlap
+    plan = [each for index, row in enumerate(rows) for each in windows(index, len(row) - lead, limit, shared)]
+    counts = [0] * len(rows)
+    for each in plan:
+        counts[each.text] += 1
+    pieces: dict[int, list[tuple[int, dict[Site, Tensor]]]] = {}
+    for batch in plan_batches([lead + each.end - each.start for each in plan], tokens_per_batch):
+        chosen = [plan[index] for index in batch]
+        padded = [[*rows[each.text][:lead], *rows[each.text][lead + each.start : lead + each.end]] for each in chosen]
+        values = model.activations(pad(padded, model.device), sites)
+        for row, each in enumerate(chosen):
+            # The lead itself is read with the first window.
+            fresh = slice(lead + each.fresh - each.start if each.fresh else 0, lead + each.end - each.start)
+            pieces.setdefault(each.text, []).append((each.start, {site: values[site][row, fresh] for site in sites}))
+            if len(pieces[each.text]) == counts[each.text]:
+                parts = [part for _, part in sorted(pieces.pop(each.text), key=lambda piece: piece[0])]
+                yield each.text, {site: torch.cat([part[site] for part in parts]) for site in sites}
 
 
 @dataclass(frozen=True)
@@ -65,150 +142,65 @@ FAMILIES = {
 """By ``model_type`` of the configuration."""
 
 
-class Reader(Protocol):
-    """A loaded model that can be read.
-
-    Attributes:
-        device: where it computes.
-        dtype: of weights and activations.
-        width: of the residual stream.
-        context: most positions it can take at once; None where it names no limit.
-    """
-
-    device: str
-    dtype: torch.dtype
-    width: int
-    context: int | None
-
-    def read(self, tokens: Int[Tensor, "rows positions"]) -> dict[Site, Float[Tensor, "rows positions d_model"]]:
-        """Every wanted site at every position. Right padding cannot reach the positions before it."""
-        ...
-
-
-def open_reader(config: subjects.ModelConfig, sites: Sequence[Site], *, device: str, models: Path) -> Reader:
-    """Load as much of the model as the sites need.
+def open_reader(config: ModelConfig, layers: int, *, device: str, models: Path) -> Readable:
+    """Load the first ``layers`` blocks of a model, to be read only.
 
     Args:
         config: which model.
-        sites: what every pass reads.
+        layers: the highest layer that is read, plus one.
         device: where to compute.
         models: folder for converted models.
 
     Raises:
         UserError: the model cannot be loaded, with the reason.
     """
-    layers = max(site.layer for site in sites) + 1
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, str(SHAPES_KEPT))  # read at the first product
-    with subjects.loading(config):
+    with loading(config):
         from transformers import AutoConfig
 
-        source, options = subjects.source(config, models)
-        settings = AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code, **options)
-        family = FAMILIES.get(settings.model_type)
-        if family is not None and not config.trust_remote_code:
-            return PlainReader(config, sites, family, layers, device=device, models=models)
-    return BridgeReader(config, sites, layers, device=device, models=models)
+        name, options = source(config, models)
+        settings = AutoConfig.from_pretrained(name, trust_remote_code=config.trust_remote_code, **options)
+    if settings.model_type in FAMILIES and not config.trust_remote_code:
+        return Trunk(config, layers, FAMILIES[settings.model_type], device=device, models=models)
+    return Subject.load(config, device=device, models=models, layers=layers)
 
 
-class PlainReader:
-    """Reads through transformers' own model, cut above the highest layer, without its output matrix."""
+class Trunk:
+    """transformers' own model of one of the ``FAMILIES``: embedding and the first blocks, without output matrix."""
 
-    def __init__(
-        self,
-        config: subjects.ModelConfig,
-        sites: Sequence[Site],
-        family: Family,
-        layers: int,
-        *,
-        device: str,
-        models: Path,
-    ) -> None:
-        self.device, self.dtype = device, subjects.resolve_dtype(config.dtype, device)
-        self._model = load_trunk(config, layers, device=device, models=models)
-        settings = self._model.config
-        self.width, self.context = int(settings.hidden_size), getattr(settings, "max_position_embeddings", None)
-        self._found: dict[Site, Tensor] = {}
-        blocks = getattr(self._model, family.blocks)
-        for site in sites:
-            self._watch(site, blocks[site.layer], family)
+    def __init__(self, config: ModelConfig, layers: int, family: Family, *, device: str, models: Path) -> None:
+        self.device, self.dtype = device, resolve_dtype(config.dtype, device)
+        self.model = load_weights(config, device=device, models=models, layers=layers, head=False)
+        self.width = int(self.model.config.hidden_size)
+        self.context: int | None = getattr(self.model.config, "max_position_embeddings", None)
+        self._family = family
 
-    def _watch(self, site: Site, block: Any, family: Family) -> None:
-        def keep_output(module: Any, given: Any, output: Any) -> None:
-            self._found[site] = output[0] if isinstance(output, tuple) else output
-
-        def keep_input(module: Any, given: Any, named: Any) -> None:
-            self._found[site] = given[0] if given else named["hidden_states"]
-
-        if site.name == "resid_pre":
-            block.register_forward_pre_hook(keep_input, with_kwargs=True)
-        elif site.name == "resid_post":
-            block.register_forward_hook(keep_output)
-        else:
-            module = getattr(block, family.attention if site.name == "attn_out" else family.mlp)
-            module.register_forward_hook(keep_output)
-
-    def read(self, tokens: Int[Tensor, "rows positions"]) -> dict[Site, Float[Tensor, "rows positions d_model"]]:
+    def activations(
+        self, tokens: Int[Tensor, "rows positions"], sites: Sequence[Site]
+    ) -> dict[Site, Float[Tensor, "rows positions d_model"]]:
+        """One forward pass over right-padded rows; all loaded blocks are run."""
         import torch
 
-        with torch.inference_mode():
-            self._model(tokens, use_cache=False)
-        found, self._found = self._found, {}
-        return found
+        values: dict[Site, Tensor] = {}
 
+        def keep_output(site: Site, module: Any, given: Any, output: Any) -> None:
+            values[site] = output[0] if isinstance(output, tuple) else output
 
-def load_trunk(config: subjects.ModelConfig, layers: int, *, device: str, models: Path) -> Any:
-    """transformers' model of one of the ``FAMILIES``: embedding and the first ``layers`` blocks, no output matrix.
+        def keep_input(site: Site, module: Any, given: Any, named: Any) -> None:
+            values[site] = given[0] if given else named["hidden_states"]
 
-    Raises:
-        UserError: it cannot be loaded, with the reason.
-    """
-    import transformers
-
-    logs = transformers.utils.logging
-    logs.disable_progress_bar()
-    level = logs.get_verbosity()
-    with subjects.loading(config):
-        source, options = subjects.source(config, models)
-        logs.set_verbosity_error()  # it would list the weights above the cut as unexpected
-        model = transformers.AutoModel.from_pretrained(
-            source,
-            dtype=subjects.resolve_dtype(config.dtype, device),
-            trust_remote_code=config.trust_remote_code,
-            **subjects.depth_override(config, layers),
-            **options,
-        )
-    logs.set_verbosity(level)
-    return model.to(device).eval()
-
-
-class BridgeReader:
-    """Reads through transformer-lens's bridge: every architecture it knows, with plain attention."""
-
-    def __init__(
-        self, config: subjects.ModelConfig, sites: Sequence[Site], layers: int, *, device: str, models: Path
-    ) -> None:
-        self._subject = subjects.Subject.load(config, device=device, models=models, layers=layers)
-        self.device, self.dtype = device, self._subject.dtype
-        settings = self._subject.bridge.cfg
-        self.width, self.context = int(settings.d_model), getattr(settings, "n_ctx", None)
-        self._layers, self._names = layers, {site: self._hook(site) for site in sites}
-
-    def _hook(self, site: Site) -> str:
-        """The name under which the bridge keeps the site; asking by alias would keep it twice."""
-        names = {"resid_pre": "hook_in", "resid_post": "hook_out"}
-        block = self._subject.bridge.blocks[site.layer]
-        alias = block.hook_aliases.get(f"hook_{site.name}", f"hook_{site.name}")
-        return f"blocks.{site.layer}.{names.get(site.name, alias)}"
-
-    def read(self, tokens: Int[Tensor, "rows positions"]) -> dict[Site, Float[Tensor, "rows positions d_model"]]:
-        import torch
-
-        with torch.inference_mode():
-            _, cache = self._subject.bridge.run_with_cache(
-                tokens,
-                names_filter=list(self._names.values()),
-                stop_at_layer=self._layers,
-                return_cache_object=False,
-            )
-        return {site: cache[name] for site, name in self._names.items()}
+        blocks, family = getattr(self.model, self._family.blocks), self._family
+        with ExitStack() as stack, torch.inference_mode():
+            for site in sites:
+                block = blocks[site.layer]
+                if site.name == "resid_pre":
+                    handle = block.register_forward_pre_hook(partial(keep_input, site), with_kwargs=True)
+                elif site.name == "resid_post":
+                    handle = block.register_forward_hook(partial(keep_output, site))
+                else:
+                    module = getattr(block, family.attention if site.name == "attn_out" else family.mlp)
+                    handle = module.register_forward_hook(partial(keep_output, site))
+                stack.callback(handle.remove)
+            self.model(tokens, use_cache=False)
+        return values

@@ -1,19 +1,64 @@
-"""Text sampled under interventions: many rows at once, each with its own vector, the same chances for all of them."""
+"""Text sampled under interventions: many rows at once, each with its own prompt, edits and draws.
+
+What a row says depends on its own prompt, edits and draws alone: not on the batch, nor on padding, nor on whether keys
+and values are cached. Equal draws in two rows make their difference the edits' doing.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from affectlens.model.steering import Edit, editing
+from einops import rearrange
+
+from affectlens.model.compat import graft
+from affectlens.model.partial import Outcome, PartialForward
+from affectlens.model.steering import Edit, Passes
 from affectlens.model.subject import Subject
+from affectlens.model.tokens import pad, plan_batches
 
 if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Float, Int
     from torch import Tensor
+
+Special = Literal["end", "never"]
+
+
+@dataclass
+class Completion:
+    """A sampled text.
+
+    Attributes:
+        tokens: what was sampled, without the special token that ended it.
+        state: sum of the residuals at the layer that was read, over the positions from which tokens were predicted,
+            the one of the ending included; None if none was read.
+        positions: how many these are.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    state: Float[np.ndarray, "d_model"] | None = None
+    positions: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token of every text that is still going on.
+
+    Attributes:
+        entries: (row, sample) of each.
+        tokens: sampled just now.
+        ended: whether the token is special and ends the text, and so does not belong to it.
+        states: the residual at the layer that is read from which each token was predicted.
+    """
+
+    entries: list[tuple[int, int]]
+    tokens: list[int]
+    ended: list[bool]
+    states: Float[np.ndarray, "entries d_model"] | None
 
 
 @dataclass
@@ -39,66 +84,257 @@ class Banned:
 
     def following(self, row: Sequence[int]) -> set[int]:
         """Tokens that may not come next."""
-        found = set(self.after.get((), ()))
+        banned = set(self.after.get((), ()))
         for length in {len(before) for before in self.after} - {0}:
-            found |= self.after.get(tuple(row[-length:]), set())
-        return found
+            banned |= self.after.get(tuple(row[-length:]), set())
+        return banned
 
 
 def sample(
     subject: Subject,
-    prompt: Sequence[int],
-    edits: Sequence[Edit],
-    chances: Float[np.ndarray, "rows tokens"],
+    prompts: Sequence[Sequence[int]],
+    chances: Float[np.ndarray, "rows samples steps"],
+    edits: Sequence[Edit] = (),
     *,
+    resume_at: int | None = None,
     temperature: float = 1.0,
+    special: Special = "end",
+    stop: Sequence[str] = (),
     banned: Banned | None = None,
+    read: int | None = None,
     cached: bool = True,
-) -> list[list[int]]:
-    """Continue one prompt in as many ways as there are rows; special tokens are never sampled.
-
-    A row depends on its own chances and edits alone, so a batch gives what its rows give one by one.
+) -> list[list[Completion]]:
+    """Continue every row's prompt under its edits, once for each of its rows of draws.
 
     Args:
-        prompt: token ids without the begin token.
-        edits: rows in the order of ``chances``.
-        chances: uniform draws in [0, 1); the token at that place of the cumulative distribution is taken.
+        prompts: token ids of each row, begin token included (``subject.led``), or one prompt for all rows. Prompts of
+            different length are padded on the left and masked.
+        chances: uniform draws in [0, 1), one a token; the token at that place of the cumulative distribution is taken.
+            The last axis bounds the length of a text.
+        edits: rows in the order of ``chances``; spans count from the first token of the row's own prompt.
+        resume_at: no edit lies below this layer, so equal prompts are read up to it once for all rows.
         temperature: 0 takes the likeliest token.
+        special: a special token ends a text, or is never sampled.
+        stop: strings that end a text; they stay in it.
         banned: what may not be said.
+        read: the layer whose residual stream is averaged while sampling.
         cached: keep keys and values. Without, the whole text is read at every step: slow, for checking.
 
     Returns:
-        The new tokens of each row.
+        Row by row, one completion a sample.
     """
+    import numpy as np
+
+    rows, samples, _ = chances.shape
+    made = [[Completion() for _ in range(samples)] for _ in range(rows)]
+    steps = stream(
+        subject, prompts, chances, edits, resume_at=resume_at, temperature=temperature, special=special, stop=stop,
+        banned=banned, read=read, cached=cached,
+    )  # fmt: skip
+    for step in steps:
+        for number, ((row, number_of_sample), token) in enumerate(zip(step.entries, step.tokens, strict=True)):
+            completion = made[row][number_of_sample]
+            completion.positions += 1
+            if step.states is not None:
+                before = np.zeros(subject.width) if completion.state is None else completion.state
+                completion.state = before + step.states[number]
+            if not step.ended[number]:
+                completion.tokens.append(token)
+    return made
+
+
+def stream(
+    subject: Subject,
+    prompts: Sequence[Sequence[int]],
+    chances: Float[np.ndarray, "rows samples steps"],
+    edits: Sequence[Edit] = (),
+    *,
+    resume_at: int | None = None,
+    temperature: float = 1.0,
+    special: Special = "end",
+    stop: Sequence[str] = (),
+    banned: Banned | None = None,
+    read: int | None = None,
+    cached: bool = True,
+) -> Iterator[Step]:
+    """What :func:`sample` collects, token by token; its arguments. Texts that have ended leave the batch."""
     import torch
 
-    rows, steps = chances.shape
-    tokens = subject.pad([prompt]).expand(rows, -1)
-    new: list[list[int]] = [[] for _ in range(rows)]
-    cache: Any = None
-    with torch.no_grad(), editing(subject.bridge, edits, cached=cached):
-        for step in range(steps):
-            if cached:
-                fed = tokens if cache is None else tokens[:, -1:]
-                logits, cache = subject.bridge(
-                    fed, use_cache=True, past_key_values=cache, return_type="logits_and_cache"
-                )
-            else:
-                logits = subject.bridge(tokens)
-            scores = logits[:, -1].float()
-            _forbid(scores, subject, new, banned)
-            chosen = choose(scores, torch.tensor(chances[:, step], device=scores.device), temperature)
-            tokens = torch.cat([tokens, chosen[:, None]], dim=1)
-            for row, token in zip(new, chosen.tolist(), strict=True):
-                row.append(token)
-    return new
+    rows, samples, steps = chances.shape
+    if len(prompts) not in (1, rows) or not all(len(prompt) for prompt in prompts):
+        raise ValueError(f"{len(prompts)} prompts for {rows} rows: give one for all or one each, none of them empty")
+    if not steps or not samples:
+        return
+    ending = frozenset(subject.tokenizer.all_special_ids)
+    run = _Generation(subject, prompts, rows, samples, edits, resume_at, read, cached)
+    draws = torch.tensor(rearrange(chances, "rows samples steps -> (rows samples) steps"), device=subject.device)
+    texts: list[list[int]] = [[] for _ in range(rows * samples)]
+    outcome = run.begin()
+    for step in range(steps):
+        scores = _allowed(outcome.logits[:, -1], ending if special == "never" else (), texts, run.entries, banned)
+        chosen = choose(scores, draws[run.entries, step], temperature)
+        tokens, entries = chosen.tolist(), run.entries.tolist()
+        ended = [token in ending for token in tokens]
+        going = []
+        for place, (entry, token) in enumerate(zip(entries, tokens, strict=True)):
+            if not ended[place]:
+                texts[entry].append(token)
+                said = subject.tokenizer.decode(texts[entry]) if stop else ""
+                if not any(string in said for string in stop):
+                    going.append(place)
+        states = None if read is None else outcome.residuals[read][:, -1].float().cpu().numpy()
+        yield Step([divmod(entry, samples) for entry in entries], tokens, ended, states)
+        if not going or step + 1 == steps:
+            return
+        outcome = run.next(chosen, going)
 
 
-def _forbid(scores: Tensor, subject: Subject, new: Sequence[Sequence[int]], banned: Banned | None) -> None:
-    scores[:, [token for token in subject.tokenizer.all_special_ids if token < scores.shape[1]]] = -math.inf
+def _allowed(
+    scores: Float[Tensor, "entries vocabulary"],
+    never: Iterable[int],
+    texts: Sequence[Sequence[int]],
+    entries: Int[Tensor, "entries"],
+    banned: Banned | None,
+) -> Float[Tensor, "entries vocabulary"]:
+    """The logits, minus infinity where a token may not come next."""
+    scores = scores.clone()
+    scores[:, [token for token in never if token < scores.shape[1]]] = -math.inf
     if banned is not None:
-        for row, so_far in zip(scores, new, strict=True):
-            row[list(banned.following(so_far))] = -math.inf
+        for row, entry in zip(scores, entries.tolist(), strict=True):
+            row[list(banned.following(texts[entry]))] = -math.inf
+    return scores
+
+
+class _Generation(Passes):
+    """The passes of one call: the prompts once, then one position a step for every text that goes on.
+
+    An *entry* is one sample of one row, numbered row by row. Edits speak of rows; all samples of a row stand beside
+    each other as its columns while they are edited.
+
+    Attributes:
+        entries: those that the last outcome belongs to, in its order.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        prompts: Sequence[Sequence[int]],
+        rows: int,
+        samples: int,
+        edits: Sequence[Edit],
+        resume_at: int | None,
+        read: int | None,
+        cached: bool,
+    ) -> None:
+        import torch
+
+        self._upper = PartialForward(subject, 0 if resume_at is None else resume_at)
+        self._resumes = resume_at is not None and cached
+        self._rows, self._samples, self._edits, self._cached = rows, samples, edits, cached
+        self._read = () if read is None else (read,)
+        device = subject.device
+        unique = list(dict.fromkeys(map(tuple, prompts)))
+        self._stems = pad(unique, device, left=True)
+        which = [unique.index(tuple(prompt)) for prompt in prompts]
+        self._which = torch.tensor(which if len(which) == rows else which * rows, device=device)
+        width = self._stems.shape[1]
+        padding = torch.tensor([width - len(prompt) for prompt in unique], device=device)
+        # Nothing is masked where nothing is padded: the plain path of every model.
+        self._padding = padding[self._which] if bool(padding.any()) else None
+        self._tokens = self._stems[self._which]
+        self._first = 0
+        self._prompting = True
+        self._cache: Any = None
+        self.entries = torch.arange(rows * samples, device=device)
+
+    def begin(self) -> Outcome:
+        """The prompts under their edits; the outcome is repeated for all samples of a row."""
+        residual, stem = None, None
+        if self._resumes and self._upper.resumes:
+            # Everything below the edits is the same for all rows of a prompt.
+            alone = self._layout(self._which.new_tensor(self._first_rows))
+            lower = self._upper.run(self._stems, None, read=[self._upper.layer], use_cache=True, **alone)
+            residual, stem = lower.residuals[self._upper.layer][self._which], lower.cache
+        outcome = self._pass(self._tokens, residual)
+        if stem is not None:
+            stem.batch_select_indices(self._which)
+            graft(self._cache, stem, self._upper.layer)
+        if self._cache is not None:
+            self._cache.batch_repeat_interleave(self._samples)
+        self._prompting = False
+        self._first = self._tokens.shape[1]
+        self._tokens = self._tokens.repeat_interleave(self._samples, dim=0)
+        repeated = {
+            layer: values.repeat_interleave(self._samples, dim=0) for layer, values in outcome.residuals.items()
+        }
+        assert outcome.logits is not None
+        return Outcome(outcome.logits.repeat_interleave(self._samples, dim=0), repeated)
+
+    @property
+    def _first_rows(self) -> list[int]:
+        """The first row of each different prompt."""
+        which = self._which.tolist()
+        return [which.index(number) for number in range(len(self._stems))]
+
+    def next(self, chosen: Int[Tensor, "entries"], going: Sequence[int]) -> Outcome:
+        """The next position of the entries that go on, after the tokens chosen for them."""
+        import torch
+
+        kept = torch.tensor(going, device=chosen.device)
+        if len(going) < len(chosen):
+            if self._cache is not None:
+                self._cache.batch_select_indices(kept)
+            self.entries, self._tokens, chosen = self.entries[kept], self._tokens[kept], chosen[kept]
+        self._tokens = torch.cat([self._tokens, chosen[:, None]], dim=1)
+        outcome = self._pass(chosen[:, None] if self._cached else self._tokens, None)
+        self._first += 1
+        return outcome
+
+    def _pass(self, tokens: Int[Tensor, "entries columns"], residual: Any) -> Outcome:
+        options: dict[str, Any] = self._layout(None)
+        if self._cached:
+            options |= {"use_cache": True, "past_key_values": self._cache}
+        outcome = self._upper.run(tokens, residual, self._edits, read=self._read, passes=self, **options)
+        self._cache = outcome.cache
+        return outcome
+
+    def _layout(self, rows: Int[Tensor, "rows"] | None) -> dict[str, Any]:
+        """Attention mask and positions of left-padded rows: those of the pass, or the given ones of the prompts."""
+        import torch
+
+        if self._padding is None:
+            return {}
+        if rows is not None:
+            padding = self._padding[rows]
+        else:
+            padding = self._padding if self._prompting else self._padding[self.entries // self._samples]
+        whole = torch.arange(self._stems.shape[1] if rows is not None else self._tokens.shape[1], device=padding.device)
+        positions = (whole - padding[:, None]).clamp(min=0)
+        shown = positions[:, self._first :] if self._cached and rows is None else positions
+        return {"attention_mask": (whole >= padding[:, None]).long(), "position_ids": shown}
+
+    def spread(self, residual: Float[Tensor, "entries columns d_model"]) -> Any:
+        """Rows of the edits: all samples of a row beside each other, those that have ended as zeros."""
+        import torch
+
+        columns = residual.shape[1]
+        first = 0 if not self._cached else self._first
+        positions = torch.arange(first, first + columns, device=residual.device).expand(self._rows, -1)
+        if self._padding is not None:
+            positions = positions - self._padding[:, None]
+        if self._prompting:
+            return residual, positions
+        whole = residual.new_zeros(self._rows * self._samples, columns, residual.shape[2])
+        whole[self.entries] = residual
+        beside = rearrange(whole, "(rows samples) columns d -> rows (samples columns) d", samples=self._samples)
+        return beside, positions.repeat(1, self._samples)
+
+    def gather(self, residual: Float[Tensor, "rows columns d_model"]) -> Any:
+        """The entries of the pass, out of the rows of the edits."""
+        if self._prompting:
+            return residual
+        whole = rearrange(residual, "rows (samples columns) d -> (rows samples) columns d", samples=self._samples)
+        return whole[self.entries]
 
 
 def choose(
@@ -114,6 +350,41 @@ def choose(
     return torch.searchsorted(cumulative, (chances * cumulative[:, -1])[:, None], right=True)[:, 0].clamp(
         max=scores.shape[1] - 1
     )
+
+
+def losses(
+    subject: Subject, prompt: Sequence[int], texts: Sequence[Sequence[int]], tokens_per_batch: int
+) -> list[float]:
+    """Nats a token of each text after one prompt, under the untouched model; NaN for one without tokens.
+
+    The prompt is read once, equal texts once.
+
+    Args:
+        prompt: token ids, begin token included.
+        texts: token ids.
+        tokens_per_batch: tokens of texts that are read at once, about.
+    """
+    import torch
+
+    unique = list(dict.fromkeys(tuple(text) for text in texts if text))
+    nats: dict[tuple[int, ...], float] = {}
+    options = {"use_cache": True, "return_type": "logits_and_cache"}
+    with torch.no_grad():
+        logits, stem = subject.bridge(torch.tensor([list(prompt)], device=subject.device), **options)
+        opening = torch.log_softmax(logits[0, -1].float(), dim=-1)
+        for batch in plan_batches([len(text) for text in unique], tokens_per_batch):
+            chosen = [unique[index] for index in batch]
+            tokens = pad(chosen, subject.device)
+            scores = opening[tokens[:, :1]]
+            if tokens.shape[1] > 1:
+                cache = deepcopy(stem)
+                cache.batch_repeat_interleave(len(chosen))
+                logits, _ = subject.bridge(tokens[:, :-1], past_key_values=cache, **options)
+                later = torch.log_softmax(logits.float(), dim=-1).gather(-1, tokens[:, 1:, None])[..., 0]
+                scores = torch.cat([scores, later], dim=1)
+            for text, row in zip(chosen, scores.cpu().tolist(), strict=True):
+                nats[text] = -sum(row[: len(text)]) / len(text)
+    return [nats.get(tuple(text), math.nan) for text in texts]
 
 
 def repetition(tokens: Sequence[int], length: int = 3) -> float:

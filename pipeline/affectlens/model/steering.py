@@ -173,12 +173,10 @@ class Span:
         start, end = torch.tensor(runs).reshape(-1, 2).T
         return cls(start + lead, end + lead)
 
-    def mask(self, first: int, count: int) -> Bool[Tensor, "rows count"]:
-        """Which of ``count`` positions from ``first`` on lie in the run."""
-        import torch
-
-        places = torch.arange(first, first + count)
-        return (places >= self.start[:, None]) & (places < self.end[:, None])
+    def mask(self, positions: Int[Tensor, "rows columns"]) -> Bool[Tensor, "rows columns"]:
+        """Which of these positions lie in the run of their row."""
+        start, end = self.start.to(positions.device)[:, None], self.end.to(positions.device)[:, None]
+        return (positions >= start) & (positions < end)
 
 
 def find_span(tokenizer: Any, text: str, phrase: str) -> tuple[int, int]:
@@ -211,22 +209,53 @@ class Edit:
     rows: Int[Tensor, "edited"] | None = None
     span: Span | None = None
 
-    def apply(self, residual: Residual, first: int) -> Residual:
-        """The residual after the edit, as a new tensor; ``first`` is the position its first column stands at."""
-        mask = None if self.span is None else self.span.mask(first, residual.shape[1]).to(residual.device)
-        if mask is not None and not mask.any():
-            return residual
-        chosen = residual if self.rows is None else residual[self.rows]
-        delta = self.delta(chosen)
-        if mask is not None:
+    def apply(self, residual: Residual, positions: Int[Tensor, "batch columns"]) -> Residual:
+        """The residual after the edit, as a new tensor; ``positions`` says where in its text each column stands."""
+        edited = residual if self.rows is None else residual[self.rows]
+        delta = self.delta(edited)
+        if self.span is not None:
+            mask = self.span.mask(positions if self.rows is None else positions[self.rows])
             delta = delta.masked_fill(~mask[:, :, None], 0)
         if self.rows is None:
             return residual + delta.to(residual.dtype)
         return residual.index_add(0, self.rows, delta.to(residual.dtype))
 
 
+class Passes:
+    """Which rows and positions the columns of a forward pass stand for: here, whole texts from their first position.
+
+    Subclasses serve passes that hold only some rows, or the later positions of texts.
+    """
+
+    def spread(self, residual: Residual) -> tuple[Residual, Int[Tensor, "rows columns"]]:
+        """The residual in the rows of the edits, and the position of every column."""
+        import torch
+
+        rows, columns, _ = residual.shape
+        return residual, torch.arange(columns, device=residual.device).expand(rows, -1)
+
+    def gather(self, residual: Residual) -> Residual:
+        """The inverse of :meth:`spread`."""
+        return residual
+
+
+class CachedPasses(Passes):
+    """The passes of one generation under a key-value cache, at one layer: each begins where the last one ended."""
+
+    def __init__(self) -> None:
+        self.first = 0
+
+    def spread(self, residual: Residual) -> tuple[Residual, Int[Tensor, "rows columns"]]:
+        """The residual as it is, at the positions after those of the passes before."""
+        residual, positions = super().spread(residual)
+        self.first += residual.shape[1]
+        return residual, positions + self.first - residual.shape[1]
+
+
 @contextmanager
-def editing(bridge: Any, edits: Sequence[Edit], *, cached: bool = False) -> Iterator[None]:
+def editing(
+    bridge: Any, edits: Sequence[Edit], *, cached: bool = False, passes: Passes | None = None
+) -> Iterator[None]:
     """Within, every forward pass of the bridge is edited; whatever happens, nothing stays behind.
 
     Args:
@@ -234,6 +263,7 @@ def editing(bridge: Any, edits: Sequence[Edit], *, cached: bool = False) -> Iter
         edits: applied in this order; several at one layer see each other's result.
         cached: passes are the steps of one generation under a key-value cache, each beginning where the last one
             ended. Otherwise every pass begins at position 0.
+        passes: says instead which rows and positions a pass holds.
 
     Raises:
         UserError: an edit at a layer the model does not have.
@@ -245,29 +275,17 @@ def editing(bridge: Any, edits: Sequence[Edit], *, cached: bool = False) -> Iter
             raise UserError(f"an intervention is set at layer {edit.layer}, but the model has layers 0 to {depth - 1}")
         by_layer.setdefault(edit.layer, []).append(edit)
     with ExitStack() as stack:
-        for layer, own in by_layer.items():
-            handle = bridge.blocks[layer].hook_out.register_forward_hook(partial(_edit_output, _Place(cached), own))
+        for layer, here in by_layer.items():
+            order = passes or (CachedPasses() if cached else Passes())
+            handle = bridge.blocks[layer].hook_out.register_forward_hook(partial(_edit_output, order, here))
             stack.callback(handle.remove)
         yield
 
 
-class _Place:
-    """How many positions a hook has seen before this pass."""
-
-    def __init__(self, cached: bool) -> None:
-        self.cached = cached
-        self.first = 0
-
-    def advance(self, count: int) -> int:
-        first = self.first
-        self.first += count if self.cached else 0
-        return first
-
-
 def _edit_output(
-    place: _Place, edits: Sequence[Edit], module: torch.nn.Module, inputs: Any, residual: Residual
+    passes: Passes, edits: Sequence[Edit], module: torch.nn.Module, inputs: Any, residual: Residual
 ) -> Residual:
-    first = place.advance(residual.shape[1])
+    changed, positions = passes.spread(residual)
     for edit in edits:
-        residual = edit.apply(residual, first)
-    return residual
+        changed = edit.apply(changed, positions)
+    return passes.gather(changed)

@@ -7,9 +7,11 @@ stands before it. Named read positions may lie on template marks, because that i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,11 +19,38 @@ from affectlens.errors import UserError
 
 if TYPE_CHECKING:
     from jaxtyping import Int
-
-    from affectlens.corpus.documents import Document
+    from torch import Tensor
 
 Ranges = tuple[tuple[int, int], ...]
 """Half-open ranges, ascending."""
+
+
+class Document(Protocol):
+    """What is read of a document: a plain text, or messages with a role and a content each.
+
+    Attributes:
+        index: its number in the corpus, for messages to the user.
+        spans: by name, (start, end) in characters of the text, or (message, start, end).
+    """
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def messages(self) -> Sequence[Mapping[str, str]]: ...
+    @property
+    def spans(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A chat that belongs to no corpus."""
+
+    messages: tuple[Mapping[str, str], ...]
+    spans: Mapping[str, Any] = field(default_factory=dict)
+    index: int = 0
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,6 +75,24 @@ class Text:
         return len(self.kept)
 
 
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text, letter by letter: a control token's name in it ("<|im_end|>") is text, not the token."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def pad(rows: Sequence[Sequence[int]], device: str, *, left: bool = False) -> Int[Tensor, "rows positions"]:
+    """Token ids filled up with token 0, which every model has; what is filled is masked, or reaches nothing.
+
+    Args:
+        left: fill on the left, so that rows end together and can be continued.
+    """
+    import torch
+
+    width = max(map(len, rows))
+    filled = [[*([0] * (width - len(row)) * left), *row, *([0] * (width - len(row)) * (not left))] for row in rows]
+    return torch.tensor(filled, dtype=torch.long, device=device)
+
+
 def tokenise(tokenizer: Any, document: Document, positions: Sequence[str] = ()) -> Text:
     """The token ids of a plain text or a chat.
 
@@ -61,21 +108,21 @@ def tokenise(tokenizer: Any, document: Document, positions: Sequence[str] = ()) 
     bos = tokenizer.bos_token_id
     if document.messages:
         rendered, contents, opened = _render(tokenizer, document)
-        ids, starts, ends = _with_offsets(tokenizer, rendered, document)
+        written = [(start, end) for _, start, end in contents]
+        ids, starts, ends = _with_offsets(tokenizer, rendered, document, written)
         # As transformers tokenises chats: a begin token is there only if the template writes it.
         lead = (bos,) if len(ids) and bos is not None and ids[0] == bos else ()
         ids, starts, ends = (array[len(lead) :] for array in (ids, starts, ends))
-        pieces = [(role, start, end) for role, start, end in contents]
-        inside = _any_overlap(starts, ends, [(start, end) for _, start, end in contents])
-        pieces += _named_in_messages(document, contents)
+        pieces = [*contents, *_named_in_messages(document, contents)]
+        inside = _any_overlap(starts, ends, written)
     else:
         opened, lead = True, () if bos is None else (bos,)
         pieces = [(name, start, end) for name, ranges in document.spans.items() for start, end in ranges]
         if not pieces:
-            ids = np.array(tokenizer(document.text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+            ids = np.array(encode(tokenizer, document.text), dtype=np.int64)
             starts = ends = np.empty(0, np.int64)
         else:
-            ids, starts, ends = _with_offsets(tokenizer, document.text, document)
+            ids, starts, ends = _with_offsets(tokenizer, document.text, document, [(0, len(document.text))])
         inside = np.ones(len(ids), dtype=bool)
     kept = np.flatnonzero(inside)
     spans = _token_ranges(pieces, starts, ends, kept)
@@ -141,16 +188,40 @@ def _written(rest: str, content: str, following: str, *, last: bool) -> str | No
     return None
 
 
-def _with_offsets(tokenizer: Any, text: str, document: Document) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Token ids, and the first character and the one after the last that each stands for."""
+def _with_offsets(
+    tokenizer: Any, text: str, document: Document, plain: Sequence[tuple[int, int]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Token ids, and the first character and the one after the last that each stands for.
+
+    Args:
+        plain: ranges of characters in which the name of a control token is text; elsewhere it is the token.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
             f"corpus document {document.index}: chats and spans need a fast tokenizer, and this model has none; give "
             "plain texts without spans"
         )
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    offsets = np.array(found["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-    return np.array(found["input_ids"], dtype=np.int64), offsets[:, 0], offsets[:, 1]
+    names = "|".join(re.escape(name) for name in sorted(tokenizer.all_special_tokens, key=len, reverse=True) if name)
+    literal = [
+        (start + match.start(), start + match.end())
+        for start, end in plain
+        for match in re.finditer(names or "(?!)", text[start:end])
+    ]
+    # Such names are rare. Without one, the text is tokenised whole; with one, it is cut there.
+    cuts = [0, *(place for stretch in sorted(literal) for place in stretch), len(text)]
+    ids, starts, ends = [], [], []
+    for number, (begin, stop) in enumerate(pairwise(cuts)):
+        tokens = tokenizer(
+            text[begin:stop],
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            split_special_tokens=number % 2 == 1,
+        )
+        offsets = np.array(tokens["offset_mapping"], dtype=np.int64).reshape(-1, 2) + begin
+        ids.append(np.array(tokens["input_ids"], dtype=np.int64))
+        starts.append(offsets[:, 0])
+        ends.append(offsets[:, 1])
+    return np.concatenate(ids), np.concatenate(starts), np.concatenate(ends)
 
 
 def _any_overlap(starts: np.ndarray, ends: np.ndarray, ranges: Sequence[tuple[int, int]]) -> np.ndarray:

@@ -34,9 +34,9 @@ def samples(subject: Subject, count: int, tokens: int, seed: int) -> Iterator[st
 
     for first in range(0, count, ROWS):
         chances = np.random.default_rng([seed, first]).random((min(ROWS, count - first), tokens))
-        for row in sample(subject, [], [], chances):
-            text = subject.tokenizer.decode(row).strip()
-            if len(subject.encode(text)) >= LEAST and repetition(row) < 0.5:
+        for (completion,) in sample(subject, [subject.led([])], chances[:, None], special="never"):
+            text = subject.tokenizer.decode(completion.tokens).strip()
+            if len(subject.encode(text)) >= LEAST and repetition(completion.tokens) < 0.5:
                 yield text
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from affectlens.activations import ActivationStore
     from affectlens.activations.caching import Wanted
     from affectlens.activations.writing import ShardWriter
-    from affectlens.model.reading import Reader
+    from affectlens.model.reading import Readable
     from affectlens.model.tokens import Text
 
 COLUMNS = ("kind", "emotion", "topic", "narrator", "split")
@@ -30,7 +30,7 @@ class ActivationsStage(Stage[ActivationsConfig, "ActivationStore"]):
     """Cache what the model computes as HDF5 shards, one a part."""
 
     name = "activations"
-    version = 2
+    version = 3
     config_class = ActivationsConfig
     needs = ("corpus",)
     reads_model = True
@@ -73,12 +73,13 @@ class ActivationsStage(Stage[ActivationsConfig, "ActivationStore"]):
         return subjects.load_tokenizer(self.setting.model, self.setting.models)
 
     @cached_property
-    def reader(self) -> Reader:
+    def reader(self) -> Readable:
         """The model, loaded as far up as it is read."""
         from affectlens.model.reading import open_reader
 
         setting = self.setting
-        return open_reader(setting.model, self.wanted.sites, device=setting.device, models=setting.models)
+        layers = max(site.layer for site in self.wanted.sites) + 1
+        return open_reader(setting.model, layers, device=setting.device, models=setting.models)
 
     def disk_bytes(self, parts: Sequence[Part]) -> int:
         from affectlens.activations.size import bytes_needed, count_tokens
@@ -98,9 +99,7 @@ class ActivationsStage(Stage[ActivationsConfig, "ActivationStore"]):
 
         documents, texts = self.documents(part), self._tokenised(part)
         window, overlap = self.windows
-        pad = self.tokenizer.pad_token_id
-        fill = (self.tokenizer.eos_token_id or 0) if pad is None else pad
-        caching = Caching(self.reader, self.wanted, documents, texts, fill)
+        caching = Caching(self.reader, self.wanted, documents, texts)
         with ShardWriter(out / SHARD, self._attributes()) as writer:
             self._add_columns(writer, documents, texts)
             caching.run(
@@ -132,6 +131,7 @@ class ActivationsStage(Stage[ActivationsConfig, "ActivationStore"]):
         config, (window, overlap) = self.config, self.windows
         return {
             "d_model": self.reader.width,
+            "computed_in": str(self.reader.dtype).removeprefix("torch."),
             "means": config.means,
             "first_token": config.first_token,
             "spans": list(config.spans),

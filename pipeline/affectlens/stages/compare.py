@@ -375,20 +375,18 @@ class CompareStage(Stage[CompareConfig, Comparison]):
 
     def _read_texts(self, texts: Sequence[str]) -> list[dict[int, np.ndarray]]:
         """Per text the residuals of all its tokens at every layer of the study."""
-        from affectlens.model.tokens import plan_batches
+        from affectlens.model.reading import Site, open_reader, read
+        from affectlens.model.tokens import encode
 
-        layers = self.need(DirectionsStage).layers
-        model = subject.Subject.load(
-            self.setting.model, device=self.setting.device, models=self.setting.models, layers=max(layers) + 1
-        )
-        ids = [model.encode(text) for text in texts]
-        found: list[dict[int, np.ndarray]] = [{} for _ in texts]
-        for batch in plan_batches([len(each) for each in ids], 2048):
-            values = model.residuals(model.pad([ids[index] for index in batch]), layers)
-            for row, index in enumerate(batch):
-                own = slice(model.lead, model.lead + len(ids[index]))
-                found[index] = {layer: values[layer][row, own].float().cpu().numpy() for layer in layers}
-        return found
+        layers, setting = self.need(DirectionsStage).layers, self.setting
+        tokenizer = subject.load_tokenizer(setting.model, setting.models)
+        model = open_reader(setting.model, max(layers) + 1, device=setting.device, models=setting.models)
+        begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        rows = [[*begin, *encode(tokenizer, text)] for text in texts]
+        values: list[dict[int, np.ndarray]] = [{} for _ in texts]
+        for index, sites in read(model, rows, [Site(layer) for layer in layers], lead=len(begin)):
+            values[index] = {site.layer: sites[site][len(begin) :].float().cpu().numpy() for site in sites}
+        return values
 
     @classmethod
     def open(cls, folder: Path) -> Comparison:

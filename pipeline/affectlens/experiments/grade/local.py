@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from affectlens.experiments.grade.judge import Asked, ModelJudgeConfig, Vote
+from affectlens.model.tokens import Chat, tokenise
 
 if TYPE_CHECKING:
     from affectlens.model.subject import Subject
@@ -81,6 +82,5 @@ def _rendered(prompt: str, subject: Subject) -> tuple[list[int], str]:
     if not tokenizer.chat_template:
         return subject.encode(f"{prompt}\nAnswer:"), " "
     turns = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    begin = tokenizer.bos_token or ""
-    return subject.encode(text.removeprefix(begin) if begin else text), ""
+    # Control tokens that the judged text spells stay text; those of the template are tokens.
+    return tokenise(tokenizer, Chat(tuple(turns))).ids.tolist(), ""

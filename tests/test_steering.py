@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from affectlens.errors import UserError
-from affectlens.model.partial import Upper, resumed
-from affectlens.model.sampling import Banned, repetition, sample
+from affectlens.model.reading import Site
+from affectlens.model.sampling import sample
 from affectlens.model.steering import (
     Edit,
     Span,
@@ -196,7 +196,7 @@ def test_deltas_equal_the_splice_with_error_term(subject, sae, family: str, arch
     model, module = subject(family), sae(architecture)
     tokens = model.pad([model.encode(PROMPTS[0])] * 2)
     with torch.no_grad():
-        codes = module.encode(model.residuals(tokens, [LAYER])[LAYER])
+        codes = module.encode(model.activations(tokens, [Site(LAYER)])[Site(LAYER)])
     firing = (codes > 0).any(dim=(0, 1)).nonzero()[:, 0][:3]
     assert len(firing) == 3, "the test needs features that fire"
     features = firing.expand(2, -1)
@@ -285,11 +285,11 @@ def test_the_key_value_cache_changes_nothing(subject, family: str) -> None:
             delta = partial(add, direction=directions[rows], strength=strengths[rows], unit=1.0)
             return [Edit(LAYER, delta, span=make(len(strengths[rows])))]
 
-        whole = sample(model, prompt, grid(slice(0, 3)), chances)
-        assert whole == sample(model, prompt, grid(slice(0, 3)), chances, cached=False)
-        alone = [sample(model, prompt, grid(slice(i, i + 1)), chances[i : i + 1])[0] for i in range(3)]
+        whole = say(model, prompt, chances, grid(slice(0, 3)))
+        assert whole == say(model, prompt, chances, grid(slice(0, 3)), cached=False)
+        alone = [say(model, prompt, chances[i : i + 1], grid(slice(i, i + 1)))[0] for i in range(3)]
         assert whole == alone
-    same = sample(model, prompt, grid(slice(0, 3)), np.tile(chances[:1], (3, 1)))
+    same = say(model, prompt, np.tile(chances[:1], (3, 1)), grid(slice(0, 3)))
     assert same[0] != same[2], "a strong push must change the text"
 
 
@@ -309,27 +309,37 @@ def test_a_grid_of_all_kinds_is_sampled_as_row_by_row_under_the_cache(subject, s
         return Edit(LAYER, partial(kind.func, **cut), torch.tensor([place]), Span.text(1, model.lead))
 
     edits = [one(kind, row, place) for place, (kind, row) in enumerate(rows)]
-    whole = sample(model, prompt, edits, np.tile(chances, (len(rows), 1)))
-    alone = [sample(model, prompt, [one(kind, row, 0)], chances[None])[0] for kind, row in rows]
+    whole = say(model, prompt, np.tile(chances, (len(rows), 1)), edits)
+    alone = [say(model, prompt, chances[None], [one(kind, row, 0)])[0] for kind, row in rows]
     assert whole == alone
-    plain = sample(model, prompt, (), chances[None])[0]
+    plain = say(model, prompt, chances[None])[0]
     assert all(text == plain for text, (_, row) in zip(whole, rows, strict=True) if row == 0)
     assert any(text != plain for text in whole), "some intervention must change the text"
+
+
+def say(model: Subject, prompt: list[int], chances: np.ndarray, edits=(), **options) -> list[list[int]]:
+    """One text a row of chances."""
+    rows = sample(model, [model.led(prompt)], chances[:, None], edits, special="never", **options)
+    return [row[0].tokens for row in rows]
+
+
+def places(rows: int, first: int, count: int) -> torch.Tensor:
+    return torch.arange(first, first + count).expand(rows, -1)
 
 
 def test_spans_cover_what_they_name(subject) -> None:
     model = subject("llama")
     prompt, text = [3, 2], Span.text(2, 1)
-    assert text.mask(0, 3).tolist() == [[False, True, True]] * 2
-    assert Span.prompt(prompt, 1).mask(0, 5).tolist() == [
+    assert text.mask(places(2, 0, 3)).tolist() == [[False, True, True]] * 2
+    assert Span.prompt(prompt, 1).mask(places(2, 0, 5)).tolist() == [
         [False, True, True, True, False],
         [False, True, True, False, False],
     ]
-    assert Span.answer(prompt, 1).mask(3, 2).tolist() == [[False, True], [True, True]]
+    assert Span.answer(prompt, 1).mask(places(2, 3, 2)).tolist() == [[False, True], [True, True]]
     sentence = "The old dog slept near the warm stove"
     start, end = find_span(model.tokenizer, sentence, "dog slept")
     assert "dog slept" in model.tokenizer.decode(model.encode(sentence)[start:end])
-    assert Span.named([(start, end)], 1).mask(0, 40).sum() == end - start
+    assert Span.named([(start, end)], 1).mask(places(1, 0, 40)).sum() == end - start
     with pytest.raises(UserError, match="cat"):
         find_span(model.tokenizer, sentence, "cat")
 
@@ -375,63 +385,3 @@ def test_other_hooks_stay(subject) -> None:
     logits(model, tokens)
     handle.remove()
     assert len(seen) == 2
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_runs_from_the_middle_equal_whole_runs(subject, family: str) -> None:
-    model = subject(family)
-    upper = Upper(model, LAYER)
-    tokens = model.pad([model.encode(PROMPTS[0])]).expand(3, -1)
-    delta = partial(add, direction=units(3), strength=torch.tensor([0.0, 1.0, 2.0]), unit=2.0)
-    edits = [Edit(LAYER, delta), Edit(LAYER + 1, delta)]
-    whole = logits(model, tokens, edits)
-    residual = upper.lower(tokens[:1]).expand(3, -1, -1)
-    assert upper.resumes, "blocks below are run again"
-    torch.testing.assert_close(upper.logits(tokens, residual, edits, last=None), whole, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(upper.logits(tokens, residual, edits)[:, 0], whole[:, -1], atol=1e-6, rtol=1e-5)
-
-
-def test_blocks_run_again_after_an_interrupted_resumed_run(subject) -> None:
-    model = subject("llama")
-    tokens = model.pad([model.encode(PROMPTS[0])])
-    plain = logits(model, tokens)
-    skipped = []
-
-    def interrupted() -> None:
-        with resumed(model.bridge, LAYER, torch.zeros(1, tokens.shape[1], D)):
-            skipped.append(logits(model, tokens))
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        interrupted()
-    assert not torch.allclose(skipped[0], plain)
-    assert torch.equal(logits(model, tokens), plain)
-
-
-def test_banned_words_are_not_said(subject) -> None:
-    model = subject("llama")
-    prompt, chances = model.encode(PROMPTS[0]), np.random.default_rng(0).random((24, 12))
-    free = sample(model, prompt, (), chances)
-    words = ["the", "and", "it", "on"]
-    banned = Banned.words(model.tokenizer, words)
-    kept = sample(model, prompt, (), chances, banned=banned)
-    forms = {tuple(model.encode(lead + word)) for word in words for lead in ("", " ")}
-
-    def says(text: list[int]) -> bool:
-        return any(tuple(text[i : i + len(form)]) == form for form in forms for i in range(len(text)))
-
-    assert any(says(text) for text in free), "the test needs a word that would have been said"
-    assert not any(says(text) for text in kept)
-
-
-def test_words_of_several_tokens_are_banned_as_a_run() -> None:
-    banned = Banned({(): {1}, (4, 5): {6}})
-    assert banned.following([9, 4, 5]) == {1, 6}
-    assert banned.following([4, 9, 5]) == {1}
-
-
-def test_repetition_counts_runs_that_come_again() -> None:
-    assert repetition([1, 2, 3, 4, 5]) == 0
-    assert repetition([1, 2, 3, 1, 2, 3]) == pytest.approx(1 / 4)
-    assert repetition([1, 1, 1, 1, 1]) == pytest.approx(2 / 3)
-    assert repetition([1, 2]) == 0

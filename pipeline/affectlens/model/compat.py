@@ -1,0 +1,87 @@
+"""Everything that rests on the insides of transformer-lens and transformers, in one place; a test holds each.
+
+Nothing here is promised by those libraries. What fails after an upgrade fails here, and is mended here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+def site_name(bridge: Any, layer: int, site: str) -> str:
+    """The name under which transformer-lens's bridge keeps a site; asking by alias would keep it twice.
+
+    Args:
+        site: ``resid_pre``, ``resid_post``, ``attn_out`` or ``mlp_out``.
+    """
+    names = {"resid_pre": "hook_in", "resid_post": "hook_out"}
+    if site in names:
+        return f"blocks.{layer}.{names[site]}"
+    alias = bridge.blocks[layer].hook_aliases.get(f"hook_{site}", f"hook_{site}")
+    return f"blocks.{layer}.{alias}"
+
+
+def final_gain(bridge: Any) -> Float[Tensor, "d_model"] | float:
+    """What the final normalisation multiplies by, measured: families differ (Gemma's is 1 + weight).
+
+    A normalised vector and its negative differ by twice their product with the gain; a bias falls out.
+    """
+    import torch
+
+    norm = bridge.ln_final.original_component
+    weight = next((values for name, values in norm.named_parameters() if name.endswith("weight")), None)
+    if weight is None:
+        return 1.0
+    signs = torch.ones_like(weight)
+    signs[1::2] = -1  # of mean 0 and norm sqrt(width), so layer norm and RMS norm leave it as it is
+    with torch.no_grad():
+        up, down = norm(torch.stack([signs, -signs])[:, None])[:, 0].float()
+    return (up - down) / 2 * signs.float()
+
+
+@contextmanager
+def resumed(bridge: Any, layer: int, residual: Float[Tensor, "rows positions d_model"]) -> Iterator[None]:
+    """Within, blocks up to ``layer`` hand on what they get, and the last of them yields ``residual``.
+
+    The hooks at the output of block ``layer`` still fire.
+    """
+    blocks = [bridge.blocks[index] for index in range(layer + 1)]
+    with ExitStack() as stack:
+        for block in blocks:
+            forward = _Forward(block, residual if block is blocks[-1] else None)
+            stack.callback(block.__dict__.pop, "forward", None)
+            block.__dict__["forward"] = forward
+        yield
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """Stands in for a block: no work, the same kind of output."""
+
+    block: Any
+    residual: torch.Tensor | None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.residual is None:
+            return args[0] if args else kwargs["hidden_states"]
+        return self.block.hook_out(self.residual)
+
+
+def graft(cache: Any, stem: Any, layer: int) -> None:
+    """Give a key-value cache the keys and values of blocks 0 to ``layer`` from another one."""
+    cache.layers[: layer + 1] = stem.layers[: layer + 1]
+
+
+def takes(bridge: Any, option: str) -> bool:
+    """Whether the model's own forward pass has an option, such as ``logits_to_keep``."""
+    import inspect
+
+    return option in inspect.signature(bridge.original_model.forward).parameters

@@ -1,0 +1,100 @@
+"""Models that the product makes itself (converted, tuned): built once, with checksums, and built again when damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from affectlens.files import file_digest
+
+RECORD = "record.json"
+"""In each folder: bytes and sha256 of its other files."""
+_verified: set[tuple[Path, int]] = set()
+"""Folders whose content was compared in this process, with the time their record was written."""
+
+
+def converted_folder(models: Path, name: str, build: Callable[[Path], None]) -> Path:
+    """The folder ``models/name``, sound: built if it is not there, and again if its bytes are not those recorded.
+
+    Sizes are compared at every call, contents once per process and by ``verify``.
+
+    Args:
+        models: folder that holds converted models, shared by all studies.
+        name: says what went in by content, so that another input means another folder.
+        build: writes the model into an empty folder.
+    """
+    from filelock import FileLock
+
+    folder = models / name
+    if not damage(folder, contents=not _was_verified(folder)):
+        _remember(folder)
+        return folder
+    models.mkdir(parents=True, exist_ok=True)
+    with FileLock(models / f"{name}.lock"):
+        if damage(folder, contents=True):
+            building = models / f"{name}.partial"
+            shutil.rmtree(building, ignore_errors=True)
+            building.mkdir()
+            build(building)
+            _write_record(building)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(building, folder)
+    _remember(folder)
+    return folder
+
+
+def complete(folder: Path) -> bool:
+    """Whether the folder was built to its end; its bytes are not looked at."""
+    return (folder / RECORD).is_file()
+
+
+def damage(folder: Path, *, contents: bool) -> list[str]:
+    """What is wrong with a converted model, one sentence a file; empty if it is sound.
+
+    Args:
+        contents: compare checksums too, not only sizes.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        expected = {name: (int(row["bytes"]), str(row["sha256"])) for name, row in record["files"].items()}
+    except OSError:
+        return [f"{folder}: the record of the converted model is gone"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [f"{folder / RECORD}: the record cannot be read"]
+    faults = []
+    for name, (size, digest) in expected.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            faults.append(f"{path}: the file is gone or cut short")
+        elif contents and file_digest(path) != digest:
+            faults.append(f"{path}: the bytes are not those that were written")
+    return faults
+
+
+def _write_record(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    rows = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        for path in files
+    }
+    for path in files:
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+    building = folder / f"{RECORD}.building"
+    with building.open("w", encoding="utf-8") as stream:
+        json.dump({"files": rows}, stream, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(building, folder / RECORD)
+
+
+def _was_verified(folder: Path) -> bool:
+    record = folder / RECORD
+    return record.is_file() and (folder, record.stat().st_mtime_ns) in _verified
+
+
+def _remember(folder: Path) -> None:
+    _verified.add((folder, (folder / RECORD).stat().st_mtime_ns))
