@@ -1,4 +1,9 @@
-"""What a user can get wrong, as exceptions whose message is one sentence that says what to do."""
+"""What a user can get wrong, as exceptions whose message is one sentence that says what to do; faults of the world."""
+
+from __future__ import annotations
+
+import os
+import re
 
 
 class UserError(Exception):
@@ -19,3 +24,68 @@ class PartFailed(UserError):
 
 class DamagedResult(UserError):
     """A file in the cache is missing or no longer has the bytes that were written."""
+
+
+class UnreadableResult(UserError):
+    """A file in the cache cannot be read now (rights, a network disk), which says nothing about its bytes."""
+
+
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|can(?:'|no)t allocate memory|not enough memory|cannot allocate|bad_alloc|ALLOC_FAILED"
+    r"|failed to map segment|enforce fail at alloc_cpu|Storage size calculation overflowed",
+    re.IGNORECASE,
+)
+NATIVE_ERRNO = re.compile(r"errno = (\d+)|os error (\d+)|\[Errno (\d+)\]")
+"""How HDF5, Rust and Python write the system's error number into a message."""
+
+
+def of_the_world(error: BaseException) -> bool:
+    """Whether the surroundings failed (disk, quota, memory), so that the same work may succeed another time.
+
+    Native libraries raise classes of their own for this: safetensors ``SafetensorError``, h5py ``RuntimeError``, torch
+    ``RuntimeError`` and ``OutOfMemoryError``, the loader of shared objects ``ImportError``, an extension module that
+    could not allocate ``SystemError``. They are told by what they say.
+    """
+    if isinstance(error, OSError | MemoryError):
+        return True
+    name, text = type(error).__name__, str(error)
+    if isinstance(error, RuntimeError | ImportError) or name == "SafetensorError":
+        return bool(OUT_OF_MEMORY.search(text) or NATIVE_ERRNO.search(text)) or name == "OutOfMemoryError"
+    return isinstance(error, SystemError) and "exception set" in text
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the machine or of an accelerator."""
+    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return memory or (of_the_world(error) and bool(OUT_OF_MEMORY.search(str(error))))
+
+
+def as_os_error(error: BaseException, filename: str) -> OSError | None:
+    """The same fault as Python itself would raise it, where a native library wrote or read a file; None for others."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return error
+    match = NATIVE_ERRNO.search(str(error))
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and match is not None:
+        number = int(next(group for group in match.groups() if group))
+    if number is not None:
+        return OSError(number, os.strerror(number), filename)
+    return OSError(*error.args) if isinstance(error, OSError) else None
+
+
+def reason(error: BaseException) -> str:
+    """A fault of the world as a clause: the system's word for it and the file, or the first line of what was said."""
+    if isinstance(error, UserError):
+        return str(error)
+    if is_out_of_memory(error):
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"memory ran out ({said[:200]})"
+    filename = getattr(error, "filename", None)
+    match = NATIVE_ERRNO.search(str(error))
+    if isinstance(error, OSError) and error.strerror and not match:
+        return error.strerror
+    if match:
+        number = int(next(group for group in match.groups() if group))
+        where = f" ({filename})" if filename else ""
+        return f"{os.strerror(number)}{where}"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

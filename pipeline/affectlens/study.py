@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +18,7 @@ from affectlens.config import Config, TrackingConfig, apply_overrides, read_yaml
 from affectlens.corpus.documents import CorpusConfig
 from affectlens.errors import ConfigError, UserError
 from affectlens.experiments.config import ExperimentsConfig
-from affectlens.files import file_digest
+from affectlens.files import DigestMemory
 from affectlens.interventions.config import CausalConfig
 from affectlens.model import subject
 from affectlens.model.subject import ModelConfig
@@ -108,6 +106,7 @@ class Study:
         self.source = source
         self.overrides = tuple(overrides)
         self._fingerprints: dict[str, str] = {}
+        self._read_digests: dict[str, dict[str, str]] = {}
 
     @classmethod
     def load(cls, path: Path, overrides: Sequence[str] = ()) -> Study:
@@ -159,7 +158,7 @@ class Study:
             "version": stage.version,
             "config": self.section(stage).model_dump(mode="json"),
             "needs": {name: self.fingerprint(stage_named(name)) for name in stage.needs},
-            "data": {role: self.digest(path) for role, path in stage.identities(self.config).items()},
+            "data": self._data(stage),
         }
         if stage.seeded:
             found["seed"] = self.config.seed
@@ -172,17 +171,31 @@ class Study:
     def _model_identity(self) -> str:
         return subject.identity(self.config.model, self.digest)
 
-    def require_same_model(self, stage: type[Stage[Any, Any]]) -> None:
-        """Refuse to keep what was computed if the model's files changed since the study was read.
+    def require_same_inputs(self, stage: type[Stage[Any, Any]]) -> None:
+        """Refuse to keep what was computed if files outside the cache changed since the study was read.
 
         Raises:
-            UserError: they did.
+            UserError: the model's files, or others that the stage reads, are not what they were.
         """
+        changed = [
+            str(path)
+            for role, path in stage.identities(self.config).items()
+            if self.digest(path) != self._data(stage)[role]
+        ]
         if stage.reads_model and subject.identity(self.config.model, self.digest) != self._model_identity:
+            changed.append(f"the model's files (`model.name: {self.config.model.name}`)")
+        if changed:
             raise UserError(
-                f"`model.name: {self.config.model.name}`: the model's files have changed since the run began, so this "
-                "part is not kept; run again for a result of the changed model, or put the files back and run again"
+                f"stage `{stage.name}`: {', '.join(changed)} changed since the run began, so what was computed is not "
+                "kept; run again for a result of the changed files, or put them back and run again"
             )
+
+    def _data(self, stage: type[Stage[Any, Any]]) -> dict[str, str]:
+        """Digests of the files outside the cache that the stage reads, as they were when they were first asked for."""
+        if stage.name not in self._read_digests:
+            paths = stage.identities(self.config)
+            self._read_digests[stage.name] = {role: self.digest(path) for role, path in paths.items()}
+        return self._read_digests[stage.name]
 
     def folder(self, stage: type[Stage[Any, Any]]) -> Path:
         """Where the stage's finished result lies, whether or not it is there."""
@@ -199,36 +212,13 @@ class Study:
         )
 
     def digest(self, path: Path) -> str:
-        """sha256 of a file, or of a folder's files; remembered while size and modification time stay the same."""
-        if path.is_dir():
-            files = sorted(item for item in path.rglob("*") if item.is_file())
-            lines = [f"{item.relative_to(path)} {self.digest(item)}" for item in files]
-            return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-        stat = path.stat()
-        key, stamp = str(path.resolve()), [stat.st_size, stat.st_mtime_ns]
-        if stat.st_size < 1 << 20:
-            return file_digest(path)
-        known = self._digests.get(key)
-        if not known or known[0] != stamp:
-            known = [stamp, file_digest(path)]
-            self._digests[key] = known
-            self._remember_digests()
-        return known[1]
+        """sha256 of a file, or of a folder's files."""
+        return self.digests.folder(path) if path.is_dir() else self.digests.file(path)
 
     @cached_property
-    def _digests(self) -> dict[str, Any]:
-        try:
-            return json.loads((self.config.cache / "digests.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-
-    def _remember_digests(self) -> None:
-        # A cache that cannot be written is reported by what needs it; hashing again only costs time.
-        with contextlib.suppress(OSError):
-            self.config.cache.mkdir(parents=True, exist_ok=True)
-            building = self.config.cache / f"digests.json.{os.getpid()}"
-            building.write_text(json.dumps(self._digests), encoding="utf-8")
-            os.replace(building, self.config.cache / "digests.json")
+    def digests(self) -> DigestMemory:
+        """Checksums of large files, kept in the cache."""
+        return DigestMemory(self.config.cache / "digests.json")
 
 
 def stage_named(name: str) -> type[Stage[Any, Any]]:

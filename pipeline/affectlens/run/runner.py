@@ -371,7 +371,7 @@ def _run_part(
     started = time.time()
     try:
         built.run_part(part, building, progress)
-        study.require_same_model(type(built))
+        study.require_same_inputs(type(built))
     except (UserError, OSError, MemoryError):
         # The world was wrong, not the part: nothing is remembered against it, and the next run tries again.
         raise
