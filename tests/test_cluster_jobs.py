@@ -16,6 +16,7 @@ from affectlens.cluster import graph, job, ledger, submission
 from affectlens.cluster.config import Resources
 from affectlens.cluster.graph import Found, Task
 from affectlens.errors import PartFailed, UserError
+from affectlens.model import subject
 from affectlens.run import runner
 from affectlens.run.workspace import Workspace
 from affectlens.stages.activations import ActivationsStage
@@ -190,7 +191,7 @@ def test_each_worker_gets_a_device_of_its_own_and_the_bytes_stay(study_values, w
     """Two devices that are not the plain `cpu`, as far as the runner is concerned."""
     values = {**study_values, "compute": {"threads": 1, "device": "auto", "workers": "auto"}}
     study = Study.load(write_study(values))
-    monkeypatch.setattr(runner.subject, "device_names", lambda device: ["cpu:0", "cpu:1"])
+    monkeypatch.setattr(subject, "device_names", lambda device: ["cpu:0", "cpu:1"])
     runner.run(study, only=["activations"])
     found = contents(study, "activations")
     record = runner.inspect(study, ActivationsStage).record

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from affectlens.corpus.texts import EMBEDDED
 from affectlens.errors import DamagedResult, MissingResult, PartFailed, UserError
-from affectlens.run import manifest, runner
+from affectlens.run import runner, verify
+from affectlens.run.workspace import Workspace
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
 from affectlens.study import Study, stage_named
@@ -62,7 +63,9 @@ def test_the_manifest_says_how_a_result_came_about(study):
     assert {"torch", "transformers", "numpy", "python"} <= set(record["versions"])
     assert record["run"]["seconds"] > 0
     assert set(record["files"]) == set(result_bytes(folder))
-    assert manifest.check_files(folder, record["files"], contents=True) == []
+    assert verify.damages(Workspace(study, ActivationsStage), ActivationsStage, contents=True) == []
+    assert verify.strays(Workspace(study, ActivationsStage)) == []
+    assert set(record["inputs"]) == {"corpus"}
     assert not list(folder.parent.glob("*.partial"))
     assert not list(folder.parent.glob("*.locks"))
 
@@ -70,7 +73,7 @@ def test_the_manifest_says_how_a_result_came_about(study):
 def test_killed_runs_resume_to_the_same_bytes(study, undisturbed, tmp_path):
     """``kill -9`` again and again in the middle of caching: finished parts are not repeated."""
     command = [sys.executable, "-m", "affectlens.cli", "run", study.source, "--stage", "activations"]
-    space = runner.Workspace(study, ActivationsStage)
+    space = Workspace(study, ActivationsStage)
     finished: dict[str, int] = {}
     for wanted in (1, 3, 4):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -109,7 +112,7 @@ def test_a_worker_that_waits_for_its_neighbour_is_not_worth_a_word(study):
             assert not told
             heard("waiting", "b")
 
-    runner._share_parts(study, ActivationsStage, (), ["cpu", "cpu"], Pool(), Reporter())
+    runner.Session(study, Pool(), reporter=Reporter()).share(ActivationsStage, (), ["cpu", "cpu"])
     assert told == ["b"], "nobody of this run works: another one does"
 
 

@@ -20,7 +20,7 @@ from affectlens.activations.size import count_tokens
 from affectlens.cli import app
 from affectlens.errors import UserError
 from affectlens.model.subject import load_tokenizer
-from affectlens.run import runner, verify
+from affectlens.run import parts, runner, verify
 from affectlens.run.workspace import Workspace, standing
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
@@ -261,7 +261,7 @@ def test_a_model_changed_behind_the_same_path_is_noticed(
 
     with monkeypatch.context() as patch:
         patch.setattr(ActivationsStage, "run_part", run_part)
-        with pytest.raises(UserError, match=r"model`?\.?.*: the model's files have changed since the run began"):
+        with pytest.raises(UserError, match=r"the model's files .* changed since the run began"):
             cached(study)
     assert Workspace(study, ActivationsStage).finished() == ["00000", "00001"]
     changed = Study.load(write_study(study_values))
@@ -329,10 +329,10 @@ def test_the_order_of_parts_changes_no_byte(study, undisturbed):
     study.config.cache.rename(study.config.cache.with_name("undisturbed"))
     cached_corpus = runner.run(study, only=["corpus"])
     assert cached_corpus[0].state == "computed"
-    parts = list(runner.parts_of(study, ActivationsStage))
-    random.Random(0).shuffle(parts)
-    for part in parts:
-        runner.claim_parts(study, ActivationsStage, {part.name}, "cpu")
+    shuffled = list(runner.parts_of(study, ActivationsStage))
+    random.Random(0).shuffle(shuffled)
+    for part in shuffled:
+        parts.claim(study, ActivationsStage, {part.name}, "cpu")
     assert result_bytes(cached(study)["activations"].folder) == undisturbed
 
 

@@ -16,7 +16,15 @@ from typing import Annotated, Any
 import typer
 
 from affectlens import __version__
-from affectlens.errors import ConfigError, DamagedResult, MissingResult, UserError
+from affectlens.errors import (
+    ConfigError,
+    DamagedResult,
+    MissingResult,
+    UserError,
+    is_out_of_memory,
+    of_the_world,
+    reason,
+)
 
 app = typer.Typer(
     name="affectlens",
@@ -430,14 +438,11 @@ def _one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("affectlens: interrupted; finished parts are kept, run the same command to go on", file=sys.stderr)
         raise SystemExit(130) from None
-    except OSError as error:
-        if os.environ.get("AFFECTLENS_DEBUG"):
+    except Exception as error:
+        if not of_the_world(error) or os.environ.get("AFFECTLENS_DEBUG"):
             raise
-        where = f" ({error.filename})" if error.filename else ""
-        print(
-            f"affectlens: {error.strerror or error}{where}; finished parts are kept, put it right and run again",
-            file=sys.stderr,
-        )
+        remedy = "use fewer --workers or smaller batches" if is_out_of_memory(error) else "put it right"
+        print(f"affectlens: {reason(error)}; finished parts are kept, {remedy} and run again", file=sys.stderr)
         raise SystemExit(1) from None
 
 

@@ -79,13 +79,8 @@ def reason(error: BaseException) -> str:
         return str(error)
     if is_out_of_memory(error):
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return f"memory ran out ({said[:200]})"
-    filename = getattr(error, "filename", None)
-    match = NATIVE_ERRNO.search(str(error))
-    if isinstance(error, OSError) and error.strerror and not match:
-        return error.strerror
-    if match:
-        number = int(next(group for group in match.groups() if group))
-        where = f" ({filename})" if filename else ""
-        return f"{os.strerror(number)}{where}"
+        return said if said.startswith("memory ran out") else f"memory ran out ({said[:200]})"
+    fault = as_os_error(error, "")
+    if fault is not None and fault.strerror:
+        return fault.strerror + (f" ({fault.filename})" if fault.filename else "")
     return (str(error).strip() or type(error).__name__).splitlines()[0]

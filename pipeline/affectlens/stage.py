@@ -136,7 +136,7 @@ class Stage(ABC, Generic[C, A]):
         needs: names of the stages whose results it reads.
         reads_model: whether the identity and settings of the model enter the fingerprint directly.
         seeded: whether the study's seed enters the fingerprint.
-        resumes_parts: whether an unfinished part's folder is handed to ``run_part`` again as it was left (checkpoints).
+        checkpoint: name of what an interrupted part leaves in its folder for the next run; empty: parts begin anew.
         keeps_parts: whether ``parts/`` stays in the result (because the parts *are* the result, or cost hours, so that
             a damaged merge must not cost them).
         uploads: whether Weights & Biases may be given the files, and not only where they lie.
@@ -154,7 +154,7 @@ class Stage(ABC, Generic[C, A]):
     seeded: ClassVar[bool] = False
     keeps_parts: ClassVar[bool] = False
     uploads: ClassVar[bool] = True
-    resumes_parts: ClassVar[bool] = False
+    checkpoint: ClassVar[str] = ""
     unit: ClassVar[str] = "parts"
     headline: ClassVar[tuple[tuple[str, str], ...]] = ()
     tables: ClassVar[tuple[Table, ...]] = ()
@@ -225,7 +225,7 @@ class Stage(ABC, Generic[C, A]):
     def run_part(self, part: Part, out: Path, progress: Progress) -> None:
         """Do one slice and write it into ``out``, which becomes visible only when this returns.
 
-        ``out`` is empty, unless the stage resumes parts: then it may hold what an interrupted run left there.
+        ``out`` is empty, but for the stage's ``checkpoint`` if an interrupted run left one there.
         """
 
     @abstractmethod

@@ -24,6 +24,7 @@ from affectlens.config import validate
 from affectlens.errors import UserError
 from affectlens.run import runner
 from affectlens.run.observer import Observer
+from affectlens.run.workspace import Workspace
 from affectlens.study import Study, StudyConfig, stage_named
 
 WRITE_EVERY_S = 2.0
@@ -94,7 +95,7 @@ class Job:
                 f"stage `{self.stage}`: its inputs are not those of the submission; the texts, the model or the "
                 "program changed, or this node sees other files; submit again"
             )
-        if runner.Workspace(study, stage).complete:
+        if Workspace(study, stage).complete:
             return
         every = runner.parts_of(study, stage)
         if self.task.parts is None:

@@ -14,7 +14,7 @@ from affectlens import plan
 from affectlens.cluster import ledger, slurm
 from affectlens.cluster.ledger import Entry
 from affectlens.cluster.slurm import FAILED, JobState
-from affectlens.run.workspace import Workspace, inspect
+from affectlens.run.workspace import Workspace
 from affectlens.stage import Part
 from affectlens.study import STAGES, Study
 
@@ -81,7 +81,7 @@ def of_study(study: Study) -> dict[str, Progress]:
             ledger.folder(study, stage),
             ledger.parts_of(study, stage, known),
             {job: states[job] for job in _ids(entries[stage.name]) if job in states},
-            inspect(study, stage).failures,
+            Workspace(study, stage).failures(),
             stage.unit,
         )
         for stage in open_stages
@@ -111,7 +111,7 @@ def of_stage(
         unit: of the parts' sizes.
     """
     done = set(space.finished())
-    running = [name for name in busy(space) if name not in done]
+    running = [name for name in space.busy() if name not in done]
     beats = {job: beat for job in states if states[job].state == "RUNNING" and (beat := heartbeat(folder, job))}
     rate = sum(beat["rate"] for beat in beats.values())
     notes = [f"part {name}: {error}" for name, error in failures.items()]
@@ -145,16 +145,6 @@ def time_left(
         max(0.0, beat["done"] - sum(sizes.get(name, 0.0) for name in beat["parts"] if name in over)) for beat in beats
     )
     return max(0.0, sum(sizes.values()) - finished - begun) / rate
-
-
-def busy(space: Workspace) -> list[str]:
-    """Parts whose lock is held, that is, on which a living process is working."""
-    found = []
-    for path in sorted(space.locks.glob("part-*.lock")):
-        with space.lock(path.stem, wait=False) as free:
-            if not free:
-                found.append(path.stem.removeprefix("part-"))
-    return found
 
 
 def heartbeat(folder: Path, job: str) -> dict[str, Any] | None:

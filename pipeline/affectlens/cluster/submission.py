@@ -21,7 +21,7 @@ from affectlens.plan import outlook
 from affectlens.run import manifest
 from affectlens.run.observer import Observer
 from affectlens.run.runner import needed_for
-from affectlens.run.workspace import Workspace, inspect
+from affectlens.run.workspace import Workspace
 from affectlens.stage import Outlook
 from affectlens.study import Study
 
@@ -114,7 +114,7 @@ def _found(study: Study, stage: AnyStage, known: Outlook, states: Mapping[str, J
         parts=None if parts is None else tuple(part.name for part in parts),
         size=None if parts is None else sum(part.size for part in parts),
         done=frozenset(space.finished()),
-        failures=inspect(study, stage).failures,
+        failures=Workspace(study, stage).failures(),
         tasks={job: names for job, names in entry.tasks.items() if job in alive} if entry else {},
         merge=entry.merge if entry and entry.merge in alive else None,
     )

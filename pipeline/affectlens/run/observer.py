@@ -1,16 +1,40 @@
-"""Who may watch a study from outside, such as experiment tracking; a watcher that fails never stops the study."""
+"""Who may watch a study: the person in front of it, and experiment tracking, which can never stop it."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from affectlens.stage import Metrics, Stage
 from affectlens.study import Study
 
 _log = logging.getLogger("affectlens.run")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one stage ended."""
+
+    stage: str
+    state: Literal["cached", "computed"]
+    folder: Path
+    seconds: float
+    metrics: Metrics
+
+
+class Reporter:
+    """What a caller may want to know while a study runs. This one stays silent."""
+
+    def stage_started(self, stage: str, total: float, done: float, unit: str) -> None: ...
+
+    def advanced(self, units: float) -> None: ...
+
+    def waiting(self, message: str) -> None: ...
+
+    def stage_ended(self, outcome: Outcome) -> None: ...
 
 
 class Observer:

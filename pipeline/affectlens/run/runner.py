@@ -1,57 +1,45 @@
 """Runs a study: which stages, which parts, in which process, and what is left on disk at any moment.
 
 A result is built in ``<fingerprint>.partial/`` and renamed when it is complete. Below it, ``parts/<name>/`` appears by
-rename too, when that part is complete, so killing a run at any moment loses at most the parts in progress. Locks
-are held by living processes only: two runners on one cache share the parts instead of repeating them.
+rename too, when that part is complete, so killing a run at any moment loses at most the parts in progress. What a stage
+reads is compared with its checksums before it is used, and damage is repaired by computing just that again.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import time
-import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from affectlens import results
-from affectlens.disk import require_space
-from affectlens.errors import DamagedResult, MissingResult, PartFailed, UserError
-from affectlens.files import write_json
+from affectlens.errors import DamagedResult, MissingResult, PartFailed, UnreadableResult, UserError
+from affectlens.files import remove_leftovers, sync_folder, write_json
 from affectlens.model import subject
-from affectlens.run import manifest, verify
-from affectlens.run.observer import Guarded, Observer
+from affectlens.run import manifest, parts, verify
+from affectlens.run.manifest import Began
+from affectlens.run.observer import Guarded, Observer, Outcome, Reporter
+from affectlens.run.parts import open_results, parts_of
 from affectlens.run.workers import Send, Workers, WorkersDied
-from affectlens.run.workspace import AnyStage, Workspace, inspect
-from affectlens.stage import Metrics, Part, Stage
+from affectlens.run.workspace import PARTS, AnyStage, Workspace, inspect, remove
+from affectlens.stage import Part
 from affectlens.study import STAGES, Study, stage_named
 
+__all__ = [
+    "Mode",
+    "Outcome",
+    "Reporter",
+    "inspect",
+    "merge_parts",
+    "needed_for",
+    "open_results",
+    "parts_of",
+    "run",
+    "run_parts",
+]
+
 Mode = Literal["cached", "retry", "force", "read-only"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one stage ended."""
-
-    stage: str
-    state: Literal["cached", "computed"]
-    folder: Path
-    seconds: float
-    metrics: Metrics
-
-
-class Reporter:
-    """What a caller may want to know while a study runs. This one stays silent."""
-
-    def stage_started(self, stage: str, total: float, done: float, unit: str) -> None: ...
-
-    def advanced(self, units: float) -> None: ...
-
-    def waiting(self, message: str) -> None: ...
-
-    def stage_ended(self, outcome: Outcome) -> None: ...
 
 
 def needed_for(names: Sequence[str]) -> list[AnyStage]:
@@ -91,92 +79,15 @@ def run(
     Raises:
         UserError: see the subclasses in ``affectlens.errors``. Finished parts stay finished.
     """
-    reporter, observer = reporter or Reporter(), Guarded(observer or Observer())
-    outcomes = []
     with Workers(_work) as pool:
+        session = Session(study, pool, mode, workers, reporter or Reporter(), Guarded(observer or Observer()))
         for stage in needed_for(only):
-            forced = mode == "force" and (not only or stage.name in only)
-            outcome = _run_stage(study, stage, mode, forced, workers, pool, reporter, observer)
-            reporter.stage_ended(outcome)
-            outcomes.append(outcome)
-    return outcomes
-
-
-def open_results(study: Study, names: Sequence[str]) -> dict[str, Any]:
-    """Opened results by stage name.
-
-    Raises:
-        MissingResult: one of them is not finished.
-    """
-    opened = {}
-    for name in names:
-        stage = stage_named(name)
-        space = Workspace(study, stage)
-        if not space.complete:
-            raise MissingResult(f"stage `{name}` has no result in {space.final}; run `affectlens run {study.source}`")
-        opened[name] = stage.open(space.final)
-    return opened
-
-
-def _run_stage(
-    study: Study,
-    stage: AnyStage,
-    mode: Mode,
-    forced: bool,
-    workers: int | str | None,
-    pool: Workers,
-    reporter: Reporter,
-    observer: Observer,
-) -> Outcome:
-    space = Workspace(study, stage)
-    if forced:
-        with space.lock("finish", wait=True):
-            space.discard()
-    elif _sound(space, stage, mode, reporter) and space.complete:
-        return _outcome(study, stage, False, observer)
-    if mode == "read-only":
-        raise MissingResult(
-            f"stage `{stage.name}` has no finished result in {space.final}; leave out --mode read-only to compute it"
-        )
-    started = time.time()
-    parts = parts_of(study, stage)
-    _refuse_failures(space, stage, parts, mode)
-    observer.stage_started(study, stage)
-    try:
-        devices = _run_parts(study, stage, parts, workers, pool, _Both(reporter, observer))
-        merged = _finish(study, stage, devices, started, reporter)
-    except BaseException as error:
-        observer.stage_failed(study, stage, error)
-        raise
-    return _outcome(study, stage, merged, observer)
-
-
-class _Both(Reporter):
-    """Units of work go to the observer, too."""
-
-    def __init__(self, reporter: Reporter, observer: Observer) -> None:
-        self.stage_started = reporter.stage_started
-        self.waiting = reporter.waiting
-        self._reporter = reporter
-        self._observer = observer
-
-    def advanced(self, units: float) -> None:
-        self._reporter.advanced(units)
-        self._observer.advanced(units)
-
-
-def parts_of(study: Study, stage: AnyStage) -> Sequence[Part]:
-    """The parts of a stage whose needs are finished.
-
-    Raises:
-        MissingResult: one of its needs is not.
-    """
-    _make_folder(Workspace(study, stage).parts)
-    return _build(study, stage, device="cpu").parts()
+            session.bring_up(stage, forced=mode == "force" and (not only or stage.name in only))
+        return [session.outcomes[stage.name] for stage in needed_for(only)]
 
 
 def run_parts(
-    study: Study, stage: AnyStage, parts: Sequence[Part], *, workers: int | str | None, reporter: Reporter
+    study: Study, stage: AnyStage, some: Sequence[Part], *, workers: int | str | None, reporter: Reporter
 ) -> None:
     """Do some of the parts of a stage; :func:`merge_parts` makes a result of all of them.
 
@@ -185,7 +96,7 @@ def run_parts(
         UserError: the world was wrong.
     """
     with Workers(_work) as pool:
-        _run_parts(study, stage, parts, workers, pool, reporter)
+        Session(study, pool, workers=workers, reporter=reporter).compute(stage, some)
 
 
 def merge_parts(
@@ -206,107 +117,24 @@ def merge_parts(
     space = Workspace(study, stage)
     if space.complete:
         return
-    parts = parts_of(study, stage)
-    missing = [part.name for part in parts if not space.done(part)]
+    every = parts_of(study, stage)
+    missing = [part.name for part in every if not space.done(part)]
     if missing:
         raise MissingResult(
-            f"stage `{stage.name}`: {len(missing)} of {len(parts)} parts are missing, first {missing[0]}; submit again "
+            f"stage `{stage.name}`: {len(missing)} of {len(every)} parts are missing, first {missing[0]}; submit again "
             "with --mode retry"
         )
-    runs = [manifest.read_part(space.parts / part.name)["run"] for part in parts]
-    started = min((manifest.started(run) for run in runs), default=time.time())
+    runs = [manifest.read_part(space.parts / part.name)["run"] for part in every]
+    began = min((Began.of(run) for run in runs), key=lambda each: each.wall, default=Began.now())
     # A merge may run where there is no accelerator, whatever the parts were computed on.
     device = "cpu" if study.config.compute.device == "cpu" else subject.device_names("auto")[0]
-    if _finish(study, stage, [device] * workers, started, reporter):
-        _outcome(study, stage, True, Guarded(observer or Observer()))
+    with Workers(_work) as pool:
+        session = Session(study, pool, reporter=reporter, observer=Guarded(observer or Observer()))
+        if session.finish(stage, [device] * workers, began):
+            session.outcome(stage, computed=True)
 
 
-def _run_parts(
-    study: Study,
-    stage: AnyStage,
-    parts: Sequence[Part],
-    workers: int | str | None,
-    pool: Workers,
-    reporter: Reporter,
-) -> list[str]:
-    """Do these parts; returns the device of each worker."""
-    space = Workspace(study, stage)
-    devices = _devices(study, workers, len(parts))
-    names = frozenset(part.name for part in parts)
-    reporter.stage_started(
-        stage.name,
-        total=sum(part.size for part in parts),
-        done=sum(part.size for part in parts if space.done(part)),
-        unit=stage.unit,
-    )
-    if len(devices) > 1:
-        _share_parts(study, stage, names, devices, pool, reporter)
-    else:
-        claim_parts(study, stage, names, devices[0], progress=reporter.advanced, waiting=reporter.waiting)
-    _report_failures(space, stage, parts)
-    return devices
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cache: {folder} cannot be made ({error.strerror}); set `cache:` to a writable folder"
-        ) from None
-
-
-def _sound(space: Workspace, stage: AnyStage, mode: Mode, reporter: Reporter) -> bool:
-    """Whether what is there, finished or not, is there in full length; what is not makes room to be computed again."""
-    if space.complete:
-        _drop_merged_parts(space, stage)  # a run killed right after its merge leaves them behind
-    damaged = verify.damages(space, stage, contents=False)
-    if damaged and mode == "read-only":
-        raise DamagedResult(f"stage `{stage.name}`: {damaged[0]}; leave out --mode read-only to compute it anew")
-    if damaged:
-        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
-        reporter.waiting(f"{stage.name}: {damaged[0]}{more}; computing just that again")
-        verify.set_aside(space, stage, contents=False)
-    return not damaged
-
-
-def _outcome(study: Study, stage: AnyStage, computed: bool, observer: Observer) -> Outcome:
-    state = inspect(study, stage)
-    assert state.record is not None
-    observer.stage_finished(study, stage, state.record, state.metrics, state.folder, computed=computed)
-    seconds = state.record["run"]["seconds"]
-    return Outcome(stage.name, "computed" if computed else "cached", state.folder, seconds, state.metrics)
-
-
-def _build(study: Study, stage: AnyStage, device: str) -> Stage[Any, Any]:
-    return stage(study.section(stage), study.setting(device), open_results(study, stage.needs))
-
-
-def _refuse_failures(space: Workspace, stage: AnyStage, parts: Sequence[Part], mode: Mode) -> None:
-    failed = {part.name: space.failure(part) for part in parts if space.failure(part)}
-    if not failed:
-        return
-    if mode in {"retry", "force"}:
-        shutil.rmtree(space.failed)
-        return
-    name, error = next(iter(failed.items()))
-    raise PartFailed(
-        f"stage `{stage.name}`: part {name} failed in an earlier run ({error}); remove the cause and run with "
-        f"--mode retry (traceback: {space.failed / name}.json)"
-    )
-
-
-def _report_failures(space: Workspace, stage: AnyStage, parts: Sequence[Part]) -> None:
-    failed = {part.name: space.failure(part) for part in parts if space.failure(part)}
-    if failed:
-        name, error = next(iter(failed.items()))
-        raise PartFailed(
-            f"stage `{stage.name}`: {len(failed)} of {len(parts)} parts failed, first {name} ({error}); the others are "
-            f"kept; remove the cause and run with --mode retry (traceback: {space.failed / name}.json)"
-        )
-
-
-def _devices(study: Study, workers: int | str | None, parts: int) -> list[str]:
+def _devices(study: Study, workers: int | str | None, count: int) -> list[str]:
     """The device of each worker: accelerators one each, the processor as often as asked."""
     compute = study.config.compute
     wanted = compute.workers if workers is None else workers
@@ -314,143 +142,12 @@ def _devices(study: Study, workers: int | str | None, parts: int) -> list[str]:
     names = ["cpu"] if compute.device == "cpu" else subject.device_names(compute.device)
     if wanted == "auto":
         wanted = len(names) if names[0] != "cpu" else max(1, (os.cpu_count() or 1) // compute.threads)
-    count = max(1, min(int(wanted), parts))
-    return [names[index % len(names)] for index in range(count)]
-
-
-def _set_threads(count: int) -> None:
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    torch.set_num_threads(count)
-    threadpool_limits(count)
-
-
-def claim_parts(
-    study: Study,
-    stage: AnyStage,
-    names: Collection[str],
-    device: str,
-    *,
-    progress: Callable[[float], None] = lambda units: None,
-    waiting: Callable[[str], None] = lambda message: None,
-) -> None:
-    """Work on whichever of the named parts nobody else is working on, until each is done or has failed."""
-    _set_threads(study.config.compute.threads)
-    space = Workspace(study, stage)
-    built = _build(study, stage, device)
-    parts = [part for part in built.parts() if part.name in names]
-    require_space(space.parts, built.disk_bytes([part for part in parts if not space.done(part)]), stage.name)
-    told = False
-    while not space.complete:
-        pending = [part for part in parts if not space.done(part) and space.failure(part) is None]
-        if not pending:
-            return
-        worked = False
-        for part in pending:
-            with space.lock(f"part-{part.name}", wait=False) as mine:
-                # In this order: parts leave their place only after the result has taken its own.
-                if mine and not space.done(part) and not space.complete and space.failure(part) is None:
-                    _run_part(study, space, built, part, progress)
-                    worked = True
-        if not worked:
-            if not told:
-                count = "a part" if len(pending) == 1 else f"{len(pending)} parts"
-                waiting(f"{stage.name}: waiting for {count} that another run is working on")
-                told = True
-            time.sleep(0.2)
-
-
-def _run_part(
-    study: Study, space: Workspace, built: Stage[Any, Any], part: Part, progress: Callable[[float], None]
-) -> None:
-    building = space.parts / f"{part.name}.building"
-    if not built.resumes_parts:
-        shutil.rmtree(building, ignore_errors=True)
-    _make_folder(building)
-    started = time.time()
-    try:
-        built.run_part(part, building, progress)
-        study.require_same_inputs(type(built))
-    except (UserError, OSError, MemoryError):
-        # The world was wrong, not the part: nothing is remembered against it, and the next run tries again.
-        raise
-    except Exception as error:
-        space.failed.mkdir(exist_ok=True)
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        write_json(space.failed / f"{part.name}.json", {"error": reason, "traceback": traceback.format_exc()})
-        return
-    files = manifest.hash_files(building)
-    record = {
-        "files": files,
-        "sizes": verify.sizes(building, files),
-        "run": manifest.circumstances(started, built.setting.device, built.setting.threads),
-    }
-    write_json(building / "part.json", record)
-    os.replace(building, space.parts / part.name)
-
-
-def _finish(study: Study, stage: AnyStage, devices: Sequence[str], started: float, reporter: Reporter) -> bool:
-    """Merge the parts; returns whether this process did."""
-    space = Workspace(study, stage)
-    with space.lock("finish", wait=False) as mine:
-        if not mine:
-            reporter.waiting(f"{stage.name}: waiting for another run that is merging the parts")
-    with space.lock("finish", wait=True):
-        merges = not space.complete
-        if merges:
-            _merge(study, stage, space, devices, started)
-    shutil.rmtree(space.locks, ignore_errors=True)
-    return merges
-
-
-def _merge(study: Study, stage: AnyStage, space: Workspace, devices: Sequence[str], started: float) -> None:
-    _set_threads(study.config.compute.threads)
-    built = _build(study, stage, devices[0])
-    parts = {part.name: space.parts / part.name for part in built.parts()}
-    for leftover in space.partial.iterdir():
-        if leftover != space.parts:
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    records = {name: manifest.read_part(folder) for name, folder in parts.items()}
-    metrics = built.finish(parts, space.partial)
-    missing = {table.name for table in stage.tables} - set(results.names(space.partial))
-    if missing:
-        raise RuntimeError(f"stage `{stage.name}` declares tables that it did not write: {', '.join(sorted(missing))}")
-    write_json(space.partial / manifest.METRICS, metrics)
-    files = _files(space, records, stage.keeps_parts)
-    record = {
-        **study.provenance(stage),
-        "fingerprint": study.fingerprint(stage),
-        "files": files,
-        "sizes": verify.sizes(space.partial, files),
-        "parts": {name: part["run"] for name, part in records.items()},
-        "run": manifest.circumstances(started, devices[0], study.config.compute.threads),
-        "workers": len(devices),
-        "versions": manifest.versions(),
-        "git": manifest.git_revision(),
-    }
-    write_json(space.partial / manifest.NAME, record)
-    os.replace(space.partial, space.final)
-    _drop_merged_parts(space, stage)
-
-
-def _drop_merged_parts(space: Workspace, stage: AnyStage) -> None:
-    if not stage.keeps_parts:
-        shutil.rmtree(space.final / "parts", ignore_errors=True)
-
-
-def _files(space: Workspace, records: Mapping[str, Any], keeps_parts: bool) -> dict[str, str]:
-    """Hashes of everything in the result; those of parts were taken when the parts were written."""
-    found = manifest.hash_files(space.partial, skip="parts")
-    if keeps_parts:
-        for part, record in records.items():
-            found |= {f"parts/{part}/{name}": sha for name, sha in record["files"].items()}
-    return found
+    return [names[index % len(names)] for index in range(max(1, min(int(wanted), count)))]
 
 
 def _work(study: Study, stage: str, names: Collection[str], device: str, send: Send) -> None:
     """One worker's share of a stage."""
-    claim_parts(
+    parts.claim(
         study,
         stage_named(stage),
         names,
@@ -460,28 +157,203 @@ def _work(study: Study, stage: str, names: Collection[str], device: str, send: S
     )
 
 
-def _share_parts(
-    study: Study,
-    stage: AnyStage,
-    names: Collection[str],
-    devices: Sequence[str],
-    pool: Workers,
-    reporter: Reporter,
-) -> None:
-    """Let several processes work on a stage, one device each."""
-    idle = 0
+@dataclass
+class Session:
+    """One call of :func:`run`: who works, who is told, and what has been brought up to date."""
 
-    def heard(kind: str, value: Any) -> None:
-        nonlocal idle
-        # A worker that waits for another of this run is nobody's concern; that all of them wait is.
-        idle += kind == "waiting"
-        if kind != "waiting" or idle == len(devices):
-            getattr(reporter, kind)(value)
+    study: Study
+    pool: Workers
+    mode: Mode = "cached"
+    workers: int | str | None = None
+    reporter: Reporter = field(default_factory=Reporter)
+    observer: Observer = field(default_factory=Observer)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
 
-    try:
-        pool.run([(study, stage.name, names, device) for device in devices], heard)
-    except WorkersDied as error:
-        raise UserError(
-            f"stage `{stage.name}`: {error}; finished parts are kept, run again, with fewer --workers if memory is "
-            "short"
-        ) from None
+    def bring_up(self, stage: AnyStage, *, forced: bool = False) -> None:
+        """Make sure that the stage's result is there; its needs have been brought up before."""
+        space = Workspace(self.study, stage)
+        if forced:
+            with space.lock("finish", wait=True):
+                if busy := space.busy():
+                    raise UserError(
+                        f"stage `{stage.name}`: another run is working on {len(busy)} of its parts, first {busy[0]}; "
+                        "end that run, or leave out --mode force to share the work with it"
+                    )
+                space.discard()
+        elif self.sound(stage) and space.complete:
+            space.clear_locks()  # a run killed right after its merge leaves them behind, and merged parts too
+            _drop_merged_parts(space, stage)
+            self.outcome(stage, computed=False)
+            return
+        if self.mode == "read-only":
+            raise MissingResult(
+                f"stage `{stage.name}` has no finished result in {space.final}; leave out --mode read-only to compute "
+                "it"
+            )
+        for name in stage.needs:
+            # What is read is compared byte by byte, and computed again if it is not what was written.
+            if not self.sound(stage_named(name), contents=True):
+                self.bring_up(stage_named(name))
+        began = Began.now()
+        every = parts_of(self.study, stage)
+        failed = space.failures()
+        if failed and self.mode in {"retry", "force"}:
+            shutil.rmtree(space.failed)
+        elif failed:
+            name, error = next(iter(failed.items()))
+            raise PartFailed(
+                f"stage `{stage.name}`: part {name} failed in an earlier run ({error}); remove the cause and run with "
+                f"--mode retry (traceback: {space.failed / name}.json)"
+            )
+        self.observer.stage_started(self.study, stage)
+        try:
+            devices = self.compute(stage, every)
+            merged = self.finish(stage, devices, began)
+        except BaseException as error:
+            self.observer.stage_failed(self.study, stage, error)
+            raise
+        self.outcome(stage, computed=merged)
+
+    def sound(self, stage: AnyStage, *, contents: bool = False) -> bool:
+        """Whether what is there is what was written; what is not makes room to be computed again.
+
+        Args:
+            stage: whose result, finished or not.
+            contents: compare checksums, remembered for large files that were not touched since; otherwise lengths.
+        """
+        space = Workspace(self.study, stage)
+        faults = verify.damages(space, stage, contents=contents, digest=self.study.digests.file)
+        unreadable = next((fault for fault in faults if not fault.certain), None)
+        if unreadable is not None:
+            raise UnreadableResult(f"stage `{stage.name}`: {unreadable}; put that right and run again")
+        if faults and self.mode == "read-only":
+            raise DamagedResult(f"stage `{stage.name}`: {faults[0]}; leave out --mode read-only to compute it anew")
+        if faults:
+            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+            self.reporter.waiting(f"{stage.name}: {faults[0]}{more}; computing just that again")
+            verify.set_aside(space, stage, contents=contents)
+        return not faults
+
+    def outcome(self, stage: AnyStage, *, computed: bool) -> None:
+        """Tell everybody that the result is there."""
+        state = inspect(self.study, stage)
+        if state.record is None:
+            raise DamagedResult(f"stage `{stage.name}`: {next(iter(state.failures.values()), 'gone')}; run again")
+        self.observer.stage_finished(self.study, stage, state.record, state.metrics, state.folder, computed=computed)
+        seconds = state.record["run"]["seconds"]
+        ended = Outcome(stage.name, "computed" if computed else "cached", state.folder, seconds, state.metrics)
+        self.outcomes[stage.name] = ended
+        self.reporter.stage_ended(ended)
+
+    def compute(self, stage: AnyStage, some: Sequence[Part]) -> list[str]:
+        """Do these parts; returns the device of each worker."""
+        space = Workspace(self.study, stage)
+        devices = _devices(self.study, self.workers, len(some))
+        names = frozenset(part.name for part in some)
+        self.reporter.stage_started(
+            stage.name,
+            total=sum(part.size for part in some),
+            done=sum(part.size for part in some if space.done(part)),
+            unit=stage.unit,
+        )
+        if len(devices) > 1:
+            self.share(stage, names, devices)
+        else:
+            parts.claim(self.study, stage, names, devices[0], progress=self.advanced, waiting=self.reporter.waiting)
+        failed = {name: error for name, error in space.failures().items() if name in names}
+        if failed:
+            name, error = next(iter(failed.items()))
+            raise PartFailed(
+                f"stage `{stage.name}`: {len(failed)} of {len(some)} parts failed, first {name} ({error}); the others "
+                f"are kept; remove the cause and run with --mode retry (traceback: {space.failed / name}.json)"
+            )
+        return devices
+
+    def advanced(self, units: float) -> None:
+        self.reporter.advanced(units)
+        self.observer.advanced(units)
+
+    def share(self, stage: AnyStage, names: Collection[str], devices: Sequence[str]) -> None:
+        """Let several processes work on a stage, one device each."""
+        idle = 0
+
+        def receive(kind: str, value: Any) -> None:
+            nonlocal idle
+            if kind == "advanced":
+                self.advanced(value)
+                return
+            # A worker that waits for another of this run is nobody's concern; that all of them wait is.
+            idle += 1
+            if idle == len(devices):
+                self.reporter.waiting(value)
+
+        try:
+            self.pool.run([(self.study, stage.name, names, device) for device in devices], receive)
+        except WorkersDied as error:
+            raise UserError(
+                f"stage `{stage.name}`: {error}; finished parts are kept, run again, with fewer --workers if memory is "
+                "short"
+            ) from None
+
+    def finish(self, stage: AnyStage, devices: Sequence[str], began: Began) -> bool:
+        """Merge the parts, unless another run does; returns whether this one did."""
+        space = Workspace(self.study, stage)
+        with space.lock("finish", wait=False) as mine:
+            if not mine:
+                self.reporter.waiting(f"{stage.name}: waiting for another run that is merging the parts")
+        with space.lock("finish", wait=True):
+            merges = not space.complete
+            if merges:
+                _merge(self.study, stage, space, devices, began)
+        shutil.rmtree(space.locks, ignore_errors=True)
+        return merges
+
+
+def _merge(study: Study, stage: AnyStage, space: Workspace, devices: Sequence[str], began: Began) -> None:
+    parts.set_threads(study.config.compute.threads)
+    inputs = space.need_digests()
+    built = parts.build(study, stage, devices[0])
+    folders = {part.name: space.parts / part.name for part in built.parts()}
+    for leftover in space.partial.iterdir():
+        if leftover != space.parts:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    records = {name: manifest.read_part(folder) for name, folder in folders.items()}
+    metrics = built.finish(folders, space.partial)
+    missing = {table.name for table in stage.tables} - set(results.names(space.partial))
+    if missing:
+        raise RuntimeError(f"stage `{stage.name}` declares tables that it did not write: {', '.join(sorted(missing))}")
+    study.require_same_inputs(stage)
+    write_json(space.partial / manifest.METRICS, metrics)
+    for path in space.parts.iterdir():
+        if path.name not in folders:  # what a run of other workers, or a killed one, left beside the parts
+            shutil.rmtree(path)
+    remove_leftovers(space.partial)
+    files = manifest.seal_files(space.partial, skip=PARTS)
+    if stage.keeps_parts:  # their hashes were taken when they were written
+        for part, record in records.items():
+            files |= {f"{PARTS}/{part}/{name}": sha for name, sha in record["files"].items()}
+    manifest.write(
+        space.partial,
+        {
+            **study.provenance(stage),
+            "fingerprint": study.fingerprint(stage),
+            "files": files,
+            "sizes": verify.sizes(space.partial, files),
+            "inputs": inputs,
+            "parts": {name: part["run"] for name, part in records.items()},
+            "run": manifest.circumstances(began, devices[0], study.config.compute.threads),
+            "workers": len(devices),
+            "versions": manifest.versions(),
+            "git": manifest.git_revision(),
+        },
+    )
+    remove(space.final)  # a folder that has lost its manifest is no result
+    os.replace(space.partial, space.final)
+    sync_folder(space.final.parent)
+    _drop_merged_parts(space, stage)
+    study.digests.remember({path: files[name] for name in files if (path := space.final / name).is_file()})
+
+
+def _drop_merged_parts(space: Workspace, stage: AnyStage) -> None:
+    if not stage.keeps_parts:
+        shutil.rmtree(space.final / PARTS, ignore_errors=True)

@@ -1,16 +1,22 @@
-"""Local worker processes that live as long as a study runs, so that importing torch is paid once and not per stage."""
+"""Local worker processes that live as long as a study runs, so that importing torch is paid once and not per stage.
+
+Why not ``concurrent.futures.ProcessPoolExecutor``: before Python 3.14 it cannot end a task that has begun, so Ctrl-C
+would wait for the parts in progress; its workers outlive a killed parent; it does not say which signal ended a worker.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import queue
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from affectlens.errors import UserError
+from affectlens.errors import UserError, as_os_error, is_out_of_memory, of_the_world, reason
 
 Send = Callable[[str, Any], None]
 """``send(kind, value)``: how a task talks to the parent while it runs."""
@@ -26,8 +32,7 @@ class Workers:
     """A pool of spawned processes; each task of a round goes to a process of its own.
 
     Args:
-        body: importable function ``(*task, send)``. Exceptions of type ``UserError``, ``OSError`` and ``MemoryError``
-            reach the caller; any other kills the worker.
+        body: importable function ``(*task, send)``. What it raises reaches the caller of :meth:`run`.
     """
 
     def __init__(self, body: Callable[..., None]) -> None:
@@ -66,7 +71,7 @@ class Workers:
             receive: called in this process with everything the tasks send.
 
         Raises:
-            UserError: the first that a task raised, after all have ended.
+            Exception: the first that a task raised, after all have ended; its traceback in the worker is a note.
             WorkersDied: processes were killed.
         """
         if self._messages is None:  # a queue brings a helper process along, which a single worker does not need
@@ -93,8 +98,8 @@ class Workers:
         if died:
             code = self._processes[died[0]].exitcode
             self._stop()
-            reason = f"signal {-code}" if code and code < 0 else f"exit status {code}"
-            raise WorkersDied(f"{len(died)} of {len(tasks)} workers died ({reason})")
+            cause = f"signal {-code}" if code and code < 0 else f"exit status {code}"
+            raise WorkersDied(f"{len(died)} of {len(tasks)} workers died ({cause})")
 
     def _start(self) -> None:
         inbox = self._context.Queue()
@@ -122,12 +127,28 @@ def _serve(index: int, body: Callable[..., None], inbox: Any, messages: Any) -> 
             return
         try:
             body(*task, send)
-        except UserError as error:
-            send("ended", error)
-        except (OSError, MemoryError) as error:
-            send("ended", UserError(f"{type(error).__name__}: {error}"))
+        except Exception as error:
+            send("ended", _portable(error))
         else:
             send("ended", None)
+
+
+def _portable(error: Exception) -> Exception:
+    """The same error as the parent can receive it, whatever libraries it has imported."""
+    if isinstance(error, UserError):
+        return error
+    if of_the_world(error):
+        return (
+            MemoryError(reason(error)) if is_out_of_memory(error) else as_os_error(error, "") or OSError(reason(error))
+        )
+    error.add_note(f"In a worker process:\n{''.join(traceback.format_exception(error))}")
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        portable = RuntimeError(f"{type(error).__name__}: {error}")
+        portable.add_note(error.__notes__[-1])
+        return portable
+    return error
 
 
 def _end_with_parent() -> None:

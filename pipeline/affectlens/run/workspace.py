@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -11,20 +10,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from affectlens.errors import DamagedResult
 from affectlens.plan import Standing
 from affectlens.run import manifest
 from affectlens.stage import Metrics, Part, Stage
-from affectlens.study import Study
+from affectlens.study import Study, stage_named
 
 AnyStage = type[Stage[Any, Any]]
+PARTS = "parts"
+BUILDING = ".building"
+"""Suffix of a part's folder while the part is computed."""
 
 
 @dataclass(frozen=True)
 class State:
-    """What the cache holds of one stage."""
+    """What the cache holds of one stage.
+
+    Attributes:
+        state: ``damaged`` is a result whose records are not what was written; the next run repairs it.
+        failures: by part, what it said; of a damaged result, what is wrong, under the name of its stage.
+    """
 
     stage: str
-    state: Literal["done", "failed", "partial", "missing"]
+    state: Literal["done", "failed", "partial", "missing", "damaged"]
     folder: Path
     parts_done: int = 0
     failures: Mapping[str, str] = field(default_factory=dict)
@@ -38,34 +46,67 @@ class Workspace:
     def __init__(self, study: Study, stage: AnyStage) -> None:
         self.final = study.folder(stage)
         self.partial = self.final.with_name(self.final.name + ".partial")
-        self.parts = self.partial / "parts"
+        self.parts = self.partial / PARTS
         self.failed = self.partial / "failed"
         self.locks = self.final.with_name(self.final.name + ".locks")
+        self.needs = {name: study.folder(stage_named(name)) for name in stage.needs}
 
     @property
     def complete(self) -> bool:
         return (self.final / manifest.NAME).is_file()
 
     def done(self, part: Part) -> bool:
-        return (self.parts / part.name / "part.json").is_file()
+        return (self.parts / part.name / manifest.PART).is_file()
 
     def finished(self) -> list[str]:
         """Names of the finished parts. One killed just before its rename has a record, but not its name yet."""
-        return sorted(path.parent.name for path in self.parts.glob("*/part.json") if path.parent.suffix != ".building")
+        records = self.parts.glob(f"*/{manifest.PART}")
+        return sorted(path.parent.name for path in records if path.parent.suffix != BUILDING)
+
+    def failures(self) -> dict[str, str]:
+        """What failed parts said, by their names."""
+        said = {}
+        for path in sorted(self.failed.glob("*.json")):
+            try:
+                said[path.stem] = manifest.read_record(path, {"error": str})["error"]
+            except FileNotFoundError:  # another run has just taken it up again
+                continue
+            except DamagedResult:
+                said[path.stem] = "its record was cut short"
+        return said
 
     def failure(self, part: Part) -> str | None:
-        path = self.failed / f"{part.name}.json"
-        if not path.is_file():
-            return None
-        return json.loads(path.read_text(encoding="utf-8"))["error"]
+        return self.failures().get(part.name) if (self.failed / f"{part.name}.json").exists() else None
+
+    def need_digests(self) -> dict[str, str]:
+        """For each stage that this one reads, one digest of the bytes that lie there now.
+
+        Raises:
+            DamagedResult: a manifest is not what was written.
+        """
+        records = {name: manifest.read(folder) for name, folder in self.needs.items()}
+        return {name: manifest.content_digest(record) for name, record in records.items() if record is not None}
 
     def discard(self) -> None:
         """Forget everything about this result. The folder leaves its name first, so no reader sees half of it."""
-        for folder in (self.final, self.partial):
-            if folder.exists():
-                doomed = folder.with_name(f"{folder.name}.discarded-{os.getpid()}")
-                os.replace(folder, doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
+        remove(self.final)
+        remove(self.partial)
+
+    def busy(self) -> list[str]:
+        """Parts whose lock is held, that is, on which a living process is working."""
+        held = []
+        for path in sorted(self.locks.glob("part-*.lock")):
+            with self.lock(path.stem, wait=False) as free:
+                if not free:
+                    held.append(path.stem.removeprefix("part-"))
+        return held
+
+    def clear_locks(self) -> None:
+        """Remove the lock files of a finished result, unless somebody is at it."""
+        if self.locks.is_dir():
+            with self.lock("finish", wait=False) as mine:
+                if mine:
+                    shutil.rmtree(self.locks, ignore_errors=True)
 
     @contextmanager
     def lock(self, name: str, *, wait: bool) -> Iterator[bool]:
@@ -88,6 +129,15 @@ class Workspace:
             lock.release()
 
 
+def remove(folder: Path) -> None:
+    """Delete a folder. It leaves its name first: nobody takes what is left of it for whole."""
+    if folder.exists():
+        doomed = folder.with_name(f"{folder.name}.discarded-{os.getpid()}{BUILDING}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(folder, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
 def standing(study: Study, stage: AnyStage) -> Standing:
     """What is there of a stage, as plans want it."""
     space = Workspace(study, stage)
@@ -95,16 +145,22 @@ def standing(study: Study, stage: AnyStage) -> Standing:
 
 
 def inspect(study: Study, stage: AnyStage) -> State:
-    """The state of one stage, from the cache alone."""
+    """The state of one stage, from the cache alone.
+
+    Raises:
+        UnreadableResult: a record cannot be read.
+    """
     space = Workspace(study, stage)
-    record = manifest.read(space.final)
-    if record is not None:
-        metrics = json.loads((space.final / manifest.METRICS).read_text(encoding="utf-8"))
+    if space.final.is_dir():
+        try:
+            record = manifest.read(space.final)
+            if record is None:
+                raise DamagedResult(f"{space.final / manifest.NAME} is gone")
+            metrics = manifest.read_metrics(space.final)
+        except DamagedResult as error:
+            return State(stage.name, "damaged", space.final, 0, {stage.name: str(error)})
         return State(stage.name, "done", space.final, len(record["parts"]), {}, record, metrics)
     if not space.partial.is_dir():
         return State(stage.name, "missing", space.final)
-    done = len(space.finished())
-    failures = {
-        path.stem: json.loads(path.read_text(encoding="utf-8"))["error"] for path in space.failed.glob("*.json")
-    }
-    return State(stage.name, "failed" if failures else "partial", space.partial, done, failures)
+    failures = space.failures()
+    return State(stage.name, "failed" if failures else "partial", space.partial, len(space.finished()), failures)

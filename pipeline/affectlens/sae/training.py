@@ -7,7 +7,6 @@ interrupted ends with the bytes of one that is not.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from affectlens.files import write_safetensors
 from affectlens.sae import kernels_relu as relu
 from affectlens.sae import kernels_topk as topk
 from affectlens.sae.architectures import normalise_decoder, project_decoder_gradient
@@ -192,8 +192,6 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint; the file is whole or absent at any moment."""
-        from safetensors.torch import save_file
-
         tensors = {f"sae.{name}": value for name, value in self.sae.state_dict().items()}
         for name, parameter in self.sae.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
@@ -201,12 +199,8 @@ class Trainer:
         tensors["silent"] = self.at.silent
         facts = {"step": self.at.step, "smallest": self.at.smallest, "curve": self.at.curve}
         path.parent.mkdir(exist_ok=True)
-        building = path.with_suffix(".building")
         contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        save_file(contiguous, building, metadata={"position": json.dumps(facts)})
-        with building.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        os.replace(building, path)
+        write_safetensors(path, contiguous, {"position": json.dumps(facts)})
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint of the same recipe."""

@@ -79,7 +79,7 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
     config_class = SaeConfig
     needs = ("corpus", "activations")
     seeded = True
-    resumes_parts = True
+    checkpoint = "checkpoint"
     unit = "tokens"
     headline = (("explained_variance", "variance of held-out tokens that the SAE explains"),)
 

@@ -6,7 +6,6 @@ whoever computed it, a result computed again is no new version, and a stage can 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ def artifact(study: Study, stage: type[Stage[Any, Any]], record: Mapping[str, An
     """
     folder, files = study.folder(stage), record["files"]
     size = sum(record["sizes"].values())
-    lines = "\n".join(f"{name} {sha}" for name, sha in sorted(files.items()))
     return Artifact(
         name=f"{stage.name}-{record['fingerprint'][:16]}",
         type=stage.name,
@@ -38,7 +36,7 @@ def artifact(study: Study, stage: type[Stage[Any, Any]], record: Mapping[str, An
             "fingerprint": record["fingerprint"],
             "bytes": size,
             "files": len(files),
-            "sha256": hashlib.sha256(lines.encode()).hexdigest(),
+            "sha256": manifest.content_digest(record),
         },
     )
 

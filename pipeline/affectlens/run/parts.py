@@ -1,0 +1,168 @@
+"""The parts of one stage, as one process computes them.
+
+A part is built in ``parts/<name>.building`` and renamed when it is complete and on the disk, so it appears whole or
+not at all. Locks are held by living processes only: several on one cache share the parts instead of repeating them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from affectlens.disk import require_space
+from affectlens.errors import DamagedResult, MissingResult, UserError, of_the_world
+from affectlens.files import remove_leftovers, sync_folder, write_json
+from affectlens.run import manifest, verify
+from affectlens.run.workspace import BUILDING, AnyStage, Workspace
+from affectlens.stage import Part, Stage
+from affectlens.study import Study, stage_named
+
+WAIT_S = 0.2
+"""Between two looks at parts that another process is working on."""
+
+
+def open_results(study: Study, names: Sequence[str]) -> dict[str, Any]:
+    """Opened results by stage name.
+
+    Raises:
+        MissingResult: one of them is not finished.
+    """
+    opened = {}
+    for name in names:
+        stage = stage_named(name)
+        space = Workspace(study, stage)
+        if not space.complete:
+            raise MissingResult(f"stage `{name}` has no result in {space.final}; run `affectlens run {study.source}`")
+        opened[name] = stage.open(space.final)
+    return opened
+
+
+def build(study: Study, stage: AnyStage, device: str) -> Stage[Any, Any]:
+    """The stage, with the results that it reads, whose bytes are those that were written.
+
+    Raises:
+        MissingResult: one of its needs is not finished.
+        DamagedResult: one of its needs is damaged.
+    """
+    for name in stage.needs:
+        need = stage_named(name)
+        faults = verify.damages(Workspace(study, need), need, contents=True, digest=study.digests.file)
+        if faults:
+            raise DamagedResult(
+                f"stage `{stage.name}` reads `{name}`, but {faults[0]}; run the study again to repair it"
+            )
+    return stage(study.section(stage), study.setting(device), open_results(study, stage.needs))
+
+
+def parts_of(study: Study, stage: AnyStage) -> Sequence[Part]:
+    """The parts of a stage whose needs are finished.
+
+    Raises:
+        MissingResult: one of its needs is not.
+        DamagedResult: one of its needs is damaged.
+    """
+    make_folder(Workspace(study, stage).parts)
+    return build(study, stage, device="cpu").parts()
+
+
+def make_folder(folder: Path) -> None:
+    """A folder in the cache.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cache: {folder} cannot be made ({error.strerror}); set `cache:` to a writable folder"
+        ) from None
+
+
+def set_threads(count: int) -> None:
+    """Of this process's numerical libraries."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(count)
+    threadpool_limits(count)
+
+
+def claim(
+    study: Study,
+    stage: AnyStage,
+    names: Collection[str],
+    device: str,
+    *,
+    progress: Callable[[float], None] = lambda units: None,
+    waiting: Callable[[str], None] = lambda message: None,
+) -> None:
+    """Work on whichever of the named parts nobody else is working on, until each is done or has failed."""
+    set_threads(study.config.compute.threads)
+    space = Workspace(study, stage)
+    built = build(study, stage, device)
+    parts = [part for part in built.parts() if part.name in names]
+    require_space(space.parts, built.disk_bytes([part for part in parts if not space.done(part)]), stage.name)
+    said = False
+    while not space.complete:
+        failed = space.failures()
+        pending = [part for part in parts if not space.done(part) and part.name not in failed]
+        if not pending:
+            return
+        worked = False
+        for part in pending:
+            with space.lock(f"part-{part.name}", wait=False) as mine:
+                # In this order: parts leave their place only after the result has taken its own.
+                if mine and not space.done(part) and not space.complete and space.failure(part) is None:
+                    _compute(study, space, built, part, progress)
+                    worked = True
+        if not worked:
+            if not said:
+                count = "a part" if len(pending) == 1 else f"{len(pending)} parts"
+                waiting(f"{stage.name}: waiting for {count} that another run is working on")
+                said = True
+            time.sleep(WAIT_S)
+
+
+def _compute(
+    study: Study, space: Workspace, built: Stage[Any, Any], part: Part, progress: Callable[[float], None]
+) -> None:
+    building = space.parts / f"{part.name}{BUILDING}"
+    _clear(building, keep=built.checkpoint)
+    make_folder(building)
+    began, inputs = manifest.Began.now(), space.need_digests()
+    try:
+        built.run_part(part, building, progress)
+        study.require_same_inputs(type(built))
+    except Exception as error:
+        if isinstance(error, UserError) or of_the_world(error):
+            # The world was wrong, not the part: nothing is remembered against it, and the next run tries again.
+            raise
+        make_folder(space.failed)
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        write_json(space.failed / f"{part.name}.json", {"error": reason, "traceback": traceback.format_exc()})
+        return
+    remove_leftovers(building)
+    files = manifest.seal_files(building)
+    record = {
+        "files": files,
+        "sizes": verify.sizes(building, files),
+        "inputs": inputs,
+        "run": manifest.circumstances(began, built.setting.device, built.setting.threads),
+    }
+    manifest.write_part(building, record)
+    os.replace(building, space.parts / part.name)
+    sync_folder(space.parts)
+
+
+def _clear(building: Path, keep: str) -> None:
+    """Empty the folder that an interrupted run left, but for its checkpoint."""
+    for path in building.iterdir() if building.is_dir() else ():
+        if path.name == keep:
+            continue
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
