@@ -13,17 +13,17 @@ from affectlens import sweep
 from affectlens.cli import app
 from affectlens.cluster import config as settings
 from affectlens.cluster import graph, job, ledger, progress, slurm, submission
-from affectlens.cluster.config import ClusterConfig, Resources
 from affectlens.cluster.graph import Found, Task
 from affectlens.cluster.ledger import Entry
 from affectlens.cluster.slurm import JobState
 from affectlens.errors import ConfigError, PartFailed, UserError
 from affectlens.run import runner
 from affectlens.run.workspace import Workspace
+from affectlens.settings import Resources, minutes
 from affectlens.stage import Part
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
-from affectlens.study import STAGES, Study
+from affectlens.study import STAGES, ClusterConfig, Study
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parent.parent
@@ -47,13 +47,13 @@ def study(study_values, write_study) -> Study:
      ("1d", 1440), (" 1-06:30 ", 1830)],
 )  # fmt: skip
 def test_time_limits(time_limit, expected):
-    assert settings.minutes(time_limit) == expected
+    assert minutes(time_limit) == expected
 
 
 @pytest.mark.parametrize("time_limit", ["", "90", "2:00", "2 hours", "h", "1:2:3", "0:00:00", "0m", "-1h"])
 def test_time_limits_that_could_mean_something_else_are_refused(time_limit):
     with pytest.raises(ValueError, match=r"time limit|at least a minute"):
-        settings.minutes(time_limit)
+        minutes(time_limit)
 
 
 def test_an_unquoted_time_in_yaml_is_explained(study):

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from affectlens import plan
 from affectlens.cluster import graph, job, ledger, submission
-from affectlens.cluster.config import Resources
 from affectlens.cluster.graph import Found, Task
 from affectlens.errors import PartFailed, UserError
 from affectlens.model import subject
 from affectlens.run import runner
 from affectlens.run.workspace import Workspace
+from affectlens.settings import Resources
 from affectlens.stages.activations import ActivationsStage
 from affectlens.study import STAGES, Study
 

@@ -18,8 +18,8 @@ from affectlens.study import STAGES, Study, StudyConfig
     [
         ("sae.kk=3", ["unknown key `sae.kk`", "did you mean `k`"]),
         ("modle.name=x", ["unknown key `modle`", "did you mean `model`"]),
-        ("seed=many", ["`seed: many`", "integer"]),
-        ("seed=-1", ["`seed: -1`", "greater than or equal to 0"]),
+        ("seed=many", ["`seed: many`", "whole number"]),
+        ("seed=-1", ["`seed: -1`", "at least 0"]),
         ("model.layer=4", ["`model.layer: 4`", "layers 0 to 3"]),
         ("activations.pooled_layers=[9]", ["`activations.pooled_layers: 9`", "layers 0 to 3"]),
         ("corpus.emotions=[calm, hapy]", ["`corpus.emotions: hapy`", "did you mean `happy`"]),

@@ -24,9 +24,10 @@ import psutil
 import pytest
 from affectlens.config import validate
 from affectlens.errors import ConfigError
+from affectlens.settings import TrackingConfig
 from affectlens.tracking import interface as tracking
 from affectlens.tracking import session as wandb_session
-from affectlens.tracking.interface import Artifact, NullRun, Run, TrackingConfig
+from affectlens.tracking.interface import Artifact, NullRun, Run
 from wandb_offline import OfflineRun, read_runs
 from wandb_server import API_KEY, WandbServer
 
@@ -392,8 +393,9 @@ def test_disabled_does_not_even_import_wandb(directory: Path, configured: str, a
     code = f"""
 import sys
 from pathlib import Path
+from affectlens import settings
 from affectlens.tracking import interface as tracking, session as wandb_session
-with tracking.start(tracking.TrackingConfig(mode={configured!r}), study="s", stage="t", fingerprint="f", settings={{}},
+with tracking.start(settings.TrackingConfig(mode={configured!r}), study="s", stage="t", fingerprint="f", settings={{}},
                     directory=Path({str(directory)!r})) as run:
     assert type(run) is tracking.NullRun and not run.active
     run.log({{"a": 1}}); run.summary({{"a": 1}}); run.table("t", ["a"], [[1]]); run.heatmap("h", [[1]], ["r"], ["c"])
@@ -445,8 +447,9 @@ def test_a_missing_key_is_never_asked_for(directory: Path) -> None:
     """At a terminal W&B would show a prompt; here the run is kept offline and the warning names the remedy."""
     code = f"""
 from pathlib import Path
+from affectlens import settings
 from affectlens.tracking import interface as tracking, session as wandb_session
-run = tracking.start(tracking.TrackingConfig(mode="online"), study="s", stage="t", fingerprint="f", settings={{}},
+run = tracking.start(settings.TrackingConfig(mode="online"), study="s", stage="t", fingerprint="f", settings={{}},
                      directory=Path({str(directory)!r}))
 run.finish()
 print("went on")

@@ -206,7 +206,7 @@ def _print_plan(study: Any, names: Sequence[str]) -> None:
     if study.config.experiments.run:
         rows = plan.experiments(study, standing(study, stage_named("experiments")))
         needs["experiments"] = f"  {cost.summary(rows)}"
-    for stage in runner.needed_for(names):
+    for stage in runner.needed_for(study, names):
         print(f"{stage.name:<12} {runner.inspect(study, stage).state:<8}{needs.get(stage.name, '')}".rstrip())
     print(f"{size(activations.free)} are free in {study.config.cache}.")
 
@@ -260,11 +260,10 @@ def verify(config: Config, overrides: Overrides = None) -> None:
     """
     from affectlens.run import verify as verifying
     from affectlens.run.workspace import Workspace
-    from affectlens.study import STAGES
 
     study = _load(config, overrides)
     damaged = 0
-    for each in STAGES:
+    for each in study.stages:
         space = Workspace(study, each)
         found = verifying.damages(space, each, contents=True)
         print(f"{each.name:<12} {verifying.summary(space, found)}", flush=True)
@@ -292,11 +291,10 @@ def status(
     from affectlens.cluster import progress
     from affectlens.console import print_status
     from affectlens.run.workspace import inspect
-    from affectlens.study import STAGES
 
     found = []
     for study in _studies(config, overrides, sweep):
-        states = [(inspect(study, each), study.fingerprint(each)) for each in STAGES]
+        states = [(inspect(study, each), study.fingerprint(each)) for each in study.stages]
         jobs = progress.of_study(study)
         if not as_json:
             print_status(study, states, jobs)
@@ -372,14 +370,13 @@ def compare(
 def report(config: Config, overrides: Overrides = None) -> None:
     """Write the page of a finished study again and print where it lies; nothing else is computed."""
     from affectlens.run import runner
-    from affectlens.study import STAGES, stage_named
 
     study = _load(config, overrides)
-    for each in STAGES:
+    for each in study.stages:
         if each.name != "report" and runner.inspect(study, each).state != "done":
             raise MissingResult(f"stage `{each.name}` is not finished; run `affectlens run {config}` first")
     runner.run(study, only=["report"])
-    print(study.folder(stage_named("report")) / "report.html")
+    print(study.folder(study.stage_named("report")) / "report.html")
 
 
 def _show_sweep(studies: Sequence[Any]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import pydantic
 import yaml
@@ -21,6 +24,86 @@ class Config(pydantic.BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+MERGE_ONLY: dict[str, Any] = {"merge_only": True}
+"""``json_schema_extra`` of a field that ``finish`` alone reads: a change of it recomputes the merge and no part."""
+LOCATION: dict[str, Any] = {"location": True}
+"""``json_schema_extra`` of a field that says where something lies whose content is an identity of the stage: it never
+enters a fingerprint."""
+LARGEST_FILE, MOST_VALUES, DEEPEST = 10_000_000, 200_000, 40
+"""Bytes, values (aliases counted as often as they stand), and levels of a study file; far more than any needs."""
+
+
+def left_out(kind: type[Config], *, measured: bool) -> set[str]:
+    """Fields of a section that no fingerprint is taken over; with ``measured``, those that parts do not read too."""
+    marks = {"location", "merge_only"} if measured else {"location"}
+    return {
+        name
+        for name, field in kind.model_fields.items()
+        if isinstance(field.json_schema_extra, dict) and marks & set(field.json_schema_extra)
+    }
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without surprises: a key that stands twice is refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key `{key.value}` stands twice", key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str) -> Any:
+    """The value that YAML text holds, every alias a copy of its own.
+
+    Raises:
+        ValueError: what is wrong, with the line where it is known.
+    """
+    try:
+        return _plain(yaml.load(text, _Loader), DEEPEST, [MOST_VALUES])
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise ValueError(f"{line}{getattr(error, 'problem', None) or 'not valid YAML'}") from None
+    except RecursionError:
+        raise ValueError("nested too deeply, or an alias that holds itself") from None
+    except (ValueError, OverflowError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"a value that is none ({_short(error)})") from None
+
+
+def _plain(value: Any, depth: int, left: list[int]) -> Any:
+    """A copy in which nothing is shared."""
+    left[0] -= 1
+    if left[0] < 0:
+        raise yaml.YAMLError("too many values; do aliases multiply?")
+    if depth < 0:
+        raise RecursionError
+    if isinstance(value, dict):
+        return {str(key): _plain(item, depth - 1, left) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item, depth - 1, left) for item in value]
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("a text with a NUL character")
+    return value
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, without the byte order mark that some editors write.
+
+    Raises:
+        ConfigError: it cannot be read, or is in another encoding.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path} line {line}: not UTF-8; save the file as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -33,14 +116,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else "; give the path of a study file"
         raise ConfigError(f"{path}: no such file{hint}")
+    if path.stat().st_size > LARGEST_FILE:
+        raise ConfigError(f"{path}: larger than {LARGEST_FILE // 1_000_000} MB; give the path of a study file")
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise ConfigError(
-            f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)}); correct that line"
-        ) from None
+        loaded = _parse(read_text(path))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid YAML ({error}); correct it") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
@@ -54,15 +135,15 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
     Raises:
         ConfigError: an override without ``=``, or one that goes through something that is not a mapping.
     """
-    result: dict[str, Any] = _copy(values)
+    result: dict[str, Any] = copy.deepcopy(values)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"override `{override}`: expected key=value, for example sae.k=64")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"override `{override}`: `{text}` is not valid YAML; quote it") from None
+            value = _parse(text)
+        except ValueError as error:
+            raise ConfigError(f"override `{override}`: `{text}` is not valid YAML ({error}); quote it") from None
         *parents, leaf = key.strip().split(".")
         target = result
         for name in parents:
@@ -71,12 +152,6 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
                 raise ConfigError(f"override `{override}`: `{name}` is a value, not a section")
         target[leaf] = value
     return result
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _copy(item) for key, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, list) else value
 
 
 def validate(kind: type[C], values: dict[str, Any], source: str) -> C:
@@ -93,55 +168,124 @@ def validate(kind: type[C], values: dict[str, Any], source: str) -> C:
     try:
         return kind.model_validate(values)
     except pydantic.ValidationError as error:
+        faults: dict[str, list[Fault]] = {}
+        for details in error.errors():
+            fault = Fault.of(kind, details)
+            faults.setdefault(fault.key, []).append(fault)
         # An unknown key explains most of the other faults of its section, so it is named first.
-        faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+        first = min(faults.values(), key=lambda group: group[0].type != "extra_forbidden")
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise ConfigError(f"{source}: {_explain(kind, faults[0])}{more}") from None
+        raise ConfigError(f"{source}: {_explain(first)}{more}") from None
 
 
-def _explain(kind: type[Config], fault: Any) -> str:
-    path = [part for part in fault["loc"] if not (isinstance(part, str) and "[" in part)]
-    key = ".".join(str(part) for part in path)
-    value = fault.get("input")
-    if fault["type"] == "extra_forbidden":
-        allowed = sorted(_fields_at(kind, path[:-1]))
-        near = difflib.get_close_matches(str(path[-1]), allowed, n=1, cutoff=0.5)
-        remedy = f"did you mean `{near[0]}`?" if near else f"allowed here: {', '.join(allowed)}"
-        return f"unknown key `{key}`; {remedy}"
-    if fault["type"] == "missing":
-        return f"`{key}` is missing; add it"
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "value_error":
-        return f"`{key}`: {message}" if key else message
-    message = message[0].lower() + message[1:]
-    return f"`{key}: {_short(value)}`: {message}"
+PLAIN = {
+    "int_parsing": "expected a whole number",
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "int_parsing_size": "a number with too many digits",
+    "float_parsing": "expected a number",
+    "float_type": "expected a number",
+    "finite_number": "expected a finite number",
+    "bool_parsing": "expected true or false",
+    "bool_type": "expected true or false",
+    "string_type": "expected a text; put it in quotes",
+    "path_type": "expected a path",
+    "tuple_type": "expected a list, as in [a, b]",
+    "list_type": "expected a list, as in [a, b]",
+    "dict_type": "expected a section of `key: value` lines",
+    "model_type": "expected a section of `key: value` lines",
+    "model_attributes_type": "expected a section of `key: value` lines",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be more than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+    "too_short": "needs at least {min_length} entries",
+    "too_long": "has more than {max_length} entries",
+    "string_too_short": "needs at least {min_length} characters",
+    "string_too_long": "has more than {max_length} characters",
+    "literal_error": "choose {expected}",
+    "enum": "choose {expected}",
+}
+"""What pydantic's faults are called here, by their type."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong with a value.
+
+    Attributes:
+        key: dotted, as in an override.
+        type: pydantic's name of the fault.
+        message: one clause without subject.
+        value: what was given.
+        allowed: keys of the section that the key lies in.
+    """
+
+    key: str
+    type: str
+    message: str
+    value: Any
+    allowed: tuple[str, ...]
+
+    @classmethod
+    def of(cls, kind: type[Config], details: Any) -> Fault:
+        """From pydantic's description; its names of the members of a union are no part of the key."""
+        section: type[Config] | None = kind
+        allowed, annotation, description, path = tuple(kind.model_fields), None, "", []
+        for part in details["loc"]:
+            if isinstance(part, int) or (annotation is not None and _is_mapping(annotation)):
+                path.append(str(part))
+                continue
+            field = section.model_fields.get(part) if section else None
+            if field is not None:
+                path.append(part)
+                annotation, description = field.annotation, field.description or ""
+                allowed = tuple(section.model_fields) if section else allowed
+                members = _config_classes(annotation)
+                section = members[0] if members else None
+            elif details["type"] == "extra_forbidden" and part == details["loc"][-1]:
+                path.append(part)
+                allowed = tuple(section.model_fields) if section else allowed
+            else:
+                section = next((member for member in _config_classes(annotation) if member.__name__ == part), section)
+        message = details["msg"].removeprefix("Value error, ")
+        if details["type"] in PLAIN:
+            message = PLAIN[details["type"]].format(**details.get("ctx", {}))
+        elif details["type"] == "string_pattern_mismatch":
+            message = f"not a text of the form that is allowed here{'; ' + description if description else ''}"
+        return cls(".".join(path), details["type"], message, details.get("input"), allowed)
+
+
+def _explain(faults: Sequence[Fault]) -> str:
+    """One sentence for the faults of one key; of a union, what every member would have taken."""
+    fault = faults[0]
+    if fault.type == "extra_forbidden":
+        name = fault.key.rpartition(".")[2]
+        near = difflib.get_close_matches(name, fault.allowed, n=1, cutoff=0.5)
+        remedy = f"did you mean `{near[0]}`?" if near else f"allowed here: {', '.join(sorted(fault.allowed))}"
+        return f"unknown key `{fault.key}`; {remedy}"
+    if fault.type == "missing":
+        return f"`{fault.key}` is missing; add it"
+    if fault.type == "value_error":
+        return f"`{fault.key}`: {fault.message}" if fault.key else fault.message
+    return f"`{fault.key}: {_short(fault.value)}`: {', or '.join(dict.fromkeys(each.message for each in faults))}"
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = " ".join(str(value).split())
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _fields_at(kind: type[Config], path: Sequence[str | int]) -> set[str]:
-    for part in path:
-        field = kind.model_fields.get(str(part))
-        if field is None:
-            continue
-        nested = _config_class(field.annotation)
-        if nested is None:
-            return set()
-        kind = nested
-    return set(kind.model_fields)
+def _is_mapping(annotation: Any) -> bool:
+    origin = typing.get_origin(annotation)
+    return isinstance(origin, type) and issubclass(origin, Mapping)
 
 
-def _config_class(annotation: Any) -> type[Config] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Config):
-        return annotation
-    for argument in typing.get_args(annotation):
-        found = _config_class(argument)
-        if found is not None:
-            return found
-    return None
+def _config_classes(annotation: Any) -> list[type[Config]]:
+    """The config classes in an annotation, for example in a union or as items of a tuple."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return [annotation] if issubclass(annotation, Config) else []
+    return [member for argument in typing.get_args(annotation) for member in _config_classes(argument)]
 
 
 def nearest(name: str, allowed: Sequence[str]) -> str:
@@ -151,21 +295,3 @@ def nearest(name: str, allowed: Sequence[str]) -> str:
         return f"did you mean `{near[0]}`?"
     shown = ", ".join(allowed[:40])
     return f"choose from {shown}" if len(allowed) <= 40 else f"there are {len(allowed)}, among them {shown}"
-
-
-class TrackingConfig(Config):
-    """What is sent to Weights & Biases. Never part of a fingerprint."""
-
-    mode: Literal["online", "offline", "disabled"] = "offline"
-    """`offline` keeps runs in the cache for `wandb sync`; `online` needs an API key. WANDB_MODE can lower it."""
-    project: str = pydantic.Field(default="affectlens", pattern=r"^[^/\\#?%:]+$", max_length=128)
-    """Where the runs appear."""
-    entity: str | None = None
-    """User or team that owns the project; the account's own when left out."""
-    tags: tuple[Annotated[str, pydantic.Field(min_length=1, max_length=64)], ...] = ()
-    """Labels on every run of the study."""
-    upload_mb: float = pydantic.Field(default=100.0, ge=0)
-    """Results up to this size (megabytes) are uploaded as artifacts; larger ones, and activations always, are recorded
-    by reference: where they lie, how large they are, and their sha256."""
-    timeout: float = pydantic.Field(default=20.0, gt=0)
-    """Seconds to wait for the server when a run is opened, and again for its uploads when the study has ended."""

@@ -1,7 +1,9 @@
 """What every stage is: a map over independent parts and a merge, with one folder of results.
 
 The vocabulary of the whole package is here and nowhere else: :class:`Part`, :class:`Setting`, :class:`Stage`.
-A stage knows nothing of processes, clusters, locks or folders of other stages; ``runner.py`` does.
+A stage knows nothing of processes, clusters, locks or folders of other stages; ``run`` does. A stage is one file with
+:func:`register` over its class: its section in the study file, its place in the order of the data, its help and what
+its jobs ask a cluster for follow from the class.
 """
 
 from __future__ import annotations
@@ -14,9 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from pydantic import Field, field_validator
+
 from affectlens.config import Config
 from affectlens.corpus.documents import Document
 from affectlens.model.subject import ModelConfig
+from affectlens.settings import ClusterConfig, ComputeConfig, Resources, TrackingConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +31,19 @@ if TYPE_CHECKING:
 RECORD = "part.json"
 """What a finished part's folder holds besides what ``run_part`` wrote; the runner writes it."""
 Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder by some of its files; a README beside them changes nothing."""
+
+    path: Path
+    files: tuple[Path, ...]
+
+
+Identity = Path | Folder | ModelConfig | str
+"""A file or folder, by its content; a model, by the content of its folder or the commit of its hub repository, before
+it is downloaded too; or a text that says it already."""
 Progress = Callable[[float], None]
 """Called by a running part with the units of work done since the last call."""
 
@@ -62,6 +80,32 @@ class Setting:
     device: str
     threads: int
     models: Path
+
+
+class StudySettings(Config):
+    """What every study file has; a study's own class has a section for each of its stages besides."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Groups the runs in Weights & Biases and titles the page."""
+    seed: int = Field(default=0, ge=0)
+    """The only source of randomness."""
+    cache: Path = Path("cache")
+    """Where results lie; a relative path starts at the current folder."""
+    plugins: tuple[str, ...] = ()
+    """Python modules of your own that add stages, probes, graders or figures; imported only if named here."""
+    model: ModelConfig = ModelConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    compute: ComputeConfig = ComputeConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @field_validator("cache")
+    @classmethod
+    def _in_the_home_folder(cls, value: Path) -> Path:
+        return value.expanduser()
+
+    if TYPE_CHECKING:
+        # Sections of stages are fields of the class that the registry makes; no type checker can know them.
+        def __getattr__(self, name: str) -> Any: ...
 
 
 class Unplanned(Exception):
@@ -140,6 +184,9 @@ class Stage(ABC, Generic[C, A]):
         keeps_parts: whether ``parts/`` stays in the result (because the parts *are* the result, or cost hours, so that
             a damaged merge must not cost them).
         uploads: whether Weights & Biases may be given the files, and not only where they lie.
+        measured_needs: needs of whose results ``run_part`` reads nothing that their merge-only fields decide, so that a
+            change of those leaves this stage's parts as they are.
+        resources: what its jobs ask a cluster for where nobody says otherwise, as in the section ``cluster``.
         unit: what ``Part.size`` counts, for the progress bar.
         headline: metrics shown when a study ends, as (metric, what it is); its interval is found by itself.
         tables: declarations of the tables that ``finish`` writes (:func:`affectlens.results.write`); what W&B, the
@@ -155,6 +202,8 @@ class Stage(ABC, Generic[C, A]):
     keeps_parts: ClassVar[bool] = False
     uploads: ClassVar[bool] = True
     checkpoint: ClassVar[str] = ""
+    measured_needs: ClassVar[tuple[str, ...]] = ()
+    resources: ClassVar[Resources] = Resources()
     unit: ClassVar[str] = "parts"
     headline: ClassVar[tuple[tuple[str, str], ...]] = ()
     tables: ClassVar[tuple[Table, ...]] = ()
@@ -194,7 +243,7 @@ class Stage(ABC, Generic[C, A]):
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
     @classmethod
-    def check(cls, study: Any) -> None:
+    def check(cls, study: StudySettings) -> None:
         """Refuse, before anything runs, what this stage can see is wrong.
 
         Args:
@@ -205,8 +254,11 @@ class Stage(ABC, Generic[C, A]):
         """
 
     @classmethod
-    def identities(cls, study: Any) -> dict[str, Path]:
-        """The files and folders outside the cache that the stage reads; their content enters the fingerprint."""
+    def identities(cls, study: StudySettings) -> Mapping[str, Identity]:
+        """What outside the cache the stage reads, by the role it plays; its content enters the fingerprint.
+
+        Where a value of the stage's config is one of these paths, its content stands in the fingerprint in its place.
+        """
         return {}
 
     @abstractmethod
@@ -243,3 +295,26 @@ class Stage(ABC, Generic[C, A]):
 
 
 A2 = TypeVar("A2")
+S = TypeVar("S", bound=type[Stage[Any, Any]])
+_REGISTRY: dict[str, type[Stage[Any, Any]]] = {}
+
+
+def register(stage: S) -> S:
+    """Class decorator: make a stage one that studies can have, after those registered before.
+
+    Raises:
+        ValueError: its name is taken, or it needs a stage that is not registered yet.
+    """
+    present = _REGISTRY.get(stage.name)
+    if present is not None and (present.__module__, present.__qualname__) != (stage.__module__, stage.__qualname__):
+        raise ValueError(f"stage `{stage.name}` of {stage.__module__} has the name of one of {present.__module__}")
+    missing = [name for name in stage.needs if name not in _REGISTRY]
+    if missing:
+        raise ValueError(f"stage `{stage.name}` of {stage.__module__} needs `{missing[0]}`, which no module registered")
+    _REGISTRY[stage.name] = stage
+    return stage
+
+
+def registered() -> tuple[type[Stage[Any, Any]], ...]:
+    """Every stage that was registered, needs first."""
+    return tuple(_REGISTRY.values())

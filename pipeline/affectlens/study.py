@@ -3,109 +3,106 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, field_validator
+import pydantic
 
-from affectlens import shipped
-from affectlens.activations.config import ActivationsConfig
-from affectlens.cluster.config import ClusterConfig
-from affectlens.config import Config, TrackingConfig, apply_overrides, read_yaml, validate
-from affectlens.corpus.documents import CorpusConfig
+import affectlens.stages  # noqa: F401 - registers the stages that come with the package
+from affectlens import settings, shipped
+from affectlens.config import Config, apply_overrides, left_out, nearest, read_yaml, validate
 from affectlens.errors import ConfigError, UserError
-from affectlens.experiments.config import ExperimentsConfig
-from affectlens.files import DigestMemory
-from affectlens.interventions.config import CausalConfig
-from affectlens.model import subject
-from affectlens.model.subject import ModelConfig
-from affectlens.stage import Setting, Stage
-from affectlens.stages.activations import ActivationsStage
-from affectlens.stages.causal import CausalStage
-from affectlens.stages.compare import CompareConfig, CompareStage
-from affectlens.stages.corpus import CorpusStage
-from affectlens.stages.directions import DirectionsConfig, DirectionsStage
-from affectlens.stages.experiments import ExperimentsStage
-from affectlens.stages.geometry import GeometryConfig, GeometryStage
-from affectlens.stages.match import MatchConfig, MatchStage
-from affectlens.stages.report import ReportConfig, ReportStage
-from affectlens.stages.sae import SaeConfig, SaeStage
+from affectlens.files import DigestMemory, file_digest
+from affectlens.model import config as models
+from affectlens.model.config import ModelConfig
+from affectlens.settings import Resources
+from affectlens.stage import Folder, Identity, Setting, Stage, StudySettings, registered
 
-STAGES: tuple[type[Stage[Any, Any]], ...] = (
-    CorpusStage,
-    ActivationsStage,
-    SaeStage,
-    DirectionsStage,
-    MatchStage,
-    CompareStage,
-    GeometryStage,
-    CausalStage,
-    ExperimentsStage,
-    ReportStage,
-)
-"""In the order of the data; a stage needs only stages before it."""
+AnyStage = type[Stage[Any, Any]]
+
+STAGES: tuple[AnyStage, ...] = registered()
+"""Those that come with the package, in the order of the data; a stage needs only stages before it."""
 
 
-class ComputeConfig(Config):
-    """Where and how wide the work runs. Never part of a fingerprint: the same study gives the same bytes."""
-
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
-    """`auto` takes every accelerator there is, else the processor."""
-    workers: int | Literal["auto"] = 1
-    """Processes that share the parts of a stage. `auto`: one per accelerator, or cores / threads."""
-    threads: int = Field(default=2, ge=1)
-    """Of each worker. Fixed, because a different number of threads may round differently."""
-
-    @field_validator("workers")
-    @classmethod
-    def _positive(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and value < 1:
-            raise ValueError(f"{value} workers cannot do anything; give 1 or more, or `auto`")
-        return value
+def _class_of(stages: Sequence[AnyStage]) -> type[StudySettings]:
+    """The config class of a study with these stages: a section each, there and under ``cluster``."""
+    jobs: dict[str, Any] = {stage.name: (Resources, Resources()) for stage in stages}
+    cluster = pydantic.create_model(
+        "ClusterConfig", __base__=settings.ClusterConfig, __doc__=settings.ClusterConfig.__doc__, **jobs
+    )
+    sections: dict[str, Any] = {stage.name: (stage.config_class, stage.config_class()) for stage in stages}
+    return pydantic.create_model(
+        "StudyConfig",
+        __base__=StudySettings,
+        __doc__="The whole study, one section a stage.",
+        cluster=(cluster, cluster()),
+        **sections,
+    )
 
 
-class StudyConfig(Config):
-    """The whole study, one section a stage."""
+StudyConfig = _class_of(STAGES)
+"""The config class of studies without plugins."""
+ClusterConfig: type[settings.ClusterConfig] = type(StudyConfig(name="none").cluster)
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Groups the runs in Weights & Biases and titles the page."""
-    seed: int = Field(default=0, ge=0)
-    """The only source of randomness."""
-    cache: Path = Path("cache")
-    """Where results lie; a relative path starts at the current folder."""
-    model: ModelConfig = ModelConfig()
-    corpus: CorpusConfig = CorpusConfig()
-    activations: ActivationsConfig = ActivationsConfig()
-    sae: SaeConfig = SaeConfig()
-    directions: DirectionsConfig = DirectionsConfig()
-    match: MatchConfig = MatchConfig()
-    compare: CompareConfig = CompareConfig()
-    geometry: GeometryConfig = GeometryConfig()
-    causal: CausalConfig = CausalConfig()
-    experiments: ExperimentsConfig = ExperimentsConfig()
-    report: ReportConfig = ReportConfig()
-    tracking: TrackingConfig = TrackingConfig()
-    compute: ComputeConfig = ComputeConfig()
-    cluster: ClusterConfig = ClusterConfig()
+
+@cache
+def load_plugin(name: str) -> tuple[AnyStage, ...]:
+    """Import a module that a study names; returns the stages that it registers.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
+    before = set(registered())
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+            raise ConfigError(
+                f"`plugins: {name}`: there is no such module; install it, or put its folder into PYTHONPATH"
+            ) from None
+        raise ConfigError(f"`plugins: {name}`: it cannot be imported ({type(error).__name__}: {error})") from error
+    return tuple(stage for stage in registered() if stage not in before)
+
+
+def plugin_digest(name: str) -> str:
+    """sha256 of a plugin's source: of the module's file, or of every Python file of a package."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ConfigError(f"`plugins: {name}`: a module without a source file; name one that has")
+    if not spec.submodule_search_locations:
+        return file_digest(Path(spec.origin))
+    folder = Path(spec.origin).parent
+    return _combined(f"{path.relative_to(folder)} {file_digest(path)}" for path in sorted(folder.rglob("*.py")))
+
+
+@cache
+def _study_class(plugins: tuple[str, ...]) -> tuple[type[StudySettings], tuple[AnyStage, ...]]:
+    """The config class and the stages of a study with these plugins."""
+    stages = [*STAGES, *(stage for name in plugins for stage in load_plugin(name))]
+    return (_class_of(stages) if plugins else StudyConfig), tuple(stages)
 
 
 class Study:
     """A checked study and what follows from it without running anything.
 
     Attributes:
-        config: the checked config.
+        config: the checked config; its ``model`` says which layer and which type are meant.
         source: the file it came from, for messages.
         overrides: the ``key=value`` arguments applied to the file.
+        stages: its stages, in the order of the data.
     """
 
-    def __init__(self, config: StudyConfig, source: str, overrides: Sequence[str] = ()) -> None:
+    def __init__(self, config: StudySettings, source: str, overrides: Sequence[str] = ()) -> None:
         self.config = config
         self.source = source
         self.overrides = tuple(overrides)
-        self._fingerprints: dict[str, str] = {}
+        self.stages = _study_class(config.plugins)[1]
+        self._fingerprints: dict[tuple[str, bool], str] = {}
         self._read_digests: dict[str, dict[str, str]] = {}
 
     @classmethod
@@ -116,10 +113,33 @@ class Study:
             ConfigError: anything wrong that can be seen without loading a model.
         """
         path = shipped.study_file(path)
-        config = validate(StudyConfig, apply_overrides(read_yaml(path), overrides), str(path))
-        study = cls(config, str(path), overrides)
+        study = cls.of(apply_overrides(read_yaml(path), overrides), str(path), overrides)
         study.check()
         return study
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> Study:
+        """From nested values, as a study file holds them.
+
+        Raises:
+            ConfigError: they do not fit, or a plugin cannot be imported.
+        """
+        plugins = values.get("plugins") or ()
+        plugins = tuple(plugins) if isinstance(plugins, list | tuple) else ()
+        try:
+            kind, _ = _study_class(tuple(name for name in plugins if isinstance(name, str)))
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
+        config = validate(kind, _with_layer(values), source)
+        return cls(config, source, overrides)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The config's class is made from the registry: another process makes its own.
+        return {**self.__dict__, "config": self.config.model_dump(), "stages": ()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        kind, stages = _study_class(tuple(state["config"]["plugins"]))
+        self.__dict__.update(state | {"config": kind.model_validate(state["config"]), "stages": stages})
 
     def check(self) -> None:
         """Refuse what fits its type but not the model, the stories or the SAE.
@@ -128,61 +148,94 @@ class Study:
             ConfigError: the first fault found.
         """
         try:
-            known = subject.shape(self.config.model)
+            shape = models.shape(self.config.model)
             layer = self.config.model.layer
-            if known is not None and layer >= known.layers:
+            if shape is not None and layer >= shape.layers:
                 raise ConfigError(
-                    f"`model.layer: {layer}`: {self.config.model.name} has layers 0 to {known.layers - 1}; "
-                    f"about two thirds of the depth is {round(known.layers * 2 / 3)}"
+                    f"`model.layer: {layer}`: {self.config.model.name} has layers 0 to {shape.layers - 1}; "
+                    f"about two thirds of the depth is {models.default_layer(shape)}"
                 )
-            for stage in STAGES:
+            for stage in self.stages:
                 stage.check(self.config)
         except (ConfigError, ValueError) as error:
             raise ConfigError(f"{self.source}: {error}") from None
 
-    def section(self, stage: type[Stage[Any, Any]]) -> Config:
+    def stage_named(self, name: str) -> AnyStage:
+        """The study's stage with this name.
+
+        Raises:
+            ConfigError: there is none; names the nearest.
+        """
+        return _named(name, self.stages)
+
+    def section(self, stage: AnyStage) -> Config:
         """The config of one stage."""
         return getattr(self.config, stage.name)
 
-    def fingerprint(self, stage: type[Stage[Any, Any]]) -> str:
-        """sha256 over everything that decides a stage's result, as hex."""
-        if stage.name not in self._fingerprints:
-            text = json.dumps(self.provenance(stage), sort_keys=True)
-            self._fingerprints[stage.name] = hashlib.sha256(text.encode()).hexdigest()
-        return self._fingerprints[stage.name]
+    def fingerprint(self, stage: AnyStage, *, measured: bool = False) -> str:
+        """sha256 over everything that decides a stage's result, as hex.
 
-    def provenance(self, stage: type[Stage[Any, Any]]) -> dict[str, Any]:
+        Args:
+            stage: one of the study's.
+            measured: only over what decides its parts; merge-only fields are left out.
+        """
+        key = stage.name, measured
+        if key not in self._fingerprints:
+            text = json.dumps(self.provenance(stage, measured=measured), sort_keys=True)
+            self._fingerprints[key] = hashlib.sha256(text.encode()).hexdigest()
+        return self._fingerprints[key]
+
+    def provenance(self, stage: AnyStage, *, measured: bool = False) -> dict[str, Any]:
         """What the fingerprint is taken over, in full; the manifest records it."""
-        found: dict[str, Any] = {
+        identities, data = stage.identities(self.config), self._data(stage)
+        paths = {
+            str(what.path if isinstance(what, Folder) else what): data[role]
+            for role, what in identities.items()
+            if isinstance(what, Path | Folder)
+        }
+        section = self.section(stage)
+        config = section.model_dump(mode="json", exclude=left_out(type(section), measured=measured))
+        whole: dict[str, Any] = {
             "stage": stage.name,
             "version": stage.version,
-            "config": self.section(stage).model_dump(mode="json"),
-            "needs": {name: self.fingerprint(stage_named(name)) for name in stage.needs},
-            "data": self._data(stage),
+            "config": _by_content(config, paths),
+            "needs": {
+                name: self.fingerprint(self.stage_named(name), measured=measured and name in stage.measured_needs)
+                for name in stage.needs
+            },
+            "data": data,
         }
+        if self.config.plugins:
+            whole["plugins"] = {name: plugin_digest(name) for name in self.config.plugins}
         if stage.seeded:
-            found["seed"] = self.config.seed
+            whole["seed"] = self.config.seed
         if stage.reads_model:
-            found["model"] = self.config.model.model_dump(mode="json", exclude={"name", "revision"})
-            found["model_identity"] = self._model_identity
-        return found
+            whole["model"] = self.model.model_dump(mode="json", exclude={"name", "revision"})
+            whole["model_identity"] = self._model_identity
+        return whole
+
+    @cached_property
+    def model(self) -> ModelConfig:
+        """The model under study, its type as it is on this machine."""
+        dtype = models.dtype_name(self.config.model.dtype, self.config.compute.device)
+        return self.config.model.model_copy(update={"dtype": dtype})
 
     @cached_property
     def _model_identity(self) -> str:
-        return subject.identity(self.config.model, self.digest)
+        return models.identity(self.config.model, self.digest)
 
-    def require_same_inputs(self, stage: type[Stage[Any, Any]]) -> None:
-        """Refuse to keep what was computed if files outside the cache changed since the study was read.
+    def require_same_inputs(self, stage: AnyStage) -> None:
+        """Refuse to keep what was computed if what lies outside the cache changed since the study was read.
 
         Raises:
             UserError: the model's files, or others that the stage reads, are not what they were.
         """
         changed = [
-            str(path)
-            for role, path in stage.identities(self.config).items()
-            if self.digest(path) != self._data(stage)[role]
+            f"{role} ({what.path if isinstance(what, Folder) else what})"
+            for role, what in stage.identities(self.config).items()
+            if not isinstance(what, ModelConfig) and self.identity(what) != self._data(stage).get(role)
         ]
-        if stage.reads_model and subject.identity(self.config.model, self.digest) != self._model_identity:
+        if stage.reads_model and models.identity(self.config.model, self.digest) != self._model_identity:
             changed.append(f"the model's files (`model.name: {self.config.model.name}`)")
         if changed:
             raise UserError(
@@ -190,14 +243,14 @@ class Study:
                 "kept; run again for a result of the changed files, or put them back and run again"
             )
 
-    def _data(self, stage: type[Stage[Any, Any]]) -> dict[str, str]:
-        """Digests of the files outside the cache that the stage reads, as they were when they were first asked for."""
+    def _data(self, stage: AnyStage) -> dict[str, str]:
+        """What the stage reads from outside the cache, by content, as it was when it was first asked for."""
         if stage.name not in self._read_digests:
-            paths = stage.identities(self.config)
-            self._read_digests[stage.name] = {role: self.digest(path) for role, path in paths.items()}
+            identities = stage.identities(self.config)
+            self._read_digests[stage.name] = {role: self.identity(what) for role, what in identities.items()}
         return self._read_digests[stage.name]
 
-    def folder(self, stage: type[Stage[Any, Any]]) -> Path:
+    def folder(self, stage: AnyStage) -> Path:
         """Where the stage's finished result lies, whether or not it is there."""
         return self.config.cache / stage.name / self.fingerprint(stage)[:16]
 
@@ -205,11 +258,19 @@ class Study:
         """What a stage may know, on this device."""
         return Setting(
             seed=self.config.seed,
-            model=self.config.model,
+            model=self.model,
             device=device,
             threads=self.config.compute.threads,
             models=self.config.cache / "models",
         )
+
+    def identity(self, what: Identity) -> str:
+        """What a stage reads from outside the cache, by content."""
+        if isinstance(what, ModelConfig):
+            return models.identity(what, self.digest)
+        if isinstance(what, Folder):
+            return _combined(f"{file.relative_to(what.path)} {self.digest(file)}" for file in what.files)
+        return self.digest(what) if isinstance(what, Path) else what
 
     def digest(self, path: Path) -> str:
         """sha256 of a file, or of a folder's files."""
@@ -221,15 +282,54 @@ class Study:
         return DigestMemory(self.config.cache / "digests.json")
 
 
-def stage_named(name: str) -> type[Stage[Any, Any]]:
-    """The stage class with this name.
+def _combined(lines: Any) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _by_content(value: Any, paths: Mapping[str, str]) -> Any:
+    """The value with every path that has an identity replaced by its content, however it is spelled."""
+    if isinstance(value, dict):
+        return {key: _by_content(item, paths) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_by_content(item, paths) for item in value]
+    if isinstance(value, str) and value.strip():
+        return paths.get(str(Path(value).expanduser()), value)
+    return value
+
+
+def _with_layer(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with ``model.layer`` at two thirds of the depth where it is left out.
+
+    Raises:
+        ConfigError: the depth is not known, because the model is not downloaded yet.
+    """
+    model = values.get("model") or {}
+    if not isinstance(model, Mapping) or "layer" in model:
+        return dict(values)
+    try:
+        config = ModelConfig.model_validate({**model, "layer": 0})
+    except pydantic.ValidationError:
+        return dict(values)  # named when the whole study is checked
+    shape = models.shape(config)
+    if shape is None:
+        raise ConfigError(
+            f"`model.layer` is missing, and the depth of {config.name} is not known before it is downloaded; give the "
+            "layer, about two thirds of the depth"
+        )
+    return {**values, "model": {**model, "layer": models.default_layer(shape)}}
+
+
+def _named(name: str, stages: Sequence[AnyStage]) -> AnyStage:
+    by_name = {stage.name: stage for stage in stages}
+    if name not in by_name:
+        raise ConfigError(f"stage `{name}` does not exist; {nearest(name, list(by_name))}")
+    return by_name[name]
+
+
+def stage_named(name: str) -> AnyStage:
+    """The stage class with this name: of those that come with the package, and of plugins that were imported.
 
     Raises:
         ConfigError: there is none; names the nearest.
     """
-    from affectlens.config import nearest
-
-    by_name: Mapping[str, type[Stage[Any, Any]]] = {stage.name: stage for stage in STAGES}
-    if name not in by_name:
-        raise ConfigError(f"stage `{name}` does not exist; {nearest(name, list(by_name))}")
-    return by_name[name]
+    return _named(name, registered())

@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from affectlens.cluster.config import Resources
 from affectlens.cluster.ledger import Entry
 from affectlens.errors import PartFailed
 from affectlens.run.runner import needed_for
+from affectlens.settings import Resources
 from affectlens.stage import Part, Stage
 from affectlens.study import Study
 
@@ -124,7 +124,7 @@ def plan(
     nodes: dict[Key, Node] = {}
     under_way: dict[Key, str | None] = {}
     for study in studies:
-        for stage in needed_for(names):
+        for stage in needed_for(study, names):
             key = key_of(study, stage)
             if key in nodes or key in under_way:
                 continue
@@ -134,7 +134,7 @@ def plan(
                 continue
             if state.failures and not retry:
                 raise _failed(stage, state.failures)
-            needs = [key_of(study, need) for need in needed_for(stage.needs) if need.name in stage.needs]
+            needs = [key_of(study, need) for need in needed_for(study, stage.needs) if need.name in stage.needs]
             waits = _nearest([need for need in needs if need in nodes], nodes)
             after = tuple(job for need in needs if (job := under_way.get(need)) is not None)
             node = _node(study, stage, state, waits, after, wants(study, stage))

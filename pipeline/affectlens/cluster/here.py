@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from affectlens.cluster.config import ClusterConfig, Resources, minutes
 from affectlens.cluster.job import Job
 from affectlens.cluster.progress import last_words
 from affectlens.errors import UserError
+from affectlens.settings import ClusterConfig, Resources, minutes
 
 Say = Callable[[str], None]
 

@@ -20,12 +20,11 @@ from typing import Any, Literal
 
 from affectlens.cluster import ledger
 from affectlens.cluster.graph import Task
-from affectlens.config import validate
 from affectlens.errors import UserError
 from affectlens.run import runner
 from affectlens.run.observer import Observer
 from affectlens.run.workspace import Workspace
-from affectlens.study import Study, StudyConfig, stage_named
+from affectlens.study import Study
 
 WRITE_EVERY_S = 2.0
 WINDOW_S = 120.0
@@ -88,8 +87,8 @@ class Job:
         Raises:
             UserError: the inputs changed since the submission, parts failed, or parts are missing for the merge.
         """
-        study = Study(validate(StudyConfig, dict(self.values), self.source), self.source, self.overrides)
-        stage = stage_named(self.stage)
+        study = Study.of(self.values, self.source, self.overrides)
+        stage = study.stage_named(self.stage)
         if study.fingerprint(stage) != self.fingerprint:
             raise UserError(
                 f"stage `{self.stage}`: its inputs are not those of the submission; the texts, the model or the "

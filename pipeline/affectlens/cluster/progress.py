@@ -16,7 +16,7 @@ from affectlens.cluster.ledger import Entry
 from affectlens.cluster.slurm import FAILED, JobState
 from affectlens.run.workspace import Workspace
 from affectlens.stage import Part
-from affectlens.study import STAGES, Study
+from affectlens.study import Study
 
 TAIL = 20_000
 """Bytes of a log that are looked at."""
@@ -71,7 +71,7 @@ class Progress:
 
 def of_study(study: Study) -> dict[str, Progress]:
     """The progress of every stage of a study that is not finished, by name."""
-    open_stages = [stage for stage in STAGES if not Workspace(study, stage).complete]
+    open_stages = [stage for stage in study.stages if not Workspace(study, stage).complete]
     known = plan.outlook(study)
     entries = {stage.name: ledger.read(study, stage) for stage in open_stages}
     states = slurm.states([job for entry in entries.values() for job in _ids(entry)])

@@ -11,7 +11,6 @@ from typing import Literal
 
 from affectlens.cluster import config as settings
 from affectlens.cluster import graph, here, ledger, slurm
-from affectlens.cluster.config import ClusterConfig, Resources
 from affectlens.cluster.graph import AnyStage, Found, Key, Node, Task
 from affectlens.cluster.here import Planned
 from affectlens.cluster.job import Job
@@ -22,6 +21,7 @@ from affectlens.run import manifest
 from affectlens.run.observer import Observer
 from affectlens.run.runner import needed_for
 from affectlens.run.workspace import Workspace
+from affectlens.settings import ClusterConfig, Resources
 from affectlens.stage import Outlook
 from affectlens.study import Study
 
@@ -99,7 +99,7 @@ def plan(order: Order) -> list[Node]:
 
 
 def _states(order: Order) -> dict[str, JobState]:
-    entries = [ledger.read(study, stage) for study in order.studies for stage in needed_for(order.names)]
+    entries = [ledger.read(study, stage) for study in order.studies for stage in needed_for(study, order.names)]
     return slurm.states([job for entry in entries if entry for job in entry.ids], required=True)
 
 
@@ -311,7 +311,7 @@ def cancel(studies: Sequence[Study]) -> tuple[list[str], list[str]]:
     """
     with ledger.lock(studies):
         entries = [entry for study in studies[:1] for entry in ledger.read_all(study)]
-        mine = {graph.key_of(study, stage) for study in studies for stage in needed_for(())}
+        mine = {graph.key_of(study, stage) for study in studies for stage in needed_for(study, ())}
         states = slurm.states([job for entry in entries for job in entry.ids], required=True)
         alive = {job for job, state in states.items() if state.alive}
         ids, stay = graph.cancellable(entries, mine, alive)

@@ -13,8 +13,8 @@ from affectlens.compare import offline
 from affectlens.compare.findings import Findings, Result
 from affectlens.compare.folders import NAMES, PAGE
 from affectlens.errors import ConfigError, UserError
+from affectlens.settings import TrackingConfig
 from affectlens.study import stage_named
-from affectlens.tracking.interface import TrackingConfig
 from affectlens.tracking.session import Session, release, within
 
 if TYPE_CHECKING:

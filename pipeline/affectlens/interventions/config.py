@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from affectlens.config import Config
+from affectlens.config import MERGE_ONLY, Config
 
 
 class CausalConfig(Config):
@@ -38,9 +38,9 @@ class CausalConfig(Config):
     """Controls of each ablation, taken in turn from the families of controls."""
     neutral_texts: int = Field(default=2, ge=1)
     """Neutral texts on which the perplexity under injection is measured."""
-    perplexity_limit: float = Field(default=1.5, gt=1)
+    perplexity_limit: float = Field(default=1.5, gt=1, json_schema_extra=MERGE_ONLY)
     """A result counts while the perplexity on neutral text is at most so many times what it was."""
-    level: float = Field(default=0.05, gt=0, lt=1)
+    level: float = Field(default=0.05, gt=0, lt=1, json_schema_extra=MERGE_ONLY)
     """Error rate of the verdicts, after correction over concepts."""
     readout_layer: int | None = None
     """A cached layer above, where the concept's own direction is read under injection; nothing by default."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,8 @@ class ModelConfig(Config):
     """`embedded` (SmolLM2-135M-Instruct), the path of a transformers folder or GGUF file, or a hub model's name."""
     revision: str | None = None
     """Of a hub model: branch, tag or commit."""
-    layer: int = Field(default=15, ge=0)
-    """The layer whose residual stream (after the block) is studied; from half to two thirds of the depth reads best."""
+    layer: int = Field(default=20, ge=0)
+    """The layer whose residual stream (after the block) is studied. Left out: two thirds of the model's depth."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of weights and activations. `auto`: bfloat16 where the device computes in it, else float32."""
     template_date: datetime.date = datetime.date(2026, 1, 1)
@@ -218,6 +219,26 @@ def resolve_dtype(dtype: str, device: str) -> torch.dtype:
     flags = torch.backends.cpu.get_cpu_capability() if device == "cpu" else ""
     native = device == "cpu" and flags.startswith("AVX512") and _processor_has("avx512_bf16", "amx_bf16")
     return torch.bfloat16 if native else torch.float32
+
+
+def dtype_name(dtype: str, device: str) -> str:
+    """The type that a config means on this machine, as a config names it.
+
+    Args:
+        dtype: ``auto`` or a type.
+        device: of the section ``compute``.
+    """
+    if dtype != "auto":
+        return dtype
+    accelerated = device not in ("auto", "cpu") or sys.platform == "darwin" or Path("/dev/nvidiactl").exists()
+    if not accelerated and not _processor_has("avx512_bf16", "amx_bf16"):
+        return "float32"  # known without the seconds that torch takes to import
+    return str(resolve_dtype(dtype, device_names(device)[0])).removeprefix("torch.")
+
+
+def default_layer(shape: Shape) -> int:
+    """Two thirds of the depth, where concepts are read best."""
+    return round(shape.layers * 2 / 3)
 
 
 def _processor_has(*flags: str) -> bool:

@@ -20,7 +20,7 @@ from affectlens.files import remove_leftovers, sync_folder, write_json
 from affectlens.run import manifest, verify
 from affectlens.run.workspace import BUILDING, AnyStage, Workspace
 from affectlens.stage import Part, Stage
-from affectlens.study import Study, stage_named
+from affectlens.study import Study
 
 WAIT_S = 0.2
 """Between two looks at parts that another process is working on."""
@@ -34,7 +34,7 @@ def open_results(study: Study, names: Sequence[str]) -> dict[str, Any]:
     """
     opened = {}
     for name in names:
-        stage = stage_named(name)
+        stage = study.stage_named(name)
         space = Workspace(study, stage)
         if not space.complete:
             raise MissingResult(f"stage `{name}` has no result in {space.final}; run `affectlens run {study.source}`")
@@ -50,7 +50,7 @@ def build(study: Study, stage: AnyStage, device: str) -> Stage[Any, Any]:
         DamagedResult: one of its needs is damaged.
     """
     for name in stage.needs:
-        need = stage_named(name)
+        need = study.stage_named(name)
         faults = verify.damages(Workspace(study, need), need, contents=True, digest=study.digests.file)
         if faults:
             raise DamagedResult(
@@ -59,14 +59,22 @@ def build(study: Study, stage: AnyStage, device: str) -> Stage[Any, Any]:
     return stage(study.section(stage), study.setting(device), open_results(study, stage.needs))
 
 
-def parts_of(study: Study, stage: AnyStage) -> Sequence[Part]:
+def parts_of(study: Study, stage: AnyStage, *, adopt: bool = True) -> Sequence[Part]:
     """The parts of a stage whose needs are finished.
+
+    Args:
+        study: whose stage.
+        stage: any.
+        adopt: whether those of another result that was measured alike become this one's.
 
     Raises:
         MissingResult: one of its needs is not.
         DamagedResult: one of its needs is damaged.
     """
-    make_folder(Workspace(study, stage).parts)
+    space = Workspace(study, stage)
+    if stage.keeps_parts and adopt:
+        space.adopt_parts(study.fingerprint(stage, measured=True))
+    make_folder(space.parts)
     return build(study, stage, device="cpu").parts()
 
 
@@ -152,7 +160,7 @@ def _compute(
     record = {
         "files": files,
         "sizes": verify.sizes(building, files),
-        "inputs": inputs,
+        "inputs": {name: digest for name, digest in inputs.items() if name not in built.measured_needs},
         "run": manifest.circumstances(began, built.setting.device, built.setting.threads),
     }
     manifest.write_part(building, record)

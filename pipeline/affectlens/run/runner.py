@@ -24,7 +24,7 @@ from affectlens.run.parts import open_results, parts_of
 from affectlens.run.workers import Send, Workers, WorkersDied
 from affectlens.run.workspace import PARTS, AnyStage, Workspace, inspect, remove
 from affectlens.stage import Part
-from affectlens.study import STAGES, Study, stage_named
+from affectlens.study import Study
 
 __all__ = [
     "Mode",
@@ -42,18 +42,18 @@ __all__ = [
 Mode = Literal["cached", "retry", "force", "read-only"]
 
 
-def needed_for(names: Sequence[str]) -> list[AnyStage]:
-    """The named stages and everything they need, in order; all stages when none is named."""
+def needed_for(study: Study, names: Sequence[str]) -> list[AnyStage]:
+    """The named stages of a study and everything they need, in order; all stages when none is named."""
     if not names:
-        return list(STAGES)
+        return list(study.stages)
     wanted: set[str] = set()
     pending = list(names)
     while pending:
         name = pending.pop()
         if name not in wanted:
             wanted.add(name)
-            pending += stage_named(name).needs
-    return [stage for stage in STAGES if stage.name in wanted]
+            pending += study.stage_named(name).needs
+    return [stage for stage in study.stages if stage.name in wanted]
 
 
 def run(
@@ -81,9 +81,9 @@ def run(
     """
     with Workers(_work) as pool:
         session = Session(study, pool, mode, workers, reporter or Reporter(), Guarded(observer or Observer()))
-        for stage in needed_for(only):
+        for stage in needed_for(study, only):
             session.bring_up(stage, forced=mode == "force" and (not only or stage.name in only))
-        return [session.outcomes[stage.name] for stage in needed_for(only)]
+        return [session.outcomes[stage.name] for stage in needed_for(study, only)]
 
 
 def run_parts(
@@ -149,7 +149,7 @@ def _work(study: Study, stage: str, names: Collection[str], device: str, send: S
     """One worker's share of a stage."""
     parts.claim(
         study,
-        stage_named(stage),
+        study.stage_named(stage),
         names,
         device,
         progress=lambda units: send("advanced", units),
@@ -192,10 +192,11 @@ class Session:
             )
         for name in stage.needs:
             # What is read is compared byte by byte, and computed again if it is not what was written.
-            if not self.sound(stage_named(name), contents=True):
-                self.bring_up(stage_named(name))
+            need = self.study.stage_named(name)
+            if not self.sound(need, contents=True):
+                self.bring_up(need)
         began = Began.now()
-        every = parts_of(self.study, stage)
+        every = parts_of(self.study, stage, adopt=not forced)
         failed = space.failures()
         if failed and self.mode in {"retry", "force"}:
             shutil.rmtree(space.failed)
@@ -337,6 +338,7 @@ def _merge(study: Study, stage: AnyStage, space: Workspace, devices: Sequence[st
         {
             **study.provenance(stage),
             "fingerprint": study.fingerprint(stage),
+            "measured": study.fingerprint(stage, measured=True),
             "files": files,
             "sizes": verify.sizes(space.partial, files),
             "inputs": inputs,

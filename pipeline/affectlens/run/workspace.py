@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from affectlens.errors import DamagedResult
 from affectlens.plan import Standing
 from affectlens.run import manifest
 from affectlens.stage import Metrics, Part, Stage
-from affectlens.study import Study, stage_named
+from affectlens.study import Study
 
 AnyStage = type[Stage[Any, Any]]
 PARTS = "parts"
@@ -49,11 +49,34 @@ class Workspace:
         self.parts = self.partial / PARTS
         self.failed = self.partial / "failed"
         self.locks = self.final.with_name(self.final.name + ".locks")
-        self.needs = {name: study.folder(stage_named(name)) for name in stage.needs}
+        self.needs = {name: study.folder(study.stage_named(name)) for name in stage.needs}
 
     @property
     def complete(self) -> bool:
         return (self.final / manifest.NAME).is_file()
+
+    def adopt_parts(self, key: str) -> None:
+        """Take over the parts of another result of the stage that was measured alike, so that only its merge is left.
+
+        Their files are linked, not copied, where the file system can.
+
+        Args:
+            key: the fingerprint of what decides the stage's parts.
+        """
+        if self.complete or self.partial.exists():
+            return
+        for path in sorted(self.final.parent.glob(f"*/{manifest.NAME}")):
+            try:
+                record = manifest.read(path.parent)
+            except DamagedResult:
+                continue
+            if record and record.get("measured") == key and (path.parent / PARTS).is_dir():
+                adopted = self.final.with_name(f"{self.final.name}.adopting-{os.getpid()}")
+                shutil.copytree(path.parent / PARTS, adopted / PARTS, copy_function=_link)
+                with suppress(OSError):  # another run was faster
+                    adopted.rename(self.partial)
+                shutil.rmtree(adopted, ignore_errors=True)
+                return
 
     def done(self, part: Part) -> bool:
         return (self.parts / part.name / manifest.PART).is_file()
@@ -136,6 +159,13 @@ def remove(folder: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
         os.replace(folder, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def standing(study: Study, stage: AnyStage) -> Standing:

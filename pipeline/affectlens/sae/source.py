@@ -89,6 +89,15 @@ def recognise(folder: Path) -> Format:
     raise ValueError(f"holds no SAE of a known format ({known}); give the folder of one SAE")
 
 
+def files(folder: Path) -> tuple[Path, ...]:
+    """The files that make the SAE of a folder: what else lies there does not change it.
+
+    Raises:
+        ValueError: see :func:`recognise`.
+    """
+    return tuple(folder / name for name in FILES[recognise(folder)])
+
+
 def describe(folder: Path) -> Origin:
     """What the SAE in a folder was made for.
 

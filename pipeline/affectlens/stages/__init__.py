@@ -1,1 +1,18 @@
-"""One module a stage, in the order of the data; ``affectlens.study.STAGES`` lists them."""
+"""One module a stage; importing this package registers them in the order of the data."""
+
+from importlib import import_module
+
+MODULES = (
+    "corpus",
+    "activations",
+    "sae",
+    "directions",
+    "match",
+    "compare",
+    "geometry",
+    "causal",
+    "experiments",
+    "report",
+)
+for _name in MODULES:
+    import_module(f"{__name__}.{_name}")

@@ -12,7 +12,7 @@ from affectlens.activations.config import ActivationsConfig
 from affectlens.corpus.documents import Document
 from affectlens.errors import UserError
 from affectlens.model import subject as subjects
-from affectlens.stage import Metrics, Part, Progress, Stage
+from affectlens.stage import Metrics, Part, Progress, Stage, StudySettings, register
 from affectlens.stages.corpus import CorpusStage
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ COLUMNS = ("kind", "emotion", "topic", "narrator", "split")
 """Of the corpus, kept per document."""
 
 
+@register
 class ActivationsStage(Stage[ActivationsConfig, "ActivationStore"]):
     """Cache what the model computes as HDF5 shards, one a part."""
 
@@ -39,7 +40,7 @@ class ActivationsStage(Stage[ActivationsConfig, "ActivationStore"]):
     unit = "texts"
 
     @classmethod
-    def check(cls, study: Any) -> None:
+    def check(cls, study: StudySettings) -> None:
         known = subjects.shape(study.model)
         for key in ("token_layers", "pooled_layers"):
             for layer in getattr(study.activations, key):

@@ -20,7 +20,8 @@ from affectlens.files import write_json
 from affectlens.interventions.causal import Causal
 from affectlens.interventions.config import CausalConfig
 from affectlens.interventions.vector_kinds import injected_kinds, studied_kinds
-from affectlens.stage import Metrics, Part, Progress, Stage
+from affectlens.settings import Resources
+from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
 from affectlens.stages.directions import DirectionsStage
@@ -38,6 +39,7 @@ RESULT = "part.safetensors"
 TEXTS = "texts.jsonl"
 
 
+@register
 class CausalStage(Stage[CausalConfig, Causal]):
     """Inject and ablate directions and features."""
 
@@ -47,6 +49,9 @@ class CausalStage(Stage[CausalConfig, Causal]):
     needs = ("corpus", "activations", "sae", "directions", "match")
     reads_model = True
     seeded = True
+    keeps_parts = True
+    measured_needs = ("directions", "match")
+    resources = Resources(parts_per_job=2)  # a part takes minutes
     unit = "interventions"
     headline = (
         (
@@ -57,7 +62,7 @@ class CausalStage(Stage[CausalConfig, Causal]):
     )
 
     @classmethod
-    def check(cls, study: Any) -> None:
+    def check(cls, study: StudySettings) -> None:
         config: CausalConfig = study.causal
         cached = {study.model.layer, *study.activations.token_layers, *study.activations.pooled_layers}
         for key, layers in (("layers", config.layers), ("readout_layer", (config.readout_layer,))):
@@ -72,7 +77,7 @@ class CausalStage(Stage[CausalConfig, Causal]):
             )
 
     @classmethod
-    def identities(cls, study: Any) -> dict[str, Path]:
+    def identities(cls, study: StudySettings) -> dict[str, Identity]:
         return {name: EMBEDDED / name for name in ("lexicon.json", "frames.json", "ratings.csv")}
 
     def parts(self) -> Sequence[Part]:

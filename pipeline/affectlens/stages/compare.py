@@ -21,7 +21,7 @@ from affectlens.corpus.texts import EMBEDDED, texts_path
 from affectlens.files import write_json
 from affectlens.model import subject
 from affectlens.probing.comparison import Comparison
-from affectlens.stage import Metrics, Part, Progress, Stage
+from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
 from affectlens.stages.directions import DirectionsStage
@@ -57,6 +57,7 @@ class CompareConfig(Config):
     """`embedded`, a JSONL file of pairs of texts made of the same words, or `none`."""
 
 
+@register
 class CompareStage(Stage[CompareConfig, Comparison]):
     """Compare decoder rows with directions, and all readouts with each other."""
 
@@ -65,6 +66,7 @@ class CompareStage(Stage[CompareConfig, Comparison]):
     config_class = CompareConfig
     needs = ("corpus", "activations", "sae", "directions", "match")
     seeded = True
+    measured_needs = ("directions",)
     unit = "comparisons"
     headline = (
         ("auroc_tf-idf", "AUROC of TF-IDF on the text alone"),
@@ -72,7 +74,7 @@ class CompareStage(Stage[CompareConfig, Comparison]):
     )
 
     @classmethod
-    def check(cls, study: Any) -> None:
+    def check(cls, study: StudySettings) -> None:
         config: CompareConfig = study.compare
         if not ratings_path(config.ratings).is_file():
             raise ValueError(f"`compare.ratings: {config.ratings}`: no such file; give a CSV, or `embedded`")
@@ -82,7 +84,7 @@ class CompareStage(Stage[CompareConfig, Comparison]):
             raise ValueError("`compare.pursuit_steps`: give numbers from 1 up, ascending, each once")
 
     @classmethod
-    def identities(cls, study: Any) -> dict[str, Path]:
+    def identities(cls, study: StudySettings) -> dict[str, Identity]:
         found = {"ratings": ratings_path(study.compare.ratings), "lexicon": LEXICON}
         return found if study.compare.pairs == "none" else found | {"pairs": texts_path("pairs", study.compare.pairs)}
 

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from affectlens import results
 from affectlens.corpus import checks, quality
@@ -15,7 +14,7 @@ from affectlens.corpus.documents import CHAT, Corpus, CorpusConfig, select, stor
 from affectlens.corpus.texts import texts_path
 from affectlens.files import write_json
 from affectlens.results import Table, integer, number, text
-from affectlens.stage import Metrics, Part, Progress, Stage
+from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
 
 QUALITY = Table(
     "quality",
@@ -30,6 +29,7 @@ QUALITY = Table(
 )
 
 
+@register
 class CorpusStage(Stage[CorpusConfig, Corpus]):
     """Select, split and check the texts."""
 
@@ -40,11 +40,11 @@ class CorpusStage(Stage[CorpusConfig, Corpus]):
     tables = (QUALITY,)
 
     @classmethod
-    def check(cls, study: Any) -> None:
+    def check(cls, study: StudySettings) -> None:
         checks.check(study.corpus)
 
     @classmethod
-    def identities(cls, study: Any) -> dict[str, Path]:
+    def identities(cls, study: StudySettings) -> dict[str, Identity]:
         return {key: texts_path(key, getattr(study.corpus, key)) for key in ("stories", "neutral")}
 
     def parts(self) -> Sequence[Part]:

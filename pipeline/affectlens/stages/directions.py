@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from affectlens.config import Config
+from affectlens.config import MERGE_ONLY, Config
 from affectlens.files import write_json
 from affectlens.model import subject
 from affectlens.probing.directions import ARRAYS, Directions
-from affectlens.stage import Metrics, Part, Progress, Stage
+from affectlens.stage import Folder, Identity, Metrics, Part, Progress, Stage, StudySettings, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
 
@@ -43,14 +43,15 @@ class DirectionsConfig(Config):
     """Directions to use in place of the recipe's: an .npz file, or a folder of control-vector GGUF files."""
     stability_draws: int = Field(default=100, ge=2)
     """Resamples of the training topics that say how steady a direction is."""
-    permutations: int = Field(default=1000, ge=19)
+    permutations: int = Field(default=1000, ge=19, json_schema_extra=MERGE_ONLY)
     """Of the labels within topics, for the best of all layers; the smallest p-value is 1 / (permutations + 1)."""
-    words: int = Field(default=10, ge=1)
+    words: int = Field(default=10, ge=1, json_schema_extra=MERGE_ONLY)
     """Logit-lens words listed per concept."""
-    export: tuple[Literal["npz", "gguf"], ...] = ("npz", "gguf")
+    export: tuple[Literal["npz", "gguf"], ...] = Field(default=("npz", "gguf"), json_schema_extra=MERGE_ONLY)
     """Further formats the directions are written in: numpy, and control vectors for repeng and llama.cpp."""
 
 
+@register
 class DirectionsStage(Stage[DirectionsConfig, Directions]):
     """Build directions on training topics, say how well they read on topics never seen."""
 
@@ -59,19 +60,23 @@ class DirectionsStage(Stage[DirectionsConfig, Directions]):
     config_class = DirectionsConfig
     needs = ("corpus", "activations")
     seeded = True
+    keeps_parts = True
     unit = "layers"
     headline = (("auroc_test", "AUROC of difference-of-means directions, test topics"),)
 
     @classmethod
-    def check(cls, study: Any) -> None:
+    def check(cls, study: StudySettings) -> None:
         path: Path | None = study.directions.imported
         if path is not None and not path.expanduser().exists():
             raise ValueError(f"`directions.imported: {path}`: no such file or folder; give an .npz, or GGUF files")
 
     @classmethod
-    def identities(cls, study: Any) -> dict[str, Path]:
+    def identities(cls, study: StudySettings) -> dict[str, Identity]:
         path: Path | None = study.directions.imported
-        return {} if path is None else {"imported": path.expanduser()}
+        if path is None:
+            return {}
+        path = path.expanduser()
+        return {"imported": Folder(path, tuple(sorted(path.glob("*.gguf")))) if path.is_dir() else path}
 
     @property
     def methods(self) -> tuple[str, ...]:

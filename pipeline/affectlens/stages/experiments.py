@@ -24,7 +24,7 @@ from affectlens.files import write_json
 from affectlens.model import embedded
 from affectlens.model import subject as subjects
 from affectlens.model.subject import ModelConfig
-from affectlens.stage import Metrics, Part, Progress, Stage
+from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
 from affectlens.stages.directions import DirectionsStage
@@ -60,6 +60,7 @@ class Experiments:
         return load(self.folder / name)
 
 
+@register
 class ExperimentsStage(Stage[ExperimentsConfig, Experiments]):
     """Run the behavioural experiments."""
 
@@ -69,11 +70,12 @@ class ExperimentsStage(Stage[ExperimentsConfig, Experiments]):
     needs = ("corpus", "activations", "sae", "directions", "match")
     reads_model = True
     seeded = True
+    measured_needs = ("directions", "match")
     keeps_parts = True
     unit = "tokens"
 
     @classmethod
-    def check(cls, study: Any) -> None:
+    def check(cls, study: StudySettings) -> None:
         config: ExperimentsConfig = study.experiments
         chosen = cls._chosen(config)
         if not chosen:
@@ -108,7 +110,7 @@ class ExperimentsStage(Stage[ExperimentsConfig, Experiments]):
         return choosing.read_chosen(config.folder, config.run, config.limit)
 
     @classmethod
-    def identities(cls, study: Any) -> dict[str, Path]:
+    def identities(cls, study: StudySettings) -> dict[str, Identity]:
         config: ExperimentsConfig = study.experiments
         chosen = cls._chosen(config)
         if not chosen:

@@ -17,7 +17,7 @@ from affectlens.config import Config
 from affectlens.corpus.ratings import ratings_path, read_ratings
 from affectlens.corpus.texts import EMBEDDED
 from affectlens.files import write_json
-from affectlens.stage import Metrics, Part, Progress, Stage
+from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
 from affectlens.stages.directions import DirectionsStage
@@ -51,6 +51,7 @@ class Geometry:
         self.data: dict[str, Any] = json.loads((folder / "geometry.json").read_text(encoding="utf-8"))
 
 
+@register
 class GeometryStage(Stage[GeometryConfig, Geometry]):
     """Principal components of the directions, correlated with ratings and, as a check, with story length."""
 
@@ -65,12 +66,12 @@ class GeometryStage(Stage[GeometryConfig, Geometry]):
     )
 
     @classmethod
-    def check(cls, study: Any) -> None:
+    def check(cls, study: StudySettings) -> None:
         if not ratings_path(study.geometry.ratings).is_file():
             raise ValueError(f"`geometry.ratings: {study.geometry.ratings}`: no such file; give a CSV, or `embedded`")
 
     @classmethod
-    def identities(cls, study: Any) -> dict[str, Path]:
+    def identities(cls, study: StudySettings) -> dict[str, Identity]:
         return {"ratings": ratings_path(study.geometry.ratings), "clusters": CLUSTERS}
 
     def parts(self) -> Sequence[Part]:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from affectlens.config import Config
+from affectlens.config import MERGE_ONLY, Config
 from affectlens.files import write_json
 from affectlens.model import subject
 from affectlens.probing.match import Match
-from affectlens.stage import Metrics, Part, Progress, Stage
+from affectlens.stage import Metrics, Part, Progress, Stage, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
 from affectlens.stages.sae import SaeStage
@@ -32,17 +32,17 @@ class MatchConfig(Config):
 
     pooling: Literal["mean", "max"] = "mean"
     """How a feature's activations over a text become the number it is matched by; the other is reported beside it."""
-    tokens: Literal["chosen", "all"] = "chosen"
+    tokens: Literal["chosen", "all"] = Field(default="chosen", json_schema_extra=MERGE_ONLY)
     """For which features AUROC is computed token by token: those of the concepts, or every one."""
     random_saes: int = Field(default=3, ge=1)
     """Random SAEs of the same shape that stand beside the studied one."""
-    permutations: int = Field(default=1000, ge=19)
+    permutations: int = Field(default=1000, ge=19, json_schema_extra=MERGE_ONLY)
     """Of the concept labels within topics; the smallest p-value is 1 / (permutations + 1)."""
-    probe_sizes: tuple[int, ...] = (1, 2, 5, 10, 20)
+    probe_sizes: tuple[int, ...] = Field(default=(1, 2, 5, 10, 20), json_schema_extra=MERGE_ONLY)
     """Numbers of features that k-sparse probes read a concept from, ascending."""
-    contexts: int = Field(default=5, ge=0)
+    contexts: int = Field(default=5, ge=0, json_schema_extra=MERGE_ONLY)
     """Top activating contexts kept per matched feature."""
-    context_tokens: int = Field(default=12, ge=1)
+    context_tokens: int = Field(default=12, ge=1, json_schema_extra=MERGE_ONLY)
     """Tokens shown before and after the one that activates."""
     texts_per_part: int = Field(default=64, ge=1)
     """Size of the slices that are encoded and resumed as one."""
@@ -55,6 +55,7 @@ class MatchConfig(Config):
         return sizes
 
 
+@register
 class MatchStage(Stage[MatchConfig, Match]):
     """Encode every text, score every feature against every concept, choose, and report on test topics."""
 
@@ -63,6 +64,7 @@ class MatchStage(Stage[MatchConfig, Match]):
     config_class = MatchConfig
     needs = ("corpus", "activations", "sae")
     seeded = True
+    keeps_parts = True
     unit = "texts"
     headline = (
         ("best_feature_auroc", "AUROC of the best SAE feature per concept, test topics"),

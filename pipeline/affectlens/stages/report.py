@@ -13,7 +13,7 @@ from pydantic import Field
 from affectlens.config import Config
 from affectlens.errors import DamagedResult
 from affectlens.run import manifest
-from affectlens.stage import Metrics, Part, Progress, Stage
+from affectlens.stage import Metrics, Part, Progress, Stage, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.causal import CausalStage
 from affectlens.stages.compare import CompareStage
@@ -59,6 +59,7 @@ class Report:
         return self.folder / PAGE
 
 
+@register
 class ReportStage(Stage[ReportConfig, Report]):
     """Put everything on a page."""
 

@@ -21,7 +21,8 @@ from affectlens.model import subject as subjects
 from affectlens.sae import source
 from affectlens.sae.recipe import Recipe
 from affectlens.sae.source import LoadConfig
-from affectlens.stage import RECORD, Metrics, Part, Progress, Stage
+from affectlens.settings import Resources
+from affectlens.stage import RECORD, Folder, Identity, Metrics, Part, Progress, Stage, StudySettings, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
 
@@ -72,6 +73,7 @@ class SaeConfig(Recipe):
         return LoadConfig(path=source.EMBEDDED) if self.load == "embedded" else self.load
 
 
+@register
 class SaeStage(Stage[SaeConfig, "Sae"]):
     """Train or load SAEs; report how good they are on held-out text."""
 
@@ -80,11 +82,12 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
     needs = ("corpus", "activations")
     seeded = True
     checkpoint = "checkpoint"
+    resources = Resources(parts_per_job=1)  # a part is a whole training
     unit = "tokens"
     headline = (("explained_variance", "variance of held-out tokens that the SAE explains"),)
 
     @classmethod
-    def check(cls, study: Any) -> None:
+    def check(cls, study: StudySettings) -> None:
         config: SaeConfig = study.sae
         known = subjects.shape(study.model)
         if config.source is not None:
@@ -100,9 +103,12 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
                 raise ValueError(f"`sae.k: {grid.k}`: more than the {grid.width} features of the SAE; lower it")
 
     @classmethod
-    def identities(cls, study: Any) -> dict[str, Path]:
+    def identities(cls, study: StudySettings) -> dict[str, Identity]:
         load = study.sae.source
-        return {"sae": load.path.expanduser()} if load is not None and load.path is not None else {}
+        if load is None or load.path is None:
+            return {}
+        folder = load.path.expanduser()
+        return {"sae": Folder(folder, source.files(folder))}
 
     def parts(self) -> Sequence[Part]:
         if self.config.load is not None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
-from affectlens.config import TrackingConfig
+from affectlens.settings import TrackingConfig
 from affectlens.tracking.session import Session
 
 Mode = Literal["online", "offline", "disabled"]
