@@ -26,7 +26,7 @@ LAYERS = (
     ("plan", "sweep"),
     ("run",),
     ("tracking", "cluster", "report", "compare", "serve"),
-    ("cli", "console"),
+    ("cli", "console", "entry"),
 )
 """From the ground up. A room may import rooms of its own layer and of those below."""
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}

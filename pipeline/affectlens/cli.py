@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import shlex
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from affectlens import __version__
-from affectlens.errors import (
-    ConfigError,
-    DamagedResult,
-    MissingResult,
-    UserError,
-    is_out_of_memory,
-    of_the_world,
-    reason,
-)
+from affectlens import __version__, entry
+from affectlens.entry import Debug
+from affectlens.errors import ConfigError, DamagedResult, MissingResult
 
 app = typer.Typer(
     name="affectlens",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help=(
@@ -37,7 +25,9 @@ app = typer.Typer(
         "One YAML file describes a study; its stages are\n\n"
         "corpus > activations > sae, directions > match > compare, geometry > causal, experiments > report.\n\n"
         "Start with [bold]affectlens run configs/quickstart.yaml[/bold]; it needs no account, no network and no "
-        "accelerator. Everything that is computed is kept in the cache folder and used again."
+        "accelerator. Everything that is computed is kept in the cache folder and used again.\n\n"
+        "A mistake is answered with one sentence; every command takes [bold]--debug[/bold], which prints the "
+        "traceback, too."
     ),
 )
 
@@ -54,6 +44,7 @@ Sweep = Annotated[
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="Where to; the current folder when left out.")] = Path(),
+    debug: Debug = False,
 ) -> None:
     """Copy the shipped studies (configs/) and experiments (experiments/) into a folder, to be read and changed there.
 
@@ -73,7 +64,7 @@ def run(
     config: Config,
     overrides: Overrides = None,
     stage: Annotated[
-        list[str] | None, typer.Option(help="Only this stage and what it needs; may be given again.")
+        list[str] | None, typer.Option(help="Only these stages, separated by commas, and what they need.")
     ] = None,
     mode: Annotated[
         str,
@@ -90,6 +81,7 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what it would take (tokens, disk, parts, time) and stop.")
     ] = False,
+    debug: Debug = False,
 ) -> None:
     """Run a study: whatever is not in the cache yet is computed, in order.
 
@@ -109,7 +101,7 @@ def run(
         raise ConfigError(f"--mode {mode}: choose cached, retry, force or read-only")
     if workers is not None and workers != "auto" and not (workers.isdigit() and int(workers) > 0):
         raise ConfigError(f"--workers {workers}: give a number from 1 up, or auto")
-    names = [_stage(name) for name in stage or ()]
+    names = _stages(stage)
     for study in studies:
         if dry_run:
             _print_plan(study, names)
@@ -130,158 +122,12 @@ def run(
 
 
 @app.command()
-def submit(
-    config: Config,
-    overrides: Overrides = None,
-    cluster: Annotated[
-        str,
-        typer.Option(
-            help="slurm: batch jobs; returns at once. local: the same jobs as processes of this machine. debug: one "
-            "after the other in this process."
-        ),
-    ] = "slurm",
-    profile: Annotated[
-        Path | None, typer.Option(help="What this site's jobs ask for, for example configs/cluster/gpu.yaml.")
-    ] = None,
-    stage: Annotated[
-        list[str] | None, typer.Option(help="Only this stage and what it needs; may be given again.")
-    ] = None,
-    mode: Annotated[
-        str, typer.Option(help="cached: what is missing; stops at recorded failures. retry: failed parts again, too.")
-    ] = "cached",
-    sweep: Sweep = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the graph and the scripts; submit nothing.")
-    ] = False,
-) -> None:
-    """Run a study as batch jobs: for each stage an array over its parts and a merge, chained, handed over at once.
-
-    You can log out afterwards. What is finished, or queued by an earlier submission, is not submitted again; so after
-    a failure, a cancellation or a crash the same command with [bold]--mode retry[/bold] goes on.
-
-    Examples: [bold]affectlens submit my.yaml --profile configs/cluster/gpu.yaml[/bold], [bold]affectlens submit my.yaml
-    sae.k=16,32,64 --sweep --dry-run[/bold], [bold]affectlens submit my.yaml cluster.sae.time=12h[/bold]
-    """
-    from affectlens.cluster import config as settings
-    from affectlens.cluster import submission
-    from affectlens.tracking.observer import WandbObserver
-
-    if cluster not in ("slurm", "local", "debug"):
-        raise ConfigError(f"--cluster {cluster}: choose slurm, local or debug")
-    if mode not in ("cached", "retry"):
-        raise ConfigError(f"--mode {mode}: choose cached or retry; `affectlens run --mode force` computes anew")
-    order = submission.Order(
-        studies=_studies(config, overrides, sweep),
-        names=[_stage(name) for name in stage or ()],
-        where=cluster,  # pyright: ignore[reportArgumentType]
-        profile=settings.read_profile(profile) if profile else None,
-        retry=mode == "retry",
-        observer=WandbObserver(),
-    )
-    nodes = submission.plan(order) if dry_run else submission.submit(order, print)
-    if dry_run and nodes:
-        print(submission.preview(order, nodes))
-    print(submission.closing(order, nodes, shlex.join([str(config), *(overrides or ())]), handed=not dry_run))
-
-
-@app.command()
-def cancel(config: Config, overrides: Overrides = None, sweep: Sweep = False) -> None:
-    """Cancel a study's batch jobs, waiting and running. Finished parts stay; jobs that other studies need go on."""
-    from affectlens.cluster import submission
-
-    ids, kept = submission.cancel(_studies(config, overrides, sweep))
-    print(f"{len(ids)} jobs cancelled" + (f"; other studies need {', '.join(kept)}" if kept else ""))
-
-
-def _print_plan(study: Any, names: Sequence[str]) -> None:
-    from affectlens import plan
-    from affectlens.disk import size
-    from affectlens.experiments import cost
-    from affectlens.run import runner
-    from affectlens.run.workspace import standing
-    from affectlens.study import stage_named
-
-    activations = plan.activations(study, standing(study, stage_named("activations")))
-    needs = {"activations": f"  {activations}"}
-    if study.config.experiments.run:
-        rows = plan.experiments(study, standing(study, stage_named("experiments")))
-        needs["experiments"] = f"  {cost.summary(rows)}"
-    for stage in runner.needed_for(study, names):
-        print(f"{stage.name:<12} {runner.inspect(study, stage).state:<8}{needs.get(stage.name, '')}".rstrip())
-    print(f"{size(activations.free)} are free in {study.config.cache}.")
-
-
-@app.command()
-def experiments(
-    config: Annotated[
-        Path | None, typer.Argument(help="A study file; without one, the folder `experiments` is listed.")
-    ] = None,
-    overrides: Overrides = None,
-    table: Annotated[
-        Path | None,
-        typer.Option(
-            help="Instead: a CSV with the columns item, category, elo and one of readings for each concept; prints "
-            "their correlations raw, without extreme categories, and within categories."
-        ),
-    ] = None,
-    leave_out: Annotated[
-        list[str] | None, typer.Option(help="With --table: a category that counts as extreme; may be given again.")
-    ] = None,
-) -> None:
-    """List the behavioural experiments with what they cost, before anything runs.
-
-    Those that the study runs, or all of its folder where it runs none. Add one by adding a folder with experiment.yaml,
-    scenarios.jsonl and README.md.
-
-    Examples: [bold]affectlens experiments[/bold], [bold]affectlens experiments configs/experiments.yaml[/bold],
-    [bold]affectlens experiments --table preferences.csv[/bold]
-    """
-    if table is not None:
-        from affectlens.experiments.conclude.preference import print_table
-
-        print_table(table, tuple(leave_out or ()))
-        return
-    from affectlens import plan
-    from affectlens.experiments import cost
-    from affectlens.run.workspace import standing
-    from affectlens.study import Study, StudyConfig, stage_named
-
-    study = Study(StudyConfig(name="experiments"), "experiments") if config is None else _load(config, overrides)
-    there = standing(study, stage_named("experiments")) if study.config.experiments.run else plan.Standing()
-    for line in cost.lines(plan.experiments(study, there)):
-        print(line)
-
-
-@app.command()
-def verify(config: Config, overrides: Overrides = None) -> None:
-    """Read every file of a study's results again and compare it with its checksum.
-
-    What is damaged is named and set aside: the next run computes just that again. Exit status 1 if there is any.
-    """
-    from affectlens.run import verify as verifying
-    from affectlens.run.workspace import Workspace
-
-    study = _load(config, overrides)
-    damaged = 0
-    for each in study.stages:
-        space = Workspace(study, each)
-        found = verifying.damages(space, each, contents=True)
-        print(f"{each.name:<12} {verifying.summary(space, found)}", flush=True)
-        for damage in found:
-            print(f"  {damage}")
-        if found:
-            verifying.set_aside(space, each, contents=True)
-        damaged += len(found)
-    if damaged:
-        raise DamagedResult(f"{damaged} damaged file{'s' * (damaged > 1)} set aside; run the study again to repair it")
-
-
-@app.command()
 def status(
     config: Config,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
     sweep: Sweep = False,
+    debug: Debug = False,
 ) -> None:
     """What the cache holds of a study, and what its jobs do.
 
@@ -318,6 +164,20 @@ def status(
 
 
 @app.command()
+def report(config: Config, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Write the page of a finished study again and print where it lies; nothing else is computed."""
+    from affectlens.run import runner
+    from affectlens.tracking.observer import WandbObserver
+
+    study = _load(config, overrides)
+    for each in study.stages:
+        if each.name != "report" and runner.inspect(study, each).state != "done":
+            raise MissingResult(f"stage `{each.name}` is not finished; run `affectlens run {config}` first")
+    runner.run(study, only=["report"], mode="force", observer=WandbObserver())
+    print(study.folder(study.stage_named("report")) / "report.html")
+
+
+@app.command()
 def compare(
     studies: Annotated[
         list[str],
@@ -341,6 +201,7 @@ def compare(
     wandb: Annotated[
         Path | None, typer.Option("--wandb", help="Where offline runs of a group lie; cache/wandb by default.")
     ] = None,
+    debug: Debug = False,
 ) -> None:
     """Hold studies side by side: what was set differently, and which results differ by more than their uncertainty.
 
@@ -367,16 +228,167 @@ def compare(
 
 
 @app.command()
-def report(config: Config, overrides: Overrides = None) -> None:
-    """Write the page of a finished study again and print where it lies; nothing else is computed."""
-    from affectlens.run import runner
+def experiments(
+    config: Annotated[
+        Path | None, typer.Argument(help="A study file; without one, the folder `experiments` is listed.")
+    ] = None,
+    overrides: Overrides = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead: a CSV with the columns item, category, elo and one of readings for each concept; prints "
+            "their correlations raw, without extreme categories, and within categories."
+        ),
+    ] = None,
+    leave_out: Annotated[
+        list[str] | None, typer.Option(help="With --table: a category that counts as extreme; may be given again.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """List the behavioural experiments with what they cost, before anything runs.
+
+    Those that the study runs, or all of its folder where it runs none. Add one by adding a folder with experiment.yaml,
+    scenarios.jsonl and README.md.
+
+    Examples: [bold]affectlens experiments[/bold], [bold]affectlens experiments configs/experiments.yaml[/bold],
+    [bold]affectlens experiments --table preferences.csv[/bold]
+    """
+    if table is not None:
+        from affectlens.experiments.conclude.preference import print_table
+
+        print_table(table, tuple(leave_out or ()))
+        return
+    from affectlens import plan
+    from affectlens.experiments import cost
+    from affectlens.run.workspace import standing
+    from affectlens.study import Study, StudyConfig, stage_named
+
+    study = Study(StudyConfig(name="experiments"), "experiments") if config is None else _load(config, overrides)
+    there = standing(study, stage_named("experiments")) if study.config.experiments.run else plan.Standing()
+    for line in cost.lines(plan.experiments(study, there)):
+        print(line)
+
+
+@app.command()
+def verify(config: Config, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Read every file of a study's results again and compare it with its checksum.
+
+    What is damaged is named and set aside: the next run computes just that again. What cannot be read now is named and
+    stays. Exit status 1 if there is any of either. Files that nobody recorded are named, too; nothing reads them.
+    """
+    from affectlens.model import converted
+    from affectlens.run import verify as verifying
+    from affectlens.run.workspace import Workspace
 
     study = _load(config, overrides)
+    damaged = unreadable = 0
     for each in study.stages:
-        if each.name != "report" and runner.inspect(study, each).state != "done":
-            raise MissingResult(f"stage `{each.name}` is not finished; run `affectlens run {config}` first")
-    runner.run(study, only=["report"])
-    print(study.folder(study.stage_named("report")) / "report.html")
+        space = Workspace(study, each)
+        faults = verifying.damages(space, each, contents=True)
+        print(f"{each.name:<12} {verifying.summary(space, faults)}", flush=True)
+        for fault in faults:
+            print(f"  {fault}")
+        for path in verifying.strays(space):
+            print(f"  {path} is not part of the result")
+        lost = sum(fault.certain for fault in faults)
+        if lost:
+            verifying.set_aside(space, each, contents=True)
+        damaged, unreadable = damaged + lost, unreadable + len(faults) - lost
+    for folder in sorted((study.config.cache / "models").glob("*/")):
+        faults = converted.damage(folder, contents=True) if converted.complete(folder) else []
+        print(f"{'models':<12} {folder.name}: {f'{len(faults)} damaged files' if faults else 'sound'}")
+        for fault in faults:
+            print(f"  {fault}")
+        damaged += len(faults)
+    counts = [f"{count} {what}" for count, what in ((damaged, "damaged"), (unreadable, "unreadable")) if count]
+    if counts:
+        raise DamagedResult(
+            f"{' and '.join(counts)} file{'s' * (damaged + unreadable > 1)}; damage is set aside, run the study again "
+            "to repair it"
+        )
+
+
+@app.command()
+def submit(
+    config: Config,
+    overrides: Overrides = None,
+    cluster: Annotated[
+        str,
+        typer.Option(
+            help="slurm: batch jobs; returns at once. local: the same jobs as processes of this machine. debug: one "
+            "after the other in this process."
+        ),
+    ] = "slurm",
+    profile: Annotated[
+        Path | None, typer.Option(help="What this site's jobs ask for, for example configs/cluster/gpu.yaml.")
+    ] = None,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="Only these stages, separated by commas, and what they need.")
+    ] = None,
+    mode: Annotated[
+        str, typer.Option(help="cached: what is missing; stops at recorded failures. retry: failed parts again, too.")
+    ] = "cached",
+    sweep: Sweep = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the graph and the scripts; submit nothing.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Run a study as batch jobs: for each stage an array over its parts and a merge, chained, handed over at once.
+
+    You can log out afterwards. What is finished, or queued by an earlier submission, is not submitted again; so after
+    a failure, a cancellation or a crash the same command with [bold]--mode retry[/bold] goes on.
+
+    Examples: [bold]affectlens submit my.yaml --profile configs/cluster/gpu.yaml[/bold], [bold]affectlens submit my.yaml
+    sae.k=16,32,64 --sweep --dry-run[/bold], [bold]affectlens submit my.yaml cluster.sae.time=12h[/bold]
+    """
+    from affectlens.cluster import config as settings
+    from affectlens.cluster import submission
+    from affectlens.tracking.observer import WandbObserver
+
+    if cluster not in ("slurm", "local", "debug"):
+        raise ConfigError(f"--cluster {cluster}: choose slurm, local or debug")
+    if mode not in ("cached", "retry"):
+        raise ConfigError(f"--mode {mode}: choose cached or retry; `affectlens run --mode force` computes anew")
+    order = submission.Order(
+        studies=_studies(config, overrides, sweep),
+        names=_stages(stage),
+        where=cluster,  # pyright: ignore[reportArgumentType]
+        profile=settings.read_profile(profile) if profile else None,
+        retry=mode == "retry",
+        observer=WandbObserver(),
+    )
+    nodes = submission.plan(order) if dry_run else submission.submit(order, print)
+    if dry_run and nodes:
+        print(submission.preview(order, nodes))
+    print(submission.closing(order, nodes, shlex.join([str(config), *(overrides or ())]), handed=not dry_run))
+
+
+@app.command()
+def cancel(config: Config, overrides: Overrides = None, sweep: Sweep = False, debug: Debug = False) -> None:
+    """Cancel a study's batch jobs, waiting and running. Finished parts stay; jobs that other studies need go on."""
+    from affectlens.cluster import submission
+
+    ids, kept = submission.cancel(_studies(config, overrides, sweep))
+    print(f"{len(ids)} jobs cancelled" + (f"; other studies need {', '.join(kept)}" if kept else ""))
+
+
+def _print_plan(study: Any, names: Sequence[str]) -> None:
+    from affectlens import plan
+    from affectlens.disk import size
+    from affectlens.experiments import cost
+    from affectlens.run import runner
+    from affectlens.run.workspace import standing
+    from affectlens.study import stage_named
+
+    activations = plan.activations(study, standing(study, stage_named("activations")))
+    needs = {"activations": f"  {activations}"}
+    if study.config.experiments.run:
+        rows = plan.experiments(study, standing(study, stage_named("experiments")))
+        needs["experiments"] = f"  {cost.summary(rows)}"
+    for stage in runner.needed_for(study, names):
+        print(f"{stage.name:<12} {runner.inspect(study, stage).state:<8}{needs.get(stage.name, '')}".rstrip())
+    print(f"{size(activations.free)} are free in {study.config.cache}.")
 
 
 def _show_sweep(studies: Sequence[Any]) -> None:
@@ -406,10 +418,12 @@ def _studies(config: Path, overrides: Sequence[str] | None, sweep: bool) -> list
         raise
 
 
-def _stage(name: str) -> str:
+def _stages(wanted: Sequence[str] | None) -> list[str]:
+    """The stages that ``--stage corpus,activations`` names, given once or again."""
     from affectlens.study import stage_named
 
-    return stage_named(name).name
+    names = [name.strip() for text in wanted or () for name in text.split(",")]
+    return [stage_named(name).name for name in names if name]
 
 
 def _version(wanted: bool) -> None:
@@ -424,33 +438,9 @@ def _options(
 ) -> None: ...
 
 
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Mistakes end in one sentence on standard error: status 2 for a wrong config, 1 for the rest."""
-    try:
-        yield
-    except UserError as error:
-        print(f"affectlens: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
-    except KeyboardInterrupt:
-        print("affectlens: interrupted; finished parts are kept, run the same command to go on", file=sys.stderr)
-        raise SystemExit(130) from None
-    except Exception as error:
-        if not of_the_world(error) or os.environ.get("AFFECTLENS_DEBUG"):
-            raise
-        remedy = "use fewer --workers or smaller batches" if is_out_of_memory(error) else "put it right"
-        print(f"affectlens: {reason(error)}; finished parts are kept, {remedy} and run again", file=sys.stderr)
-        raise SystemExit(1) from None
-
-
 def main() -> None:
     """The entry point of ``affectlens``."""
-    logging.basicConfig(format="affectlens: %(message)s", level=logging.WARNING)
-    # The libraries below look for updates and accounts unless told otherwise; nothing here may ask or wait.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    with _one_line_errors():
-        app()
+    entry.start(app)
 
 
 if __name__ == "__main__":

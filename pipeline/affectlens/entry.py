@@ -1,0 +1,102 @@
+"""How the command line begins and ends: one sentence for a mistake, a signal or a full disk, a traceback on demand."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from affectlens.errors import ConfigError, UserError, is_out_of_memory, of_the_world, reason
+
+CLICK_ERROR = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+"""What unknown commands, unknown options and missing arguments raise; Typer exports only its heirs."""
+DEBUG = "AFFECTLENS_DEBUG"
+"""Variable that has the effect of --debug."""
+INTERRUPTED = 130
+KEPT = "finished parts are kept, run the same command to go on"
+
+
+def _set_debug(wanted: bool) -> None:
+    if wanted:
+        os.environ[DEBUG] = "1"
+
+
+Debug = Annotated[
+    bool,
+    typer.Option("--debug", callback=_set_debug, is_eager=True, help="Print the traceback of whatever goes wrong."),
+]
+"""The option that every command has."""
+
+
+def start(app: typer.Typer) -> NoReturn:
+    """Run the command that the arguments name, and exit.
+
+    Status 0; 2 for a wrong study file or wrong arguments, 1 for what else went wrong; 128 and its number for a signal.
+    """
+    logging.basicConfig(format="affectlens: %(message)s", level=logging.WARNING)
+    # The libraries below look for updates and accounts unless told otherwise; nothing here may ask or wait.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores one of them
+            signal.signal(number, _end)
+    try:
+        status = app(standalone_mode=False, prog_name="affectlens")
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except Exception as error:
+        _explain(error)
+    if status == INTERRUPTED:  # Typer makes an exit status of Ctrl-C
+        _say(f"interrupted; {KEPT}")
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _explain(error: Exception) -> NoReturn:
+    """One sentence on standard error, and the exit status."""
+    if isinstance(error, CLICK_ERROR):
+        if sentence := _sentence(error):  # empty where a command without arguments has printed its help
+            _say(f"{sentence} (see {_help_command(error)})")
+        sys.exit(2)
+    if not isinstance(error, UserError) and not of_the_world(error):
+        raise error
+    if os.environ.get(DEBUG):
+        traceback.print_exception(error)
+    if isinstance(error, UserError):
+        _say(str(error))
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    remedy = "use fewer --workers or smaller batches" if is_out_of_memory(error) else "put it right"
+    _say(f"{reason(error)}; finished parts are kept, {remedy} and run again")
+    sys.exit(1)
+
+
+def _sentence(error: Any) -> str:
+    """What Click says of wrong arguments, as the first clause of a sentence."""
+    text = " ".join(error.format_message().split()).rstrip(".")
+    return text[:1].lower() + text[1:]
+
+
+def _help_command(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    return f"`{context.command_path if context is not None else 'affectlens'} --help`"
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """A signal to end: what is held is released in order, by leaving."""
+    signal.signal(number, signal.SIG_IGN)
+    _say(f"ended by {signal.Signals(number).name}; {KEPT}")
+    raise SystemExit(128 + number)
+
+
+def _say(sentence: str) -> None:
+    print(f"affectlens: {printable(sentence)}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Text from outside with its control characters visible, so that a name cannot steer a terminal."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else repr(letter)[1:-1] for letter in text)
