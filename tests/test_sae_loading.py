@@ -13,6 +13,8 @@ from affectlens.errors import UserError
 from affectlens.model.subject import ModelConfig, Shape
 from affectlens.sae import loading, source
 from affectlens.sae.architectures import build, save_folded
+from affectlens.sae.formats import describe
+from affectlens.sae.formats.sae_lens import parse_hook
 from affectlens.sae.model import Dictionary, open_folder
 from affectlens.sae.recipe import Recipe
 from affectlens.sae.source import LoadConfig
@@ -96,7 +98,7 @@ CENTRED = (X - WEIGHTS["b_dec"]) @ WEIGHTS["W_enc"] + WEIGHTS["b_enc"]
 RAW = X @ WEIGHTS["W_enc"] + WEIGHTS["b_enc"]
 FORMATS = {
     "sae_lens": (lambda root: write_sae_lens(root / "mine"), _topk_codes(CENTRED)),
-    "sparsify": (lambda root: write_sparsify(root / "layers.2"), _topk_codes(RAW)),
+    "sparsify": (lambda root: write_sparsify(root / "layers.2"), _topk_codes(CENTRED)),
     "topk": (lambda root: write_dictionary_learning(root / "ae", "AutoEncoderTopK"), _topk_codes(CENTRED)),
     "relu": (lambda root: write_dictionary_learning(root / "ae", "AutoEncoder"), CENTRED.relu()),
     "batchtopk": (lambda root: write_dictionary_learning(root / "ae", "BatchTopKSAE"), CENTRED * (CENTRED > 1.5)),
@@ -192,15 +194,15 @@ def test_an_sae_of_something_else_is_refused_before_anything_runs(changes, messa
 
 def test_the_stream_before_a_block_is_the_one_after_the_block_before(tmp_path) -> None:
     check_source(LoadConfig(path=write_sae_lens(tmp_path, hook_name="blocks.3.hook_resid_pre")), MODEL, SHAPE)
-    assert source.parse_hook("blocks.0.hook_resid_pre") == (0, "hook_resid_pre")
+    assert parse_hook("blocks.0.hook_resid_pre") == (0, "hook_resid_pre")
 
 
 def test_another_model_name_is_a_warning(tmp_path) -> None:
-    origin = source.describe(write_sae_lens(tmp_path / "sae", model_name="gpt2"))
+    origin = describe(write_sae_lens(tmp_path / "sae", model_name="gpt2"))
     assert source.compare(origin, MODEL, SHAPE) == [
         "the SAE was made for the model gpt2, the study reads some/where/Tiny-Llama"
     ]
-    same = source.describe(write_sae_lens(tmp_path / "same", model_name="tiny-llama"))
+    same = describe(write_sae_lens(tmp_path / "same", model_name="tiny-llama"))
     assert source.compare(same, MODEL, SHAPE) == []
 
 
@@ -221,7 +223,7 @@ def test_damaged_settings_and_weights_are_named(tmp_path) -> None:
     with pytest.raises(UserError, match="sae-lens cannot open it"):
         loading.load(LoadConfig(path=folder), mean_norm=1.0)
     (folder / "cfg.json").write_text("{")
-    with pytest.raises(ValueError, match="settings cannot be read"):
+    with pytest.raises(ValueError, match="cfg.json cannot be read"):
         check_source(LoadConfig(path=folder), MODEL, SHAPE)
 
 

@@ -1,4 +1,4 @@
-"""SAEs that somebody else trained: which files make one, what they were made for, and whether that is this study.
+"""SAEs that somebody else trained: where one is, what it was made for, and whether that is this study.
 
 Nothing here loads weights: a config is checked in a fraction of a second.
 """
@@ -6,31 +6,24 @@ Nothing here loads weights: a config is checked in a fraction of a second.
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import model_validator
 
 from affectlens.config import Config, nearest
 from affectlens.model.subject import ModelConfig, Shape
+from affectlens.sae.formats import RESIDUAL, Origin
+from affectlens.sae.formats.base import settings_of
+from affectlens.sae.formats.gemma_scope import LAYER_NAMES
+from affectlens.sae.formats.sae_lens import from_settings
 
-Format = Literal["sae_lens", "sparsify", "dictionary_learning", "gemma_scope"]
-FILES: dict[Format, tuple[str, ...]] = {
-    "sae_lens": ("cfg.json", "sae_weights.safetensors"),
-    "sparsify": ("cfg.json", "sae.safetensors"),
-    "dictionary_learning": ("config.json", "ae.pt"),
-    "gemma_scope": ("params.npz",),
-}
-"""The files by which each format is recognised."""
 EMBEDDED = Path(__file__).parent.parent / "embedded_sae"
 """The SAE that comes with this package; its card tells what it was made from."""
 EMBEDDED_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-SITES = ("hook_out", "hook_resid_post")
-LAYER_NAMES = r"(?:^|[^a-z])(?:layers?[._]|blocks\.)(\d+)"
+SITES = ("hook_out", RESIDUAL)
 
 
 class LoadConfig(Config):
@@ -57,119 +50,6 @@ class LoadConfig(Config):
         return f"`sae.load.path: {self.path}`" if self.path else f"`sae.load.release: {self.release}`, id {self.id}"
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What an SAE was made for; None where its files do not say.
-
-    Attributes:
-        width: of the activations it reads.
-        layer: from 0.
-        site: ``hook_resid_post`` for the residual stream after a block.
-        model: the model's name.
-    """
-
-    width: int | None = None
-    layer: int | None = None
-    site: str | None = None
-    model: str | None = None
-
-
-def recognise(folder: Path) -> Format:
-    """The format of a folder.
-
-    Raises:
-        ValueError: no such folder, or none of the known formats.
-    """
-    if not folder.is_dir():
-        raise ValueError("no such folder; give one that holds an SAE")
-    for name, files in FILES.items():
-        if all((folder / file).is_file() for file in files):
-            return name
-    known = "; ".join(f"{name}: {' and '.join(files)}" for name, files in FILES.items())
-    raise ValueError(f"holds no SAE of a known format ({known}); give the folder of one SAE")
-
-
-def files(folder: Path) -> tuple[Path, ...]:
-    """The files that make the SAE of a folder: what else lies there does not change it.
-
-    Raises:
-        ValueError: see :func:`recognise`.
-    """
-    return tuple(folder / name for name in FILES[recognise(folder)])
-
-
-def describe(folder: Path) -> Origin:
-    """What the SAE in a folder was made for.
-
-    Raises:
-        ValueError: see :func:`recognise`; or the settings cannot be read.
-    """
-    kind = recognise(folder)
-    try:
-        return {
-            "sae_lens": _describe_sae_lens,
-            "sparsify": _describe_sparsify,
-            "dictionary_learning": _describe_dictionary_learning,
-            "gemma_scope": _describe_gemma_scope,
-        }[kind](folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"its settings cannot be read ({type(error).__name__}: {error}); repair the folder") from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _describe_sae_lens(folder: Path) -> Origin:
-    return from_settings(_read(folder / "cfg.json"))
-
-
-def from_settings(settings: Mapping[str, Any]) -> Origin:
-    """From the content of a sae-lens ``cfg.json``, of version 6 (``metadata``) or before."""
-    metadata = settings.get("metadata") or {}
-    hook = metadata.get("hook_name") or settings.get("hook_name")
-    layer, site = parse_hook(hook)
-    return Origin(settings.get("d_in"), layer, site, metadata.get("model_name") or settings.get("model_name"))
-
-
-def parse_hook(hook: str | None) -> tuple[int | None, str | None]:
-    """``blocks.3.hook_resid_post`` -> (3, ``hook_resid_post``); a name of another form is its own site.
-
-    The residual stream before a block is the one after the block before.
-    """
-    found = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook or "")
-    if found is None:
-        return None, hook
-    if found[2] == "hook_resid_pre" and int(found[1]) > 0:
-        return int(found[1]) - 1, "hook_resid_post"
-    return int(found[1]), found[2]
-
-
-def _describe_sparsify(folder: Path) -> Origin:
-    found = re.fullmatch(r"layers[._](\d+)(?:[._](.+))?", folder.name)
-    layer = int(found[1]) if found else None
-    site = found[2] if found and found[2] else "hook_resid_post"
-    beside = folder.parent / "config.json"
-    model = _read(beside).get("model") if beside.is_file() else None
-    return Origin(_read(folder / "cfg.json")["d_in"], layer, site, model)
-
-
-def _describe_dictionary_learning(folder: Path) -> Origin:
-    trainer = _read(folder / "config.json")["trainer"]
-    submodule = trainer.get("submodule_name") or ""
-    site = "hook_resid_post" if not submodule or "resid_post" in submodule else submodule
-    return Origin(trainer["activation_dim"], trainer.get("layer"), site, trainer.get("lm_name"))
-
-
-def _describe_gemma_scope(folder: Path) -> Origin:
-    import numpy as np
-
-    with np.load(folder / "params.npz", allow_pickle=False) as arrays:
-        width = int(arrays["b_dec"].shape[0])
-    found = re.findall(LAYER_NAMES, folder.as_posix())
-    return Origin(width, int(found[-1]) if found else None, "hook_resid_post")
-
-
 def describe_release(release: str, name: str) -> Origin:
     """What a registered SAE was made for, as far as the registry and the local hub cache tell without a download.
 
@@ -186,8 +66,8 @@ def describe_release(release: str, name: str) -> Origin:
         raise ValueError(f"the release has no SAE `{name}`; {_nearest_id(name, list(paths))}")
     cached = _cached(entry["repo_id"], f"{paths[name]}/cfg.json")
     if cached is not None:
-        found = from_settings(_read(cached))
-        return Origin(found.width, found.layer, found.site, found.model or entry.get("model"))
+        origin = from_settings(settings_of(cached))
+        return replace(origin, model=origin.model or entry.get("model"))
     layers = re.findall(LAYER_NAMES, paths[name])
     return Origin(layer=int(layers[-1]) if layers else None, model=entry.get("model"))
 
@@ -245,6 +125,8 @@ def compare(origin: Origin, model: ModelConfig, shape: Shape | None) -> list[str
     Raises:
         ValueError: another width, another site or another layer; one clause without the key.
     """
+    if origin.refusal:
+        raise ValueError(origin.refusal)
     if shape is not None and origin.width is not None and origin.width != shape.width:
         raise ValueError(
             f"made for activations of width {origin.width}, but {model.name} has {shape.width}; "
@@ -259,9 +141,14 @@ def compare(origin: Origin, model: ModelConfig, shape: Shape | None) -> list[str
         raise ValueError(
             f"made for layer {origin.layer}, but `model.layer` is {model.layer}; set one of them to the other's"
         )
-    if origin.model and not same_model(origin.model, model.name):
-        return [f"the SAE was made for the model {origin.model}, the study reads {model.name}"]
-    return []
+    if not origin.model or same_model(origin.model, model.name):
+        return list(origin.notes)
+    local = Path(model.name).expanduser().is_dir()
+    if origin.width is None and not local and not related(origin.model, model.name):
+        raise ValueError(
+            f"made for the model {origin.model}, but the study reads {model.name}; choose an SAE of this model"
+        )
+    return [*origin.notes, f"the SAE was made for the model {origin.model}, the study reads {model.name}"]
 
 
 def published_name(model: str) -> str:
@@ -273,3 +160,9 @@ def same_model(one: str, other: str) -> bool:
     """Whether two names mean one model: the owner, the case and the path before it do not count."""
     first, second = (Path(published_name(name)).name.lower() for name in (one, other))
     return first == second
+
+
+def related(one: str, other: str) -> bool:
+    """Whether one name goes on where the other ends, as those of a base model and what was tuned from it do."""
+    first, second = sorted((Path(published_name(name)).name.lower() for name in (one, other)), key=len)
+    return second.startswith(first)

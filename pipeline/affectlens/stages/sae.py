@@ -19,6 +19,8 @@ from affectlens.config import Config
 from affectlens.files import write_json
 from affectlens.model import subject as subjects
 from affectlens.sae import source
+from affectlens.sae.formats import content, describe
+from affectlens.sae.formats.sae_lens import from_settings
 from affectlens.sae.recipe import Recipe
 from affectlens.sae.source import LoadConfig
 from affectlens.settings import Resources
@@ -108,7 +110,7 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
         if load is None or load.path is None:
             return {}
         folder = load.path.expanduser()
-        return {"sae": Folder(folder, source.files(folder))}
+        return {"sae": Folder(folder, tuple(content(folder)))}
 
     def parts(self) -> Sequence[Part]:
         if self.config.load is not None:
@@ -208,10 +210,12 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
 
         store, model = self.need(ActivationsStage), self.setting.model
         module = loading.load(load, mean_norm=store.mean_norm(model.layer))
-        settings = {"d_in": module.cfg.d_in, "metadata": module.cfg.metadata.to_dict()}
-        shape = subjects.Shape(model.layer + 1, store.d_model)
+        if load.path is not None:
+            origin = describe(load.path.expanduser())
+        else:
+            origin = from_settings({"d_in": module.cfg.d_in, "metadata": module.cfg.metadata.to_dict()})
         try:
-            notes = source.compare(source.from_settings(settings), model, shape)
+            notes = source.compare(origin, model, subjects.Shape(model.layer + 1, store.d_model))
         except ValueError as error:
             raise UserError(f"{load.key}: {error}") from None
         write_sorted(*module.save_model(target))
@@ -328,7 +332,7 @@ def check_source(load: LoadConfig, model: subjects.ModelConfig, shape: subjects.
     """
     try:
         if load.path is not None:
-            origin = source.describe(load.path.expanduser())
+            origin = describe(load.path.expanduser())
         else:
             assert load.release is not None
             assert load.id is not None
