@@ -223,7 +223,7 @@ def test_damaged_settings_and_weights_are_named(tmp_path) -> None:
     with pytest.raises(UserError, match="sae-lens cannot open it"):
         loading.load(LoadConfig(path=folder), mean_norm=1.0)
     (folder / "cfg.json").write_text("{")
-    with pytest.raises(ValueError, match="cfg.json cannot be read"):
+    with pytest.raises(ValueError, match=r"cfg\.json cannot be read"):
         check_source(LoadConfig(path=folder), MODEL, SHAPE)
 
 
