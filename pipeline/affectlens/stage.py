@@ -175,6 +175,8 @@ class Stage(ABC, Generic[C, A]):
 
     Class attributes:
         name: folder and config section.
+        section: name of the config section, where several stages share one.
+        fields: the fields of a shared section that decide this stage's result; all where empty.
         version: raise it whenever the same config must give different results than before.
         config_class: the config section.
         needs: names of the stages whose results it reads.
@@ -196,6 +198,8 @@ class Stage(ABC, Generic[C, A]):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     config_class: ClassVar[type[Config]]
+    section: ClassVar[str] = ""
+    fields: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     reads_model: ClassVar[bool] = False
     seeded: ClassVar[bool] = False
@@ -238,8 +242,11 @@ class Stage(ABC, Generic[C, A]):
         return np.random.default_rng(self.seed_of(part))
 
     def seed_of(self, part: str = "") -> int:
-        """A 63-bit seed for libraries that want an integer, derived as :meth:`generator` is."""
-        text = json.dumps([self.setting.seed, self.name, part])
+        """A 63-bit seed for libraries that want an integer, derived as :meth:`generator` is.
+
+        Stages that share a section share their draws.
+        """
+        text = json.dumps([self.setting.seed, self.section or self.name, part])
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
     @classmethod
@@ -260,6 +267,27 @@ class Stage(ABC, Generic[C, A]):
         Where a value of the stage's config is one of these paths, its content stands in the fingerprint in its place.
         """
         return {}
+
+    @classmethod
+    def contents(cls, study: Any, digest: Callable[[Path], str]) -> dict[str, str]:
+        """What else the stage reads from outside the cache, by role, as digests of the content that counts.
+
+        For files of which only some fields count, and for models, whose content is not a path.
+
+        Args:
+            study: the whole study config.
+            digest: sha256 of a file.
+        """
+        return {}
+
+    def part_reads(self, part: Part) -> Mapping[str, Any] | None:
+        """All that this part reads, as JSON, besides the stage's version and its ``reads_model`` and ``seeded``.
+
+        Two parts of one stage that read the same are the same bytes, whatever the rest of the two studies is, so the
+        finished one is taken over instead of computed. Under ``needs`` stand names of stages whose whole result counts,
+        under ``data`` roles of :meth:`identities` and :meth:`contents`. None: the part reads all that the stage reads.
+        """
+        return None
 
     @abstractmethod
     def parts(self) -> Sequence[Part]:

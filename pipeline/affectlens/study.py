@@ -21,7 +21,7 @@ from affectlens.files import DigestMemory, file_digest
 from affectlens.model import config as models
 from affectlens.model.config import ModelConfig
 from affectlens.settings import Resources
-from affectlens.stage import Folder, Identity, Setting, Stage, StudySettings, registered
+from affectlens.stage import Folder, Identity, Part, Setting, Stage, StudySettings, registered
 
 AnyStage = type[Stage[Any, Any]]
 
@@ -35,7 +35,9 @@ def _class_of(stages: Sequence[AnyStage]) -> type[StudySettings]:
     cluster = pydantic.create_model(
         "ClusterConfig", __base__=settings.ClusterConfig, __doc__=settings.ClusterConfig.__doc__, **jobs
     )
-    sections: dict[str, Any] = {stage.name: (stage.config_class, stage.config_class()) for stage in stages}
+    sections: dict[str, Any] = {
+        stage.section or stage.name: (stage.config_class, stage.config_class()) for stage in stages
+    }
     return pydantic.create_model(
         "StudyConfig",
         __base__=StudySettings,
@@ -170,7 +172,7 @@ class Study:
 
     def section(self, stage: AnyStage) -> Config:
         """The config of one stage."""
-        return getattr(self.config, stage.name)
+        return getattr(self.config, stage.section or stage.name)
 
     def fingerprint(self, stage: AnyStage, *, measured: bool = False) -> str:
         """sha256 over everything that decides a stage's result, as hex.
@@ -194,7 +196,9 @@ class Study:
             if isinstance(what, Path | Folder)
         }
         section = self.section(stage)
-        config = section.model_dump(mode="json", exclude=left_out(type(section), measured=measured))
+        config = section.model_dump(
+            mode="json", include=set(stage.fields) or None, exclude=left_out(type(section), measured=measured)
+        )
         whole: dict[str, Any] = {
             "stage": stage.name,
             "version": stage.version,
@@ -213,6 +217,30 @@ class Study:
             whole["model"] = self.model.model_dump(mode="json", exclude={"name", "revision"})
             whole["model_identity"] = self._model_identity
         return whole
+
+    def part_keys(self, stage: Stage[Any, Any], parts: Sequence[Part]) -> dict[str, str]:
+        """sha256 over all that a part reads, as hex, by its name; only of stages that keep their parts.
+
+        Where a part does not say what it reads, that is all that the stage reads but its merge-only fields.
+        """
+        if not stage.keeps_parts:
+            return {}
+        kind = type(stage)
+        whole = self.provenance(kind)
+        keys = {}
+        for part in parts:
+            reads = stage.part_reads(part)
+            if reads is None:
+                keys[part.name] = self.fingerprint(kind, measured=True)
+                continue
+            content = {
+                **reads,
+                **{name: whole[name] for name in whole if name not in ("config", "needs", "data")},
+                "needs": {name: whole["needs"][name] for name in reads.get("needs", ())},
+                "data": {role: whole["data"][role] for role in reads.get("data", ())},
+            }
+            keys[part.name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return keys
 
     @cached_property
     def model(self) -> ModelConfig:
@@ -235,6 +263,11 @@ class Study:
             for role, what in stage.identities(self.config).items()
             if not isinstance(what, ModelConfig) and self.identity(what) != self._data(stage).get(role)
         ]
+        changed += [
+            role
+            for role, content in stage.contents(self.config, self.digest).items()
+            if self._data(stage).get(role) != content
+        ]
         if stage.reads_model and models.identity(self.config.model, self.digest) != self._model_identity:
             changed.append(f"the model's files (`model.name: {self.config.model.name}`)")
         if changed:
@@ -247,7 +280,8 @@ class Study:
         """What the stage reads from outside the cache, by content, as it was when it was first asked for."""
         if stage.name not in self._read_digests:
             identities = stage.identities(self.config)
-            self._read_digests[stage.name] = {role: self.identity(what) for role, what in identities.items()}
+            content = {role: self.identity(what) for role, what in identities.items()}
+            self._read_digests[stage.name] = content | stage.contents(self.config, self.digest)
         return self._read_digests[stage.name]
 
     def folder(self, stage: AnyStage) -> Path:

@@ -59,23 +59,29 @@ def build(study: Study, stage: AnyStage, device: str) -> Stage[Any, Any]:
     return stage(study.section(stage), study.setting(device), open_results(study, stage.needs))
 
 
-def parts_of(study: Study, stage: AnyStage, *, adopt: bool = True) -> Sequence[Part]:
+def parts_of(study: Study, stage: AnyStage) -> Sequence[Part]:
     """The parts of a stage whose needs are finished.
-
-    Args:
-        study: whose stage.
-        stage: any.
-        adopt: whether those of another result that was measured alike become this one's.
 
     Raises:
         MissingResult: one of its needs is not.
         DamagedResult: one of its needs is damaged.
     """
-    space = Workspace(study, stage)
-    if stage.keeps_parts and adopt:
-        space.adopt_parts(study.fingerprint(stage, measured=True))
-    make_folder(space.parts)
+    make_folder(Workspace(study, stage).parts)
     return build(study, stage, device="cpu").parts()
+
+
+def adopt(study: Study, stage: AnyStage, parts: Sequence[Part]) -> None:
+    """Take over, of the unfinished parts, those that another result of the stage has under the same key."""
+    space = Workspace(study, stage)
+    pending = [part for part in parts if not space.done(part)]
+    if not pending or not space.has_siblings():
+        return
+    keys = study.part_keys(build(study, stage, device="cpu"), pending)
+    for part in pending:
+        if part.name in keys:
+            with space.lock(f"part-{part.name}", wait=False) as mine:
+                if mine and not space.done(part) and not space.complete:
+                    space.adopt(part.name, keys[part.name])
 
 
 def make_folder(folder: Path) -> None:
@@ -116,6 +122,7 @@ def claim(
     built = build(study, stage, device)
     parts = [part for part in built.parts() if part.name in names]
     require_space(space.parts, built.disk_bytes([part for part in parts if not space.done(part)]), stage.name)
+    keys = study.part_keys(built, [part for part in parts if not space.done(part)])
     said = False
     while not space.complete:
         failed = space.failures()
@@ -127,7 +134,7 @@ def claim(
             with space.lock(f"part-{part.name}", wait=False) as mine:
                 # In this order: parts leave their place only after the result has taken its own.
                 if mine and not space.done(part) and not space.complete and space.failure(part) is None:
-                    _compute(study, space, built, part, progress)
+                    _compute(study, space, built, part, keys.get(part.name, ""), progress)
                     worked = True
         if not worked:
             if not said:
@@ -138,12 +145,20 @@ def claim(
 
 
 def _compute(
-    study: Study, space: Workspace, built: Stage[Any, Any], part: Part, progress: Callable[[float], None]
+    study: Study,
+    space: Workspace,
+    built: Stage[Any, Any],
+    part: Part,
+    key: str,
+    progress: Callable[[float], None],
 ) -> None:
     building = space.parts / f"{part.name}{BUILDING}"
     _clear(building, keep=built.checkpoint)
     make_folder(building)
     began, inputs = manifest.Began.now(), space.need_digests()
+    if built.part_reads(part) is not None:
+        inputs = {}  # all that it reads is in its key
+    inputs = {name: digest for name, digest in inputs.items() if name not in built.measured_needs}
     try:
         built.run_part(part, building, progress)
         study.require_same_inputs(type(built))
@@ -160,7 +175,8 @@ def _compute(
     record = {
         "files": files,
         "sizes": verify.sizes(building, files),
-        "inputs": {name: digest for name, digest in inputs.items() if name not in built.measured_needs},
+        "inputs": inputs,
+        "key": key,
         "run": manifest.circumstances(began, built.setting.device, built.setting.threads),
     }
     manifest.write_part(building, record)

@@ -96,6 +96,7 @@ def run_parts(
         UserError: the world was wrong.
     """
     with Workers(_work) as pool:
+        parts.adopt(study, stage, some)
         Session(study, pool, workers=workers, reporter=reporter).compute(stage, some)
 
 
@@ -196,7 +197,7 @@ class Session:
             if not self.sound(need, contents=True):
                 self.bring_up(need)
         began = Began.now()
-        every = parts_of(self.study, stage, adopt=not forced)
+        every = parts_of(self.study, stage)
         failed = space.failures()
         if failed and self.mode in {"retry", "force"}:
             shutil.rmtree(space.failed)
@@ -208,6 +209,8 @@ class Session:
             )
         self.observer.stage_started(self.study, stage)
         try:
+            if not forced:
+                parts.adopt(self.study, stage, every)
             devices = self.compute(stage, every)
             merged = self.finish(stage, devices, began)
         except BaseException as error:
@@ -257,7 +260,7 @@ class Session:
             done=sum(part.size for part in some if space.done(part)),
             unit=stage.unit,
         )
-        if len(devices) > 1:
+        if len(devices) > 1 and not all(map(space.done, some)):
             self.share(stage, names, devices)
         else:
             parts.claim(self.study, stage, names, devices[0], progress=self.advanced, waiting=self.reporter.waiting)
@@ -338,7 +341,6 @@ def _merge(study: Study, stage: AnyStage, space: Workspace, devices: Sequence[st
         {
             **study.provenance(stage),
             "fingerprint": study.fingerprint(stage),
-            "measured": study.fingerprint(stage, measured=True),
             "files": files,
             "sizes": verify.sizes(space.partial, files),
             "inputs": inputs,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from affectlens.errors import DamagedResult
+from affectlens.errors import DamagedResult, UnreadableResult
 from affectlens.plan import Standing
 from affectlens.run import manifest
 from affectlens.stage import Metrics, Part, Stage
@@ -55,29 +55,6 @@ class Workspace:
     def complete(self) -> bool:
         return (self.final / manifest.NAME).is_file()
 
-    def adopt_parts(self, key: str) -> None:
-        """Take over the parts of another result of the stage that was measured alike, so that only its merge is left.
-
-        Their files are linked, not copied, where the file system can.
-
-        Args:
-            key: the fingerprint of what decides the stage's parts.
-        """
-        if self.complete or self.partial.exists():
-            return
-        for path in sorted(self.final.parent.glob(f"*/{manifest.NAME}")):
-            try:
-                record = manifest.read(path.parent)
-            except DamagedResult:
-                continue
-            if record and record.get("measured") == key and (path.parent / PARTS).is_dir():
-                adopted = self.final.with_name(f"{self.final.name}.adopting-{os.getpid()}")
-                shutil.copytree(path.parent / PARTS, adopted / PARTS, copy_function=_link)
-                with suppress(OSError):  # another run was faster
-                    adopted.rename(self.partial)
-                shutil.rmtree(adopted, ignore_errors=True)
-                return
-
     def done(self, part: Part) -> bool:
         return (self.parts / part.name / manifest.PART).is_file()
 
@@ -109,6 +86,34 @@ class Workspace:
         """
         records = {name: manifest.read(folder) for name, folder in self.needs.items()}
         return {name: manifest.content_digest(record) for name, record in records.items() if record is not None}
+
+    def has_siblings(self) -> bool:
+        """Whether there are parts of other results of this stage."""
+        return any(folder.parent != self.partial for folder in self.final.parent.glob(f"*/{PARTS}"))
+
+    def adopt(self, name: str, key: str) -> bool:
+        """Take over a finished part that read the same, from another result of this stage; whether there is one.
+
+        Args:
+            name: of the part.
+            key: digest of all that it reads.
+        """
+        building = self.parts / f"{name}{BUILDING}"
+        for folder in sorted(self.final.parent.glob(f"*/{PARTS}/{name}")):
+            try:
+                record = manifest.read_part(folder)
+                if record.get("key") != key:
+                    continue
+                shutil.rmtree(building, ignore_errors=True)
+                shutil.copytree(folder, building, copy_function=_link, ignore=shutil.ignore_patterns(manifest.PART))
+                if manifest.seal_files(building) != record["files"]:
+                    continue  # damaged there, so the part is computed
+                manifest.write_part(building, {**record, "adopted": folder.parent.parent.name})
+                os.replace(building, self.parts / name)
+            except (OSError, shutil.Error, DamagedResult, UnreadableResult):
+                continue  # gone in the meantime, so the part is computed
+            return True
+        return False
 
     def discard(self) -> None:
         """Forget everything about this result. The folder leaves its name first, so no reader sees half of it."""
@@ -161,17 +166,18 @@ def remove(folder: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
 def standing(study: Study, stage: AnyStage) -> Standing:
     """What is there of a stage, as plans want it."""
     space = Workspace(study, stage)
     return Standing(space.complete, frozenset(space.finished()))
+
+
+def _link(source: str, target: str) -> None:
+    """The same bytes twice take their space once, where the file system can do that; nothing ever writes into them."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def inspect(study: Study, stage: AnyStage) -> State:
