@@ -445,6 +445,7 @@ def test_a_limit_keeps_whole_groups_spread_over_the_file(tmp_path):
 
 
 CHOICE = {"outcomes": [{"kind": "choice"}], "steering": STEERING, "analyses": [DOSE]}
+READ_X = {"readings": [{"name": "x"}]}
 
 
 @pytest.mark.parametrize(
@@ -452,12 +453,12 @@ CHOICE = {"outcomes": [{"kind": "choice"}], "steering": STEERING, "analyses": [D
     [
         ({"steering": {**STEERING, "vectors": ["afriad"]}}, {}, r"steering.vectors: afriad.*did you mean `afraid`"),
         (
-            {"analyses": [{"kind": "diagonal", "reading": "anwser"}], "readings": [{"name": "answer"}]},
+            {"analyses": [{"kind": "concept_identification", "reading": "anwser"}], "readings": [{"name": "answer"}]},
             {},
             "no reading `anwser`; did you mean `answer`",
         ),
         (
-            {"analyses": [{"kind": "diagonal", "reading": "x", "factor": "emotoin"}], "readings": [{"name": "x"}]},
+            {"analyses": [{"kind": "concept_identification", "reading": "x", "factor": "emotoin"}], **READ_X},
             {},
             "factor: emotoin.*did you mean `emotion`",
         ),
@@ -502,7 +503,7 @@ def test_the_list_tells_costs_without_loading_torch(study_values, write_study, t
     values["activations"] = {**study_values["activations"], "pooled_layers": [3]}
     code = (
         "import sys; from affectlens.cli import app; app(['experiments', sys.argv[1]], standalone_mode=False); "
-        "assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)"
+        "assert not {'torch', 'scipy', 'transformers'} & set(sys.modules)"
     )
     path = write_study(values)
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)

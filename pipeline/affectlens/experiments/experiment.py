@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from affectlens.config import Config, read_yaml, validate
 from affectlens.errors import UserError
-from affectlens.experiments.conclude.config import AnalysisConfig
+from affectlens.experiments.conclude.config import RegisteredAnalysis
 from affectlens.experiments.grade.graders import RegisteredGrader
 from affectlens.experiments.scenario import Scenario, read_scenarios
 
@@ -127,7 +127,7 @@ class ExperimentConfig(Config):
     """Whether the readings are taken under every vector too, at the layer `experiments.readout_layer`."""
     against: bool = False
     """Whether the readings are taken from a second model too (`experiments.against`)."""
-    analyses: tuple[Annotated[AnalysisConfig, Field(discriminator="kind")], ...]
+    analyses: tuple[RegisteredAnalysis, ...]
 
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:

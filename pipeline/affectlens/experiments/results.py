@@ -1,11 +1,11 @@
-"""What was seen in one experiment, as arrays on shared axes, and what an analysis makes of it.
+"""What was seen in one experiment, as arrays on shared axes.
 
 Analyses are pure functions of a :class:`Measured`; they know nothing of models, parts or files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -85,6 +85,7 @@ class Measured:
         rollout_state: reading of the state while answering, under the cell's steering, read above it.
         rollout_text: the same concepts read by the untouched model from the answer alone.
         rollout_words: the same from the answer's words alone (TF-IDF).
+        tuned: emotions on whose stories the study tuned the second model itself; empty where it was given.
     """
 
     experiment: Experiment
@@ -106,58 +107,9 @@ class Measured:
     rollout_state: Float[np.ndarray, "rollouts concepts"] | None = None
     rollout_text: Float[np.ndarray, "rollouts concepts"] | None = None
     rollout_words: Float[np.ndarray, "rollouts concepts"] | None = None
+    tuned: tuple[str, ...] = ()
 
     @property
     def scenarios(self) -> tuple[Scenario, ...]:
         """In the order of every "scenarios" axis."""
         return self.experiment.scenarios
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the page: cells are texts, numbers, or (value, low, high)."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Series:
-    """Points of a chart, with intervals where there are any."""
-
-    name: str
-    x: Sequence[Any]
-    y: Sequence[float]
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
-    labels: Sequence[str] | None = None
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart of the page."""
-
-    title: str
-    kind: Literal["line", "bar", "scatter"]
-    x: str
-    y: str
-    series: Sequence[Series]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one analysis concludes.
-
-    Attributes:
-        sentences: plain words; the first is the answer, with its interval and its controls.
-        verdict: whether the claim was shown, was not shown, or could not be tested here (the reason is a sentence).
-        metrics: flat; ``x`` may come with ``x_low`` and ``x_high``.
-    """
-
-    verdict: Literal["shown", "not shown", "untestable", "described"]
-    sentences: Sequence[str]
-    metrics: Mapping[str, float]
-    tables: Sequence[Table] = ()
-    charts: Sequence[Chart] = ()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from affectlens.experiments.experiment import Experiment, ExperimentConfig, Scenario
-from affectlens.experiments.results import Cell, Finding, Measured, Rollout
+from affectlens.experiments.results import Cell, Measured, Rollout
 
 ARRAYS, CARD, ROLLOUTS = "measured.safetensors", "measured.json", "rollouts.jsonl"
 SINGLE = ("words", "directions", "choice", "tournament", "steered", "rollout_state", "rollout_text", "rollout_words")
@@ -36,6 +36,7 @@ def save(measured: Measured, folder: Path) -> None:
         "cells": [asdict(cell) for cell in measured.cells],
         "tournament_cells": list(measured.tournament_cells),
         "items": [list(item) for item in measured.items],
+        "tuned": list(measured.tuned),
     }
     (folder / CARD).write_text(json.dumps(card, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     if measured.rollouts:
@@ -63,6 +64,7 @@ def load(folder: Path) -> Measured:
         tournament_cells=tuple(card["tournament_cells"]),
         items=tuple((text, category) for text, category in card["items"]),
         rollouts=tuple(rollout_of(row) for row in rows),
+        tuned=tuple(card.get("tuned", ())),
         **named,
         **single,
     )
@@ -105,8 +107,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value
-
-
-def finding_row(finding: Finding) -> dict[str, Any]:
-    """A finding as plain JSON."""
-    return plain(finding)

@@ -8,20 +8,6 @@ from pathlib import Path
 
 from affectlens.config import nearest
 from affectlens.errors import ConfigError, UserError
-from affectlens.experiments.conclude.config import (
-    AccuracyConfig,
-    AnalysisConfig,
-    ArcConfig,
-    CourseConfig,
-    DiagonalConfig,
-    DoseConfig,
-    MaskingConfig,
-    PartingConfig,
-    PreferenceConfig,
-    RateConfig,
-    ShiftConfig,
-    TrendConfig,
-)
 from affectlens.experiments.experiment import (
     ChoiceConfig,
     Experiment,
@@ -113,6 +99,8 @@ def check_experiment(experiment: Experiment, concepts: Sequence[str], *, second:
 
 
 def _faults(experiment: Experiment, concepts: Sequence[str], second: bool) -> Iterator[str]:
+    from affectlens.experiments.conclude.analysis import faults  # loads numpy
+
     config = experiment.config
     if not experiment.scenarios:
         yield "scenarios.jsonl holds no scenario; write at least one"
@@ -127,9 +115,7 @@ def _faults(experiment: Experiment, concepts: Sequence[str], second: bool) -> It
     yield from _reading_faults(experiment)
     yield from _outcome_faults(experiment)
     for analysis in config.analyses:
-        yield from (
-            f"analysis `{analysis.kind}`: {fault}" for fault in _analysis_faults(experiment, analysis, concepts)
-        )
+        yield from (f"analysis `{analysis.kind}`: {fault}" for fault in faults(analysis, experiment, concepts))
 
 
 def _reading_faults(experiment: Experiment) -> Iterator[str]:
@@ -179,65 +165,3 @@ def _tournament_faults(experiment: Experiment, tournament: TournamentConfig) -> 
             yield f"`question` of the tournament must hold {name} once"
     if len(experiment.scenarios) < 2 or not all(scenario.text for scenario in experiment.scenarios):
         yield "the items of a tournament are scenarios with a `text`, two at least"
-
-
-def _analysis_faults(experiment: Experiment, analysis: AnalysisConfig, concepts: Sequence[str]) -> Iterator[str]:
-    config = experiment.config
-    known = [reading.name for reading in config.readings]
-    for name in _readings_of(analysis):
-        if name not in known:
-            yield f"there is no reading `{name}`; {nearest(name, known) if known else 'add it to `readings`'}"
-    factors = {name for scenario in experiment.scenarios for name in scenario.factors}
-    for key, name in _factors_of(analysis):
-        if name not in factors:
-            hint = nearest(name, sorted(factors)) if factors else "the scenarios have none"
-            yield f"`{key}: {name}`: no scenario has this factor; {hint}"
-    needed = _outcome_needed(analysis)
-    if needed is not None and config.outcome(needed) is None:
-        yield f"it needs the outcome `{needed.model_fields['kind'].default}`, which the experiment does not have"
-    if isinstance(analysis, DoseConfig | RateConfig):
-        vectors = config.steering.vectors if config.steering else ()
-        for vector in (*analysis.raises, *analysis.lowers):
-            if vector not in vectors:
-                yield f"`{vector}` is not among `steering.vectors`; add it there"
-        present = {scenario.condition for scenario in experiment.scenarios}
-        for condition in analysis.conditions:
-            if condition not in present:
-                yield f"no scenario has the condition `{condition}`; {nearest(condition, sorted(present))}"
-    for concept in analysis.concepts if isinstance(analysis, ArcConfig | PartingConfig) else ():
-        if concept.lstrip("+-") not in concepts:
-            yield f"`{concept}`: the study has no such concept; {nearest(concept, list(concepts))}"
-    if isinstance(analysis, ShiftConfig) and not config.against:
-        yield "it compares two models; set `against: true` in experiment.yaml"
-    if isinstance(analysis, MaskingConfig) and not any(
-        reading.keep_residual for reading in config.readings if reading.name == analysis.reading
-    ):
-        yield f"reading `{analysis.reading}` needs `keep_residual: true`"
-
-
-def _readings_of(analysis: AnalysisConfig) -> tuple[str, ...]:
-    if isinstance(analysis, ArcConfig | CourseConfig):
-        return analysis.readings
-    return () if isinstance(analysis, DoseConfig | RateConfig | PartingConfig) else (analysis.reading,)
-
-
-def _factors_of(analysis: AnalysisConfig) -> list[tuple[str, str]]:
-    keys = {
-        DiagonalConfig: ("factor",),
-        TrendConfig: ("level", "expects"),
-        CourseConfig: ("factor", "who"),
-        MaskingConfig: ("masked", "shown"),
-        AccuracyConfig: ("framing",),
-    }
-    return [(key, getattr(analysis, key)) for key in keys.get(type(analysis), ())]
-
-
-def _outcome_needed(analysis: AnalysisConfig) -> type | None:
-    needed = {
-        PreferenceConfig: TournamentConfig,
-        DoseConfig: ChoiceConfig,
-        AccuracyConfig: ChoiceConfig,
-        RateConfig: RolloutConfig,
-        PartingConfig: RolloutConfig,
-    }
-    return needed.get(type(analysis))

@@ -11,7 +11,6 @@ from typing import Any
 
 from affectlens.corpus.texts import EMBEDDED
 from affectlens.errors import UserError
-from affectlens.model.tokens import token_ids_after
 
 SENTENCE_END = re.compile(r"""(?<=[.!?])\s+|(?<=[.!?]['"])\s+""")
 
@@ -33,7 +32,7 @@ class ConceptWords:
 
     Attributes:
         words: as written in the lexicon.
-        tokens: one token of each, as the word is tokenised in the middle of a sentence.
+        tokens: one token of each, with the leading space.
         whole: whether the tokens are the whole words; else they are first pieces.
         shared: whether a word of another concept begins with a token too, because this one has none of its own.
     """
@@ -50,7 +49,7 @@ def choose_words(
 ) -> list[ConceptWords]:
     """The words by which each concept is scored.
 
-    Words are single tokens in the middle of a sentence. Words that two of the concepts share are dropped. Of more than
+    Words are single tokens with a leading space. Words that two of the concepts share are dropped. Of more than
     ``most``, those stay whose token ids are nearest to the median over all concepts on a logarithmic scale: merges
     are learned in the order of frequency, so this balances how common the concepts' words are. A concept without a
     whole word is scored by the first pieces of its words, as far as they point to no other concept; where all of them
@@ -62,7 +61,9 @@ def choose_words(
     """
     lists = {concept: list(dict.fromkeys(lexicon.get(concept) or [concept])) for concept in concepts}
     uses = Counter(word for words in lists.values() for word in words)
-    pieces = {word: token_ids_after(tokenizer, "felt", " " + word) for words in lists.values() for word in words}
+    pieces = {
+        word: tokenizer(" " + word, add_special_tokens=False)["input_ids"] for words in lists.values() for word in words
+    }
     own = {
         concept: [word for word in words if uses[word] == 1 and len(pieces[word]) == 1]
         for concept, words in lists.items()

@@ -12,19 +12,14 @@ from affectlens.report.finding import Finding, Standing
 from affectlens.report.marks import Chart, label
 from affectlens.report.numbers import MISSING, estimate, finite, general
 from affectlens.report.tables import Cell, Column, Table, mark, word
+from affectlens.results.figures import VERDICT_WORDS
 
 COLOURS = ("direction", "feature", "ink", "low", "high", "control")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x")
 LEAD = 160
 """Letters of an answer that may stand in bold."""
 DASHES = ("solid", "dash", "dot", "dashdot")
-STANDING: Mapping[str, Standing] = {"shown": "shown", "described": "partly shown"}
-ANSWER = {
-    "shown": "shown",
-    "not shown": "not shown",
-    "untestable": "could not be tested here",
-    "described": "described",
-}
+STANDING: Mapping[str, Standing] = {"shown": "shown", "planted": "partly shown", "described": "partly shown"}
 
 
 @dataclass(frozen=True)
@@ -89,8 +84,8 @@ def findings(evidence: Evidence) -> list[Finding]:
     verdicts = [found["verdict"] for row in evidence.experiments for found in row["findings"]]
     if not verdicts:
         return []
-    counts = {name: verdicts.count(name) for name in ANSWER}
-    said = ", ".join(f"{counts[name]} {ANSWER[name]}" for name in ANSWER if counts[name])
+    counts = {name: verdicts.count(name) for name in VERDICT_WORDS}
+    said = ", ".join(f"{count} {VERDICT_WORDS[name]}" for name, count in counts.items() if count)
     text = f"{len(evidence.experiments)} behavioural experiments were run, with {len(verdicts)} analyses: {said}."
     standing: Standing = "shown" if counts["shown"] == len(verdicts) else "partly shown"
     return [Finding("experiments", "Behaviour", text, standing if counts["shown"] else "not shown")]
@@ -100,7 +95,7 @@ def _answer(name: str, index: int, found: Row) -> Answer:
     verdict = found["verdict"]
     return Answer(
         STANDING.get(verdict, "not shown"),
-        ANSWER[verdict],
+        VERDICT_WORDS[verdict],
         _led(found["sentences"]),
         [
             (chart(f"experiment-{name}-{index}-{place}", each), f"{each['title']}.")

@@ -82,13 +82,12 @@ class Average:
 
 @dataclass(frozen=True)
 class Line:
-    """A line chart over a table: one line a value of ``series``; one chart a value of ``split``."""
+    """A line chart over a table: one line a value of ``series``."""
 
     name: str
     x: str
     y: str
     series: str = ""
-    split: str = ""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Experiments:
     Attributes:
         folder: the result folder; a folder in it for each experiment holds what was seen.
         findings: one entry an experiment: ``name``, ``title``, ``claim``, ``refuted_by``, ``source``, ``findings`` (as
-            :class:`affectlens.experiments.results.Finding`, plain), ``cost``; empty where nothing was run.
+            :class:`affectlens.results.figures.Finding`, plain), ``cost``; empty where nothing was run.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -65,7 +65,7 @@ class ExperimentsStage(Stage[ExperimentsConfig, Experiments]):
     """Run the behavioural experiments."""
 
     name = "experiments"
-    version = 2
+    version = 3
     config_class = ExperimentsConfig
     needs = ("corpus", "activations", "sae", "directions", "match")
     reads_model = True
@@ -218,7 +218,7 @@ class ExperimentsStage(Stage[ExperimentsConfig, Experiments]):
         entries, metrics = [], Metrics()
         if self.experiments:
             from affectlens.experiments import serialization as keeping
-            from affectlens.experiments.conclude.conclusions import conclude
+            from affectlens.experiments.conclude.analysis import conclude
 
             listed = self.parts()
             assembly = self._assembly([(part, parts[part.name]) for part in listed])

@@ -1,4 +1,4 @@
-"""Strengths of items from comparisons in pairs, with ties and a bias for what stands first."""
+"""Strengths of items from comparisons in pairs, with a bias for what stands first."""
 
 from __future__ import annotations
 
@@ -10,23 +10,6 @@ from jaxtyping import Float
 
 ELO = 400 / math.log(10)
 """Elo points of one nat."""
-RIDGE = 1e-3
-"""Weight of the squared parameters: keeps strengths finite where an item wins or loses throughout."""
-STEPS = 60
-TOLERANCE = 1e-8
-
-
-@dataclass(frozen=True)
-class Outcomes:
-    """How comparisons went; row first, column second. Where nothing was compared all three are 0."""
-
-    won: Float[np.ndarray, "items items"]
-    tied: Float[np.ndarray, "items items"]
-    lost: Float[np.ndarray, "items items"]
-
-    def weighted(self, weights: Float[np.ndarray, "items items"]) -> Outcomes:
-        """Every comparison counted so many times."""
-        return Outcomes(self.won * weights, self.tied * weights, self.lost * weights)
 
 
 @dataclass(frozen=True)
@@ -36,12 +19,10 @@ class Strengths:
     Attributes:
         items: in nats, with mean 0.
         position: advantage of standing first, in nats.
-        tie: logarithm of Davidson's tie parameter; minus infinity where nothing was tied.
     """
 
     items: Float[np.ndarray, " items"]
     position: float
-    tie: float
 
     @property
     def elo(self) -> Float[np.ndarray, " items"]:
@@ -49,12 +30,12 @@ class Strengths:
         return ELO * self.items
 
 
-def outcomes(log_odds: Float[np.ndarray, "items items"], tie: float) -> Outcomes:
-    """What comparisons with these log-odds amount to.
+def shares(log_odds: Float[np.ndarray, "items items"], tie: float) -> Float[np.ndarray, "items items"]:
+    """How much of each comparison the row wins; NaN where nothing was compared.
 
-    A comparison within the tie is a tie. Any other counts as won with the probability that its log-odds give: what
-    sampled answers would come to. Taking the likelier answer instead would give a model without chance, whose
-    comparisons are nearly free of contradictions, and such data have no finite strengths.
+    A comparison within the tie counts half for either side. Any other counts as won with the probability that its
+    log-odds give: what sampled answers would come to. Taking the likelier answer instead would give a model without
+    chance, whose comparisons are nearly free of contradictions, and such data have no finite strengths.
 
     Args:
         log_odds: that the row, standing first, is preferred to the column; NaN where not compared.
@@ -62,99 +43,52 @@ def outcomes(log_odds: Float[np.ndarray, "items items"], tie: float) -> Outcomes
     """
     odds = np.asarray(log_odds, dtype=float).copy()
     np.fill_diagonal(odds, np.nan)
-    known = np.isfinite(odds)
-    odds = np.where(known, odds, 0.0)
-    tied = known & (np.abs(odds) <= tie)
-    won = np.where(known & ~tied, 1 / (1 + np.exp(-np.clip(odds, -50, 50))), 0.0)
-    return Outcomes(won, tied.astype(float), np.where(known & ~tied, 1 - won, 0.0))
+    return np.where(np.abs(odds) <= tie, 0.5, 1 / (1 + np.exp(-np.clip(odds, -50, 50))))
 
 
-def fit(seen: Outcomes, start: Strengths | None = None) -> Strengths:
-    """Most likely strengths by Newton's method.
+class BradleyTerry:
+    """The model of Bradley & Terry (1952) with the order effect of Davidson & Beaver (1977), by logistic regression.
 
-    Ties as in Davidson (1970, "On extending the Bradley-Terry model to accommodate ties"), order as in Davidson &
-    Beaver (1977, "On extending the Bradley-Terry model to incorporate within-pair order effects"): with x = strength
-    of the first - strength of the second + position, winning, a tie and losing go as exp(x), tie * exp(x / 2) and 1.
-    The log-likelihood is concave; steps are halved until it rises.
+    A comparison is a row with 1 for the item that stands first, -1 for the other, and 1 for the place. A share of a
+    win is a win and a loss with weights. The penalty keeps strengths finite where an item wins or loses throughout.
 
     Args:
-        seen: comparisons, possibly weighted.
-        start: where to begin; all strengths 0 by default.
+        won: how much of each comparison the row wins; NaN where nothing was compared.
+        ridge: weight of half the squared parameters.
     """
-    count, ties = len(seen.won), bool(seen.tied.any())
-    theta = np.zeros(count + 2)
-    if start is not None:
-        theta[:count], theta[count], theta[count + 1] = start.items, start.position, start.tie if ties else 0.0
-    elif ties:
-        theta[count + 1] = -2.0
-    free = np.arange(count + 2 if ties else count + 1)
-    value, slope, curve = _likelihood(seen, theta, ties)
-    for _ in range(STEPS):
-        step = np.linalg.solve(curve[np.ix_(free, free)], slope[free])
-        scale = 1.0
-        while True:
-            trial = theta.copy()
-            trial[free] += scale * step
-            found = _likelihood(seen, trial, ties)
-            if found[0] >= value - 1e-12 * abs(value) or scale < 1e-6:
-                break
-            scale /= 2
-        theta, (value, slope, curve) = trial, found
-        if scale * np.abs(step).max() < TOLERANCE:
-            break
-    items = theta[:count] - theta[:count].mean()
-    return Strengths(items, float(theta[count]), float(theta[count + 1]) if ties else -math.inf)
 
+    def __init__(self, won: Float[np.ndarray, "items items"], ridge: float = 1e-3) -> None:
+        from sklearn.linear_model import LogisticRegression
 
-def _likelihood(
-    seen: Outcomes, theta: Float[np.ndarray, " parameters"], ties: bool
-) -> tuple[float, Float[np.ndarray, " parameters"], Float[np.ndarray, "parameters parameters"]]:
-    """Penalised log-likelihood, its slope, and minus its curvature; the constant of the strengths is held by 1/n."""
-    count = len(seen.won)
-    x = theta[:count, None] - theta[None, :count] + theta[count]
-    half = x / 2 + theta[count + 1] if ties else np.full_like(x, -np.inf)
-    top = np.maximum(np.maximum(x, half), 0)
-    terms = np.exp(np.stack([x, half, np.zeros_like(x)]) - top)
-    total = terms.sum(axis=0)
-    win, tie, _ = terms / total
-    n = seen.won + seen.tied + seen.lost
-    logs = seen.won * x + np.where(seen.tied > 0, seen.tied * np.where(np.isfinite(half), half, 0), 0)
-    value = float((logs - n * (top + np.log(total))).sum() - RIDGE / 2 * (theta**2).sum())
-    mean = win + tie / 2
-    residual = seen.won + seen.tied / 2 - n * mean
-    slope = np.concatenate(
-        [residual.sum(axis=1) - residual.sum(axis=0), [residual.sum()], [(seen.tied - n * tie).sum()]]
-    )
-    return value, slope - RIDGE * theta, _curvature(n, win, tie, mean)
+        self.count = len(won)
+        self.first, self.second = np.nonzero(np.isfinite(won))
+        self.won = won[self.first, self.second]
+        rows = np.arange(len(self.won))
+        design = np.zeros((len(rows), self.count + 1))
+        design[rows, self.first], design[rows, self.second], design[:, -1] = 1.0, -1.0, 1.0
+        self.design, self.labels = np.concatenate([design, design]), np.repeat([1, 0], len(rows))
+        self.model = LogisticRegression(
+            C=1 / ridge, fit_intercept=False, solver="newton-cholesky", tol=1e-8, warm_start=True
+        )
 
+    def fit(self, weights: Float[np.ndarray, " comparisons"] | None = None) -> Strengths:
+        """The likeliest strengths, every comparison counted as often as ``weights`` say."""
+        counts = np.ones(len(self.won)) if weights is None else weights
+        sides = np.concatenate([counts * self.won, counts * (1 - self.won)])
+        kept = sides > 0
+        self.model.fit(self.design[kept], self.labels[kept], sample_weight=sides[kept])
+        items, position = self.model.coef_[0, :-1], self.model.coef_[0, -1]
+        return Strengths(items - items.mean(), float(position))
 
-def _curvature(
-    n: Float[np.ndarray, "items items"],
-    win: Float[np.ndarray, "items items"],
-    tie: Float[np.ndarray, "items items"],
-    mean: Float[np.ndarray, "items items"],
-) -> Float[np.ndarray, "parameters parameters"]:
-    count = len(n)
-    xx, xt, tt = n * (win + tie / 4 - mean**2), n * tie * (0.5 - mean), n * tie * (1 - tie)
-    curve = np.zeros((count + 2, count + 2))
-    curve[:count, :count] = np.diag(xx.sum(axis=1) + xx.sum(axis=0)) - xx - xx.T + 1 / count
-    curve[:count, count] = curve[count, :count] = xx.sum(axis=1) - xx.sum(axis=0)
-    curve[:count, count + 1] = curve[count + 1, :count] = xt.sum(axis=1) - xt.sum(axis=0)
-    curve[count, count], curve[count + 1, count + 1] = xx.sum(), tt.sum()
-    curve[count, count + 1] = curve[count + 1, count] = xt.sum()
-    return curve + RIDGE * np.eye(count + 2)
-
-
-def bootstrap(
-    seen: Outcomes, fitted: Strengths, draws: int, generator: np.random.Generator
-) -> tuple[Float[np.ndarray, "draws items"], Float[np.ndarray, " draws"]]:
-    """Strengths and position bias when pairs of items, with both of their orders, are drawn anew."""
-    count = len(seen.won)
-    upper = np.triu_indices(count, 1)
-    items, position = np.empty((draws, count)), np.empty(draws)
-    for draw in range(draws):
-        weights = np.zeros((count, count))
-        weights[upper] = generator.multinomial(len(upper[0]), np.full(len(upper[0]), 1 / len(upper[0])))
-        found = fit(seen.weighted(weights + weights.T), fitted)
-        items[draw], position[draw] = found.items, found.position
-    return items, position
+    def bootstrap(
+        self, draws: int, rng: np.random.Generator
+    ) -> tuple[Float[np.ndarray, "draws items"], Float[np.ndarray, " draws"]]:
+        """Strengths and position bias when pairs of items, with both of their orders, are drawn anew."""
+        pairs = np.minimum(self.first, self.second) * self.count + np.maximum(self.first, self.second)
+        names, codes = np.unique(pairs, return_inverse=True)
+        items, position = np.empty((draws, self.count)), np.empty(draws)
+        for draw in range(draws):
+            times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)))
+            fitted = self.fit(times[codes].astype(float))
+            items[draw], position[draw] = fitted.items, fitted.position
+        return items, position

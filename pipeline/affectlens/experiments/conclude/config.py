@@ -1,144 +1,158 @@
-"""Which analyses an experiment asks for. Config only: nothing here is slow to import."""
+"""The config of an analysis, what must have been measured for it, and the registry of all analyses.
+
+An analysis is one file: a subclass of :class:`~affectlens.experiments.conclude.analysis.Analysis` marked with
+:func:`analysis`. Its fields are its entry in ``experiment.yaml``, the numbers that decide its verdict included;
+``needs`` says what it must be given; ``conclude`` turns what was measured into a finding. A module that a study names
+as a plugin may add one. Those that come with the package are listed here and imported when an experiment is read.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from affectlens.config import Config
-
-
-class DiagonalConfig(Config):
-    """Does a reading name the concept that a scenario was written for?"""
-
-    kind: Literal["diagonal"] = "diagonal"
-    reading: str
-    factor: str = "emotion"
-    """The factor that holds the concept."""
+from affectlens.config import Config, nearest, validate
+from affectlens.errors import ConfigError
 
 
-class TrendConfig(Config):
-    """Does a reading follow a number, template by template, more than in the harmless twin?"""
+@dataclass(frozen=True)
+class Needs:
+    """What must have been measured for an analysis.
 
-    kind: Literal["trend"] = "trend"
-    reading: str
-    level: str = "level"
-    """The factor that is varied."""
-    expects: str = "expects"
-    """The factor with the concepts expected to rise (comma-separated, `-` before those expected to fall)."""
-    twin: str = "twin"
-    """The condition of the harmless twins; a twin has the group of its template."""
+    Attributes:
+        readings: names of readings.
+        residuals: those of them that have to keep their residuals.
+        factors: by key of the config the factor of scenarios that it names.
+        outcomes: kinds of outcomes, of which one is enough.
+        vectors: concepts that have to be among the steering vectors.
+        conditions: of scenarios.
+        concepts: of the study.
+        second_model: whether readings of a second model are compared.
+    """
 
-
-class PreferenceConfig(Config):
-    """Bradley-Terry strengths of a tournament, and what goes with them."""
-
-    kind: Literal["preference"] = "preference"
-    reading: str
-    """A reading of the items' texts, correlated with the strengths raw, without the extreme categories, and within
-    categories."""
-    leave_out: tuple[str, ...] = ()
-    """Categories without which the correlation is reported again."""
-
-
-class DoseConfig(Config):
-    """Does steering move the choice, against controls of the same norm?"""
-
-    kind: Literal["dose"] = "dose"
-    conditions: tuple[str, ...] = ("main",)
-    twin: str = ""
-    """A condition in which the same steering should do nothing of the sort."""
-    raises: tuple[str, ...] = ()
-    """Vectors claimed to raise the target when added."""
-    lowers: tuple[str, ...] = ()
-    """Vectors claimed to lower it."""
-    bend: tuple[str, ...] = ()
-    """Vectors whose effect is claimed to be non-monotone."""
+    readings: Sequence[str] = ()
+    residuals: Sequence[str] = ()
+    factors: Mapping[str, str] = field(default_factory=dict)
+    outcomes: Sequence[str] = ()
+    vectors: Sequence[str] = ()
+    conditions: Sequence[str] = ()
+    concepts: Sequence[str] = ()
+    second_model: bool = False
 
 
-class RateConfig(Config):
-    """How often a label is given to sampled answers, by vector and strength."""
-
-    kind: Literal["rate"] = "rate"
-    label: str
-    """The label that is counted."""
-    conditions: tuple[str, ...] = ()
-    raises: tuple[str, ...] = ()
-    lowers: tuple[str, ...] = ()
-
-
-class ArcConfig(Config):
-    """How readings go along a transcript, from one named place to the next."""
-
-    kind: Literal["arc"] = "arc"
-    readings: tuple[str, ...] = Field(min_length=2)
-    """In the order of the transcript."""
-    concepts: tuple[str, ...]
-    """With `+` (`-`) before those claimed to rise (fall) along the transcript; without a sign they are described."""
-    twin: str = ""
-    """The condition whose transcripts go well."""
-
-
-class PartingConfig(Config):
-    """How often the state while answering and the emotion of the text part."""
-
-    kind: Literal["parting"] = "parting"
-    concepts: tuple[str, ...]
-
-
-class CourseConfig(Config):
-    """Whose emotion a reading follows, and how long it lasts after its cause."""
-
-    kind: Literal["course"] = "course"
-    factor: str = "emotion"
-    who: str = "who"
-    """The factor that tells whose emotion it is: self, other, character, frame, ..."""
-    readings: tuple[str, ...] = Field(min_length=1)
-    """From the cause on, in the order of the text."""
-
-
-class MaskingConfig(Config):
-    """Are masked emotions represented apart from expressed ones?"""
-
-    kind: Literal["masking"] = "masking"
-    reading: str
-    """One with `keep_residual`."""
-    masked: str = "masked"
-    shown: str = "shown"
-    """Factors: the emotion under the mask, and the one displayed (equal where nothing is masked)."""
-
-
-class ShiftConfig(Config):
-    """How a second model differs, concept by concept."""
-
-    kind: Literal["shift"] = "shift"
-    reading: str
-    rises_with: tuple[Literal["valence", "arousal"], ...] = ()
-    """Ratings of concepts with which the shift is claimed to rise; without any claim it is described."""
-    falls_with: tuple[Literal["valence", "arousal"], ...] = ()
-    """Ratings with which it is claimed to fall."""
-
-
-class AccuracyConfig(Config):
-    """Does a framing change how often the right answer wins, and do the readings carry it?"""
-
-    kind: Literal["accuracy"] = "accuracy"
-    reading: str
-    framing: str = "framing"
-    """The factor; its value `neutral` is the baseline."""
-
-
-AnalysisConfig = (
-    DiagonalConfig
-    | TrendConfig
-    | PreferenceConfig
-    | DoseConfig
-    | RateConfig
-    | ArcConfig
-    | PartingConfig
-    | CourseConfig
-    | MaskingConfig
-    | ShiftConfig
-    | AccuracyConfig
+MODULES = (
+    "accuracy",
+    "concealed_emotion",
+    "concept_identification",
+    "dissociation",
+    "dose",
+    "level_sensitivity",
+    "model_difference",
+    "persistence",
+    "preference",
+    "rate",
+    "trajectory",
 )
+"""The analyses that come with the package, a file each."""
+
+
+class AnalysisConfig(Config):
+    """One analysis of an experiment. The fields here decide verdicts and are the same for all analyses."""
+
+    name: ClassVar[str]
+    """In the registry; set by :func:`analysis`."""
+    kind: str = ""
+    """Which analysis."""
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    """Error rate after correction; intervals cover one minus it."""
+    power: float = Field(default=0.8, gt=0, lt=1)
+    """With which the smallest effects that are stated would be shown."""
+    draws: int = Field(default=2000, ge=1)
+    """Bootstrap samples behind an interval."""
+    permutations: int = Field(default=1000, ge=1)
+    """Permutations behind a p-value, which is no smaller than one over their number and one."""
+    least_groups: int = Field(default=5, ge=2)
+    """Fewer groups of scenarios, and nothing counts as shown: fewer cannot even agree beyond chance."""
+    matters: float = Field(default=0.0, ge=0)
+    """The smallest effect that matters. Where it would have been missed, "not shown" is "could not be tested"."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        return {**values, "kind": cls.name} if isinstance(values, Mapping) else values
+
+    def needs(self) -> Needs:
+        """What must have been measured."""
+        return Needs()
+
+    @property
+    def coverage(self) -> float:
+        """Of intervals."""
+        return 1 - self.alpha
+
+    def settings(self) -> dict[str, Any]:
+        """The numbers that decide the verdict, as JSON."""
+        return {name: value for name, value in self.model_dump(mode="json").items() if isinstance(value, int | float)}
+
+
+ANALYSES: dict[str, type[AnalysisConfig]] = {}
+"""By name."""
+FORMER_NAMES: dict[str, str] = {}
+"""Names that an analysis had in earlier releases, and the name that it has now."""
+A = TypeVar("A", bound=type[AnalysisConfig])
+
+
+def analysis(name: str, *, formerly: str = "") -> Callable[[A], A]:
+    """Register an analysis.
+
+    Args:
+        name: its ``kind`` in ``experiment.yaml``.
+        formerly: the name that it had in the last release.
+
+    Raises:
+        ValueError: another class has the name already.
+    """
+
+    def register(cls: A) -> A:
+        registered = ANALYSES.setdefault(name, cls)
+        if (registered.__module__, registered.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"analysis `{name}` is registered already, by {registered.__module__}")
+        cls.name = name
+        ANALYSES[name] = cls
+        if formerly:
+            FORMER_NAMES[formerly] = name
+        return cls
+
+    return register
+
+
+def read_analysis(value: Any) -> AnalysisConfig:
+    """An entry of ``analyses`` by its ``kind``.
+
+    Raises:
+        ValueError: no such analysis, or the entry does not fit it.
+    """
+    for module in MODULES:
+        import_module(f"{__package__}.{module}")
+    if isinstance(value, AnalysisConfig):
+        return value
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    if kind in FORMER_NAMES:
+        message = f"the analysis `{kind}` is called `{FORMER_NAMES[kind]}` now; the old name goes with the next release"
+        warnings.warn(message, FutureWarning, stacklevel=2)
+        kind = FORMER_NAMES[kind]
+    if kind not in ANALYSES:
+        raise ValueError(f"`kind: {kind}` is no analysis; {nearest(str(kind), sorted(ANALYSES))}")
+    try:
+        return validate(ANALYSES[kind], dict(value), f"analysis `{kind}`")
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+
+
+RegisteredAnalysis = Annotated[SerializeAsAny[AnalysisConfig], BeforeValidator(read_analysis)]
+"""The type of a config field that holds the section of any registered analysis."""

@@ -6,277 +6,302 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Shaped
+from pydantic import Field
 
-from affectlens.experiments.conclude import bradley_terry, claims, intervals, selection, wording
-from affectlens.experiments.conclude.bradley_terry import ELO, Strengths
-from affectlens.experiments.conclude.config import PreferenceConfig
-from affectlens.experiments.conclude.correlations import Related, aligned, correlations, fisher, read_scores
-from affectlens.experiments.conclude.intervals import LEVEL
+from affectlens.experiments.conclude import selection, steering
+from affectlens.experiments.conclude.analysis import Needs, analysis
+from affectlens.experiments.conclude.bradley_terry import ELO, BradleyTerry, Strengths, shares
+from affectlens.experiments.conclude.estimators import (
+    bootstrap,
+    cell,
+    correlations,
+    defined,
+    flat,
+    group_means,
+    interval,
+    less_strata,
+    overall,
+    smallest_of,
+    undefined,
+)
+from affectlens.experiments.conclude.preference_table import Related, correlate, read_scores
+from affectlens.experiments.conclude.pushes import SteeringAnalysis
+from affectlens.experiments.conclude.sentences import render, untestable
+from affectlens.experiments.conclude.steering import SteeredVector
 from affectlens.experiments.experiment import TournamentConfig
-from affectlens.experiments.results import Chart, Finding, Measured, Series, Table
-from affectlens.stats import Estimate
+from affectlens.experiments.results import Measured
+from affectlens.results import format
+from affectlens.results.figures import Chart, DataTable, Finding, Series, Verdict
+from affectlens.stats import Estimate, fisher_interval, permutation_p, permuted_within
 
-FITS = 200
-"""Bootstrap fits behind the intervals of strengths."""
-MATTERS_R = 0.4
-"""Mean correlation within categories whose absence is worth stating."""
-MATTERS_ELO = 100.0
-"""Elo points a side; the reference reports more than 200."""
+TEMPLATE = (
+    """
+Readings of pleasant concepts are {{ "" if goes_with else "not " }}shown to go with preference, and those of
+  unpleasant ones against it.
+Within categories their mean r is {{ together|measured }} over {{ rated }} rated concepts; items shuffled
+  within categories give {{ p|p(floor) }}.
+The items' words alone give a mean r of {{ words|measured }}.
+{{ raw }} of {{ concepts }} concepts correlate with preference over all items, {{ within }} within categories
+  (Benjamini-Hochberg).
+{% for s in strongest %}
+{{ s.name[:1]|upper ~ s.name[1:] }} correlates by r {{ s.raw|measured }}, within categories by
+  {{ s.within|measured }}.
+{% endfor %}
+A mean r of {{ smallest|number }} would be found with {{ power|percent }} power.
+Categories {{ "differ" if control <= alpha else "do not differ" }} in strength, {{ control|p }}:
+  the comparisons {{ "follow" if control <= alpha else "are not shown to follow" }} what the items say.
+{% if not vectors %}
+Nothing was compared under steering, so that readings go with preference is a correlation only.
+{% endif %}
+"""
+    + steering.TEMPLATE
+    + """
+{% if effect.value is not nan %}
+Over {{ effect.n }} vectors, the effect of steering and the raw correlation agree by r {{ effect|measured }}.
+{% endif %}
+Standing first is worth {{ position|measured("Elo points", 0) }}.
+In {{ same_place|percent }} of the pairs the same place wins in both orders.
+Of the comparisons of {{ items }} items {{ tied|percent }} are ties.
+"""
+)
 
 
 @dataclass(frozen=True)
-class _Fit:
-    """The unsteered tournament: strengths with intervals, and the position bias."""
+class Fitted:
+    """The unsteered comparisons: strengths with intervals, the position bias, and what was compared."""
 
     strengths: Strengths
-    items: tuple[Estimate, ...]
+    items: list[Estimate]
     position: Estimate
-    by_position: float
+    same_place: float
     tied: float
 
 
-def analyse(measured: Measured, config: PreferenceConfig, generator: np.random.Generator) -> Finding:
-    """Fit strengths, correlate them with every reading, and see whether steering some items moves these."""
-    if measured.tournament is None or not measured.items:
-        return wording.untestable("no tournament was held")
-    if 0 not in measured.tournament_cells:
-        return wording.untestable("no tournament was held without steering")
-    readings = _readings(measured, selection.reading(measured, config.reading))
-    base = np.asarray(measured.tournament[measured.tournament_cells.index(0)], dtype=float)
-    compared = np.isfinite(base) & ~np.eye(len(base), dtype=bool)
-    known = np.asarray(np.isfinite(readings).all(axis=1) & (compared.any(axis=0) | compared.any(axis=1)))
-    if known.sum() < 4:
-        return wording.untestable(f"{known.sum()} items were compared and read, and at least four are needed")
-    outcome = measured.experiment.config.outcome(TournamentConfig)
-    tie = outcome.tie if outcome else 0.0
-    fitted = _fitted(base, tie, generator)
-    texts, kinds = np.array([text for text, _ in measured.items]), np.array([kind for _, kind in measured.items])
-    elo = fitted.strengths.elo
-    related = correlations(
-        texts[known].tolist(),
-        kinds[known].tolist(),
-        elo[known],
-        dict(zip(measured.concepts, readings[known].T, strict=True)),
-        leave_out=[kind for kind in config.leave_out if kind in kinds[known]],
-        generator=generator,
-    )
-    signs = _signs(measured)
-    together, p, used = aligned(elo[known], readings[known], kinds[known], signs, generator)
-    words = _words(measured, elo, kinds, known, signs, generator)
-    effects = _steering(measured, tie)
-    named = [cell.vector for cell in measured.cells if cell.family == "concept"]
-    claimed = [(name, int(sign)) for name in dict.fromkeys(named) if (sign := signs[measured.concepts.index(name)])]
-    found = claims.judge(measured, effects, claimed, generator) if effects is not None else []
-    smallest = intervals.smallest_of(together)
-    verdict = _verdict(together, p, smallest, found)
-    sentences = [
-        *_answer(related, together, p, int(used.sum()), words, smallest),
-        *_steered(found, related),
-        *_tournament(fitted, len(base)),
-    ]
-    metrics = intervals.flat("within_aligned", together) | intervals.defined({"p_within_aligned": p})
-    metrics |= intervals.flat("position_bias_elo", fitted.position) | _metrics(related, found, fitted)
-    tables = (_strengths_table(measured, fitted), _related_table(related), _steering_table(found))
-    return Finding(verdict, sentences, metrics, tables, _charts(measured, fitted, readings, related))
+@analysis("preference")
+class Preference(SteeringAnalysis):
+    """Bradley-Terry strengths of paired comparisons, and what goes with them."""
+
+    reading: str
+    """A reading of the items' texts, correlated with the strengths raw, without the extreme categories, and within
+    categories."""
+    leave_out: tuple[str, ...] = ()
+    """Categories without which the correlation is reported again."""
+    rule: Literal["all", "any"] = "any"
+    fits: int = Field(default=200, ge=1)
+    """Bootstrap fits behind the intervals of strengths."""
+    matters: float = Field(default=100.0, ge=0)
+    """Elo points a side; the reference reports more than 200."""
+    matters_correlation: float = Field(default=0.4, ge=0)
+    """Mean correlation within categories that matters."""
+    permutations: int = 2000
+
+    def needs(self) -> Needs:
+        return Needs(readings=(self.reading,), outcomes=("tournament",))
+
+    def conclude(self, measured: Measured, rng: np.random.Generator) -> Finding:
+        """Fit strengths, correlate them with every reading, and see whether steering some items moves these."""
+        if measured.tournament is None or not measured.items or 0 not in measured.tournament_cells:
+            return untestable("nothing was compared without steering")
+        readings = by_item(measured, selection.reading(measured, self.reading))
+        base = np.asarray(measured.tournament[measured.tournament_cells.index(0)], dtype=float)
+        compared = np.isfinite(base) & ~np.eye(len(base), dtype=bool)
+        known = np.isfinite(readings).all(axis=1) & (compared.any(axis=0) | compared.any(axis=1))
+        if known.sum() < 4:
+            return untestable(f"{known.sum()} items were compared and read, and at least four are needed")
+        outcome = measured.experiment.config.outcome(TournamentConfig)
+        tie = outcome.tie if outcome else 0.0
+        fitted = self._fitted(base, tie, rng)
+        texts, kinds = (np.array([item[side] for item in measured.items]) for side in (0, 1))
+        elo = fitted.strengths.elo
+        leave_out = [kind for kind in self.leave_out if kind in kinds[known]]
+        columns = dict(zip(measured.concepts, readings[known].T, strict=True))
+        related = correlate(
+            texts[known].tolist(), kinds[known].tolist(), elo[known], columns, self, leave_out=leave_out, rng=rng
+        )
+        valence = np.asarray(measured.ratings["valence"], dtype=float)
+        rated = np.isfinite(valence)
+        # Concepts that are rated more pleasant than the median one should rise with preference, the others fall.
+        signs = np.where(rated, np.sign(np.nan_to_num(valence) - (np.median(valence[rated]) if rated.any() else 0)), 0)
+        together, p, floor, used = self._aligned(elo[known], readings[known], kinds[known], signs, rng)
+        texts_say = np.nan_to_num(by_item(measured, np.asarray(measured.words, dtype=float)))
+        words = self._aligned(elo[known], texts_say[known], kinds[known], signs, rng)[0]
+        named = dict.fromkeys(each.vector for each in measured.cells if each.family == "concept")
+        claimed = [(name, 1 if sign > 0 else -1) for name in named if (sign := signs[measured.concepts.index(name)])]
+        change = steered_change(measured, tie)
+        vectors = [] if change is None else steering.steered_vectors(measured, change, self, claimed, rng)
+        # The positive control: what the items say decides at least between categories.
+        control = between_p(elo, kinds, self.permutations, rng)
+        goes_with = together.value > 0 and p <= self.alpha
+        verdict = self._verdict(goes_with, smallest_of(together, self), vectors, control)
+        gate = "categories of items are not shown to differ in strength" if control > self.alpha and vectors else ""
+        effect = agreement(vectors, related)
+        order = np.argsort([-abs(each.value) if math.isfinite(each.value) else 0.0 for each in related.raw.estimates])
+        strongest = [
+            {"name": related.concepts[i], "raw": related.raw.estimates[i], "within": related.within.estimates[i]}
+            for i in order[:3]
+        ]
+        action = "move the Elo of the items they are put on, up where pleasant and down where not"
+        sentences = render(
+            TEMPLATE, **steering.said(vectors, self, action, "Elo points", gate, None), goes_with=goes_with,
+            together=together, rated=int(used.sum()), p=p, floor=floor, words=words, concepts=len(related.concepts),
+            raw=int((related.adjusted("raw") <= self.alpha).sum()), strongest=strongest, control=control,
+            within=int((related.adjusted("within") <= self.alpha).sum()), smallest=smallest_of(together, self),
+            alpha=self.alpha, effect=effect, position=fitted.position, same_place=fitted.same_place, items=len(base),
+            tied=fitted.tied,
+        )  # fmt: skip
+        metrics = flat("within_aligned", together) | flat("position_bias_elo", fitted.position)
+        metrics |= defined(
+            {"p_within_aligned": p, "decided_by_position": fitted.same_place, "tied": fitted.tied,
+             "p_categories": control}
+        )  # fmt: skip
+        for name in ("raw", "free", "within"):
+            metrics[f"concepts_{name}"] = float((related.adjusted(name) <= self.alpha).sum())
+            for concept, each in zip(related.concepts, getattr(related, name).estimates, strict=True):
+                metrics |= flat(f"r_{name}_{concept}", each)
+        if vectors:
+            metrics |= steering.metrics(vectors, "elo") | flat("steering_agreement", effect)
+        tables, charts = drawn(measured, fitted, readings, related)
+        return Finding(verdict, sentences, metrics, (*tables, steering.table(vectors, "Elo points")), charts)
+
+    def _verdict(self, goes_with: bool, smallest: float, vectors: list[SteeredVector], control: float) -> Verdict:
+        """Readings go with preference, and steering moves it where it was tried."""
+        if not goes_with:
+            return "not shown" if smallest <= self.matters_correlation else "untestable"
+        if not vectors:
+            return "shown"
+        return "untestable" if control > self.alpha else overall([each.verdict for each in vectors], self.rule)
+
+    def _fitted(self, odds: Float[np.ndarray, "items items"], tie: float, rng: np.random.Generator) -> Fitted:
+        model = BradleyTerry(shares(odds, tie))
+        strengths = model.fit()
+        items, position = model.bootstrap(self.fits, rng)
+        count = len(odds)
+        pairs = np.triu_indices(count, 1)
+        both = np.isfinite(odds[pairs]) & np.isfinite(odds.T[pairs])
+        same = (odds[pairs] * odds.T[pairs] > 0)[both]
+        compared = odds[np.isfinite(odds) & ~np.eye(count, dtype=bool)]
+        return Fitted(
+            strengths,
+            [interval(value, ELO * column, count, self) for value, column in zip(strengths.elo, items.T, strict=True)],
+            interval(ELO * strengths.position, ELO * position, count, self),
+            float(same.mean()) if len(same) else math.nan,
+            float((np.abs(compared) <= tie).mean()),
+        )
+
+    def _aligned(
+        self,
+        elo: Float[np.ndarray, " items"],
+        readings: Float[np.ndarray, "items concepts"],
+        kinds: Shaped[np.ndarray, " items"],
+        signs: Float[np.ndarray, " concepts"],
+        rng: np.random.Generator,
+    ) -> tuple[Estimate, float, float, Bool[np.ndarray, " concepts"]]:
+        """Mean within-category correlation over concepts, each with the sign it is expected to have, as one test.
+
+        Returns:
+            The mean with its bootstrap interval over items (category means taken off once), the one-sided p of items
+            changing places within their category, its floor, and which concepts entered.
+        """
+        x, y = less_strata(elo, kinds), less_strata(readings, kinds)
+        values = correlations(x, y)
+        used = np.isfinite(values) & (signs != 0)
+        if not used.any():
+            return undefined(len(elo)), math.nan, math.nan, used
+        y, signs = y[:, used], signs[used]
+        null = correlations(x[permuted_within(kinds, self.permutations, rng)], y) @ signs / len(signs)
+        value = float((values[used] * signs).mean())
+        p, floor = permutation_p(value, null)
+
+        def aligned(counts: Float[np.ndarray, "draws items"]) -> Float[np.ndarray, " draws"]:
+            mean_x, mean_y = counts @ x / len(x), counts @ y / len(x)
+            xy = counts @ (x[:, None] * y) / len(x) - mean_x[:, None] * mean_y
+            xx, yy = counts @ x**2 / len(x) - mean_x**2, counts @ y**2 / len(x) - mean_y**2
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return (xy / np.sqrt(xx[:, None] * yy)) @ signs / len(signs)
+
+        _, drawn = bootstrap(x, aligned, self, rng)
+        return interval(value, drawn, len(x), self), float(p), floor, used
 
 
-def _readings(
-    measured: Measured, values: Float[np.ndarray, "scenarios concepts"]
-) -> Float[np.ndarray, "items concepts"]:
+def by_item(measured: Measured, values: Float[np.ndarray, "scenarios concepts"]) -> Float[np.ndarray, "items concepts"]:
     """The reading of each item: of the scenario of the same text, or in order where there are as many."""
     if len(values) == len(measured.items):
         return values
-    places = {scenario.text: index for index, scenario in enumerate(measured.scenarios)}
+    rows = {scenario.text: index for index, scenario in enumerate(measured.scenarios)}
     missing = np.full(values.shape[1], np.nan)
-    return np.stack([values[places[text]] if text in places else missing for text, _ in measured.items])
+    return np.stack([values[rows[text]] if text in rows else missing for text, _ in measured.items])
 
 
-def _words(
-    measured: Measured,
-    elo: Float[np.ndarray, " items"],
-    kinds: np.ndarray,
-    known: np.ndarray,
-    signs: Float[np.ndarray, " concepts"],
-    generator: np.random.Generator,
-) -> Estimate:
-    """The same mean correlation of what the items' words alone say of the concepts."""
-    values = np.nan_to_num(_readings(measured, np.asarray(measured.words, dtype=float)))
-    return aligned(elo[known], values[known], kinds[known], signs, generator)[0]
-
-
-def _signs(measured: Measured) -> Float[np.ndarray, " concepts"]:
-    """1 for concepts that are rated more pleasant than the median one, -1 for less; 0 where nobody rated them."""
-    valence = np.asarray(measured.ratings["valence"], dtype=float)
-    rated = np.isfinite(valence)
-    centre = np.median(valence[rated]) if rated.any() else 0.0
-    return np.where(rated, np.sign(np.where(rated, valence, centre) - centre), 0.0)
-
-
-def _fitted(odds: Float[np.ndarray, "items items"], tie: float, generator: np.random.Generator) -> _Fit:
-    seen = bradley_terry.outcomes(odds, tie)
-    strengths = bradley_terry.fit(seen)
-    items, position = bradley_terry.bootstrap(seen, strengths, FITS, generator)
-    count = len(odds)
-    pairs = np.triu_indices(count, 1)
-    both = np.isfinite(odds[pairs]) & np.isfinite(odds.T[pairs])
-    same = (odds[pairs] * odds.T[pairs] > 0)[both]
-    compared = seen.won + seen.tied + seen.lost
-    return _Fit(
-        strengths,
-        tuple(
-            intervals.from_draws(float(value), ELO * drawn, count)
-            for value, drawn in zip(strengths.elo, items.T, strict=True)
-        ),
-        intervals.from_draws(ELO * strengths.position, ELO * position, count),
-        float(same.mean()) if len(same) else math.nan,
-        float(seen.tied.sum() / max(compared.sum(), 1)),
-    )
-
-
-def _steering(measured: Measured, tie: float) -> claims.Effects | None:
-    """Per cell and item, values whose mean is how far the steered items rose above the others, in Elo points."""
+def steered_change(measured: Measured, tie: float) -> Float[np.ndarray, "conditions items"] | None:
+    """Per condition and item, values whose mean is how far the steered items rose above the others, in Elo points."""
     if measured.steered is None or measured.tournament is None or len(measured.tournament_cells) < 2:
         return None
     steered = np.asarray(measured.steered, dtype=bool)
     if steered.all() or not steered.any():
         return None
     elo = np.full((len(measured.cells), len(steered)), np.nan)
-    for cell, odds in zip(measured.tournament_cells, measured.tournament, strict=True):
+    for index, odds in zip(measured.tournament_cells, measured.tournament, strict=True):
         if np.isfinite(odds).any():
-            elo[cell] = bradley_terry.fit(bradley_terry.outcomes(odds, tie)).elo
+            elo[index] = BradleyTerry(shares(odds, tie)).fit().elo
     # Strengths have mean 0, so a rise of some is a fall of the others: both halves tell of the same difference.
-    sides = np.where(steered, len(steered) / steered.sum(), -len(steered) / (~steered).sum())
-    groups = np.array([f"{index:05d}" for index in range(len(steered))])
-    return claims.Effects((elo - elo[0]) * sides, groups, MATTERS_ELO)
+    return (elo - elo[0]) * np.where(steered, len(steered) / steered.sum(), -len(steered) / (~steered).sum())
 
 
-def _verdict(together: Estimate, p: float, smallest: float, found: Sequence[claims.Claim]) -> claims.Verdict:
-    goes_with = together.low > 0 and p <= LEVEL
-    if not goes_with:
-        return "not shown" if smallest <= MATTERS_R else "untestable"
-    moved = [each.verdict for each in found]
-    if not moved or "shown" in moved:
-        return "shown"
-    return "untestable" if "untestable" in moved else "not shown"
+def between_p(
+    elo: Float[np.ndarray, " items"], kinds: Shaped[np.ndarray, " items"], permutations: int, rng: np.random.Generator
+) -> float:
+    """p of the variance between category means, items shuffled over categories; 1 where there is one category."""
+    if len(np.unique(kinds)) < 2:
+        return 1.0
+    orders = permuted_within(np.zeros(len(elo)), permutations, rng)
+    sizes = np.unique(kinds, return_counts=True)[1]
+
+    def between(values: Float[np.ndarray, "items draws"]) -> Float[np.ndarray, " draws"]:
+        return (sizes[:, None] * (group_means(values, kinds) - values.mean(axis=0)) ** 2).sum(axis=0)
+
+    return float(permutation_p(float(between(elo[:, None])[0]), between(elo[orders].T))[0])
 
 
-def _answer(related: Related, together: Estimate, p: float, rated: int, words: Estimate, smallest: float) -> list[str]:
-    within, raw = related.p["within"], related.p["raw"]
-    order = np.argsort([-abs(each.value) if math.isfinite(each.value) else 0.0 for each in related.raw])[:3]
-    strongest = "; ".join(
-        f"{related.concepts[i]} raw {wording.estimate(related.raw[i])}, without {wording.listed(related.left_out)} "
-        f"{wording.estimate(related.free[i])}, within categories {wording.estimate(related.within[i])}"
-        for i in order
-    )
-    return [
-        f"Within categories, readings of pleasant concepts go with preference and those of unpleasant ones "
-        f"against it by a mean r of {wording.estimate(together)} over {rated} rated concepts (items shuffled "
-        f"within categories {wording.p(p)}; the items' words alone {wording.estimate(words)}).",
-        f"{int((raw <= LEVEL).sum())} of {len(raw)} concepts correlate with preference over all items, "
-        f"{int((within <= LEVEL).sum())} within categories (Benjamini-Hochberg, floor {related.floor:.2g}); the "
-        f"strongest are {strongest}.",
-        f"A mean r of {wording.number(smallest)} would be found with 80% power.",
-    ]
-
-
-def _steered(found: Sequence[claims.Claim], related: Related) -> list[str]:
-    if not found:
-        return ["No tournament was held under steering, so that readings go with preference is a correlation only."]
-    moved = "move the Elo of the items they are put on against the others, up where pleasant and down where not"
-    sentences = [*claims.answer(found, moved, "Elo points"), claims.power(found, "Elo points")]
-    effect = agreement(found, related)
-    if math.isfinite(effect.value):
-        sentences.append(
-            f"Over {effect.n} vectors, the effect of steering and the raw correlation agree by r "
-            f"{wording.estimate(effect)}."
-        )
-    return sentences
-
-
-def agreement(found: Sequence[claims.Claim], related: Related) -> Estimate:
+def agreement(vectors: list[SteeredVector], related: Related) -> Estimate:
     """Correlation over vectors of what steering does with how the reading correlates with preference."""
-    pairs = [(claims.as_measured(each).value, related.raw[related.concepts.index(each.vector)].value) for each in found]
-    pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
-    if len(pairs) < 3:
-        return intervals.undefined(len(pairs))
-    x, y = np.array(pairs).T
-    if x.std() == 0 or y.std() == 0:
-        return intervals.undefined(len(pairs))
-    return fisher(float(np.corrcoef(x, y)[0, 1]), len(pairs))
+    raw = dict(zip(related.concepts, related.raw.estimates, strict=True))
+    pairs = [(each.effect.value, raw[each.vector].value) for each in vectors]
+    pairs = np.array([pair for pair in pairs if all(map(math.isfinite, pair))]).reshape(-1, 2)
+    if len(pairs) < 3 or (pairs.std(axis=0) == 0).any():
+        return undefined(len(pairs))
+    return fisher_interval(float(np.corrcoef(pairs.T)[0, 1]), len(pairs))
 
 
-def _tournament(fitted: _Fit, count: int) -> list[str]:
-    return [
-        f"Standing first is worth {wording.estimate(fitted.position, 'Elo points', 0)}: in "
-        f"{wording.percent(fitted.by_position)} of the pairs the same place wins in both orders; "
-        f"{wording.percent(fitted.tied)} of the comparisons of {count} items are ties."
-    ]
-
-
-def _metrics(related: Related, found: Sequence[claims.Claim], fitted: _Fit) -> dict[str, float]:
-    metrics = intervals.defined({"decided_by_position": fitted.by_position, "tied": fitted.tied})
-    for name in ("raw", "free", "within"):
-        metrics[f"concepts_{name}"] = float((related.p[name] <= LEVEL).sum())
-        for concept, each in zip(related.concepts, getattr(related, name), strict=True):
-            metrics |= intervals.flat(f"r_{name}_{concept}", each)
-    for each in found:
-        metrics |= intervals.flat(f"elo_{each.vector}", claims.as_measured(each))
-        metrics |= intervals.defined({f"p_adjusted_{each.vector}": each.adjusted})
-    if found:
-        metrics |= intervals.flat("steering_agreement", agreement(found, related))
-    return metrics
-
-
-def _strengths_table(measured: Measured, fitted: _Fit) -> Table:
-    order = np.argsort(-fitted.strengths.items)
-    rows = [(*measured.items[i], wording.cell(fitted.items[i])) for i in order]
-    return Table("Strengths", ("item", "category", "Elo"), rows, "Intervals: pairs of items drawn anew.")
-
-
-def _related_table(related: Related) -> Table:
+def drawn(
+    measured: Measured, fitted: Fitted, readings: Float[np.ndarray, "items concepts"], related: Related
+) -> tuple[tuple[DataTable, ...], tuple[Chart, ...]]:
+    """Strengths, correlations, and strengths over the reading that goes with them most."""
+    strengths = [(*measured.items[i], cell(fitted.items[i])) for i in np.argsort(-fitted.strengths.items)]
+    sorts = ("raw", "free", "within")
+    adjusted = {name: related.adjusted(name) for name in sorts}
     rows = [
-        (
-            concept,
-            wording.cell(related.raw[i]),
-            wording.cell(related.free[i]),
-            wording.cell(related.within[i]),
-            *(float(related.p[name][i]) for name in ("raw", "free", "within")),
-        )
+        (concept, *(cell(getattr(related, name).estimates[i]) for name in sorts),
+         *(float(adjusted[name][i]) for name in sorts))
         for i, concept in enumerate(related.concepts)
-    ]
-    free = f"without {wording.listed(related.left_out)}" if related.left_out else "all categories"
-    columns = ("concept", "raw r", f"r {free}", "r within categories", "p raw", "p without", "p within")
-    return Table("Readings and preference", columns, rows, "p by permutation, Benjamini-Hochberg over the concepts.")
-
-
-def _steering_table(found: Sequence[claims.Claim]) -> Table:
-    rows = [
-        (each.vector, wording.cell(claims.as_measured(each)), each.against.p, each.adjusted, each.verdict, each.reason)
-        for each in found
-    ]
-    columns = ("vector", "change of Elo", "p, controls", "corrected p", "verdict", "why")
-    return Table("Steering some of the items", columns, rows)
-
-
-def _charts(
-    measured: Measured, fitted: _Fit, readings: Float[np.ndarray, "items concepts"], related: Related
-) -> tuple[Chart, ...]:
-    raw = [abs(each.value) if math.isfinite(each.value) else -1.0 for each in related.raw]
-    best = int(np.argmax(raw))
-    kinds = [kind for _, kind in measured.items]
-    series = [
-        Series(
-            kind,
-            [float(readings[i, best]) for i in range(len(kinds)) if kinds[i] == kind],
-            [fitted.items[i].value for i in range(len(kinds)) if kinds[i] == kind],
-            labels=[measured.items[i][0] for i in range(len(kinds)) if kinds[i] == kind],
-        )
-        for kind in dict.fromkeys(kinds)
-    ]
-    return (Chart("Preference by reading", "scatter", f"reading of {related.concepts[best]}", "Elo", series),)
+    ]  # fmt: skip
+    free = f"r without {', '.join(related.left_out)}" if related.left_out else "r, all categories"
+    columns = ("concept", "raw r", free, "r within categories", "p raw", "p without", "p within")
+    tables = (
+        DataTable("Strengths", ("item", "category", "Elo"), strengths, "Intervals: pairs of items drawn anew."),
+        DataTable("Readings and preference", columns, rows, "p by permutation, Benjamini-Hochberg over the concepts."),
+    )
+    best = int(np.argmax([abs(each.value) if math.isfinite(each.value) else -1.0 for each in related.raw.estimates]))
+    series = []
+    for kind in dict.fromkeys(kind for _, kind in measured.items):
+        own = [i for i, item in enumerate(measured.items) if item[1] == kind]
+        points, labels = [float(readings[i, best]) for i in own], [measured.items[i][0] for i in own]
+        series.append(Series(kind, points, [fitted.items[i].value for i in own], labels=labels))
+    x = f"reading of {related.concepts[best]}"
+    return tables, (Chart("Preference by reading", "scatter", x, "Elo", series),)
 
 
 def print_table(path: Path, leave_out: Sequence[str] = ()) -> None:
@@ -290,19 +315,17 @@ def print_table(path: Path, leave_out: Sequence[str] = ()) -> None:
         UserError: the file or a column is missing, or a cell is no number.
     """
     items, categories, elo, readings = read_scores(path)
-    generator = np.random.default_rng(0)
-    related = correlations(items, categories, elo, readings, leave_out=leave_out, generator=generator)
+    spec, rng = Preference(reading="of the table"), np.random.default_rng(0)
+    related = correlate(items, categories, elo, readings, spec, leave_out=leave_out, rng=rng)
     width = max(len("concept"), *map(len, related.concepts))
     print(
         f"{len(items)} items in {len(set(categories))} categories; p by permutation, Benjamini-Hochberg over concepts"
     )
-    free = f"without {wording.listed(related.left_out) or 'any'}"
-    print(f"{'concept':<{width}}  {'raw r':<30}  {free:<30}  within categories")
+    print(f"{'concept':<{width}}  {'raw r':<30}  {f'without {format.names(related.left_out)}':<30}  within categories")
     for index, concept in enumerate(related.concepts):
         cells = [
-            f"{wording.number(each.value)} [{wording.number(each.low)}, {wording.number(each.high)}] "
-            + wording.p(float(related.p[name][index]))
+            f"{format.measured(getattr(related, name).estimates[index])} "
+            f"p {format.p_value(related.adjusted(name)[index])}"
             for name in ("raw", "free", "within")
-            for each in (getattr(related, name)[index],)
         ]
         print(f"{concept:<{width}}  {cells[0]:<30}  {cells[1]:<30}  {cells[2]}")

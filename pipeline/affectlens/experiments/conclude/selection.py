@@ -1,4 +1,4 @@
-"""Which scenarios, cells and columns an analysis looks at; what it asks for in vain is said in one sentence."""
+"""Which scenarios and columns an analysis looks at."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from affectlens.errors import UserError
 from affectlens.experiments.results import Measured
 from affectlens.experiments.scenario import Factor
 
@@ -17,16 +16,15 @@ MAIN = "main"
 
 def rows(measured: Measured, conditions: Sequence[str] = ()) -> Int[np.ndarray, " rows"]:
     """Indices of the scenarios of these conditions; of all conditions where none is named."""
-    chosen = [
-        index for index, each in enumerate(measured.scenarios) if not conditions or each.condition in set(conditions)
-    ]
+    wanted = set(conditions)
+    chosen = [index for index, each in enumerate(measured.scenarios) if not wanted or each.condition in wanted]
     return np.array(chosen, dtype=np.int64)
 
 
 def main_rows(measured: Measured) -> Int[np.ndarray, " rows"]:
     """The scenarios of condition `main`; all of them where an experiment has no such condition."""
-    found = rows(measured, (MAIN,))
-    return found if len(found) else rows(measured)
+    main = rows(measured, (MAIN,))
+    return main if len(main) else rows(measured)
 
 
 def groups(measured: Measured, chosen: Int[np.ndarray, " rows"]) -> np.ndarray:
@@ -43,44 +41,21 @@ def intended(
     measured: Measured, name: str, chosen: Int[np.ndarray, " rows"]
 ) -> tuple[Int[np.ndarray, " kept"], Int[np.ndarray, " kept"]]:
     """The scenarios whose factor is a concept of the study, and the column of that concept."""
-    places = {concept: place for place, concept in enumerate(measured.concepts)}
-    found = [
-        (index, places[str(value)])
-        for index, value in zip(chosen, factor(measured, name, chosen), strict=True)
-        if str(value) in places
-    ]
-    if not found:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    kept, columns = (np.array(side, dtype=np.int64) for side in zip(*found, strict=True))
-    return kept, columns
+    columns = {concept: column for column, concept in enumerate(measured.concepts)}
+    values = [str(value) for value in factor(measured, name, chosen)]
+    kept = np.array([value in columns for value in values], dtype=bool)
+    return chosen[kept], np.array([columns[value] for value in values if value in columns], dtype=np.int64)
 
 
 def reading(measured: Measured, name: str) -> Float[np.ndarray, "scenarios concepts"]:
     """A reading of the model as it is.
 
     Raises:
-        UserError: the experiment takes no reading of this name.
+        ValueError: the experiment takes no reading of this name.
     """
     if name not in measured.readings:
-        raise UserError(
-            f"experiment {measured.experiment.name}: an analysis names the reading `{name}`, which is not taken; "
-            f"taken are {', '.join(measured.readings) or 'none'}"
-        )
+        raise ValueError(f"the reading `{name}` is not taken; taken are {', '.join(measured.readings) or 'none'}")
     return np.asarray(measured.readings[name][0], dtype=float)
-
-
-def column(measured: Measured, concept: str) -> int:
-    """Where a concept stands on the axis of the readings.
-
-    Raises:
-        UserError: it is no concept of the study.
-    """
-    if concept not in measured.concepts:
-        raise UserError(
-            f"experiment {measured.experiment.name}: an analysis names the concept `{concept}`, which the study does "
-            "not have; add it to the study's emotions or leave it out of the analysis"
-        )
-    return measured.concepts.index(concept)
 
 
 def signed(names: str | Sequence[str]) -> list[tuple[str, int]]:
@@ -92,8 +67,8 @@ def signed(names: str | Sequence[str]) -> list[tuple[str, int]]:
 
 def levels(values: Sequence[Factor]) -> Float[np.ndarray, " values"]:
     """Numbers behind values of a factor: themselves, the first number in a text, or else the order of appearance."""
-    found = [re.search(r"-?\d+(?:\.\d+)?", str(value).replace(",", "")) for value in values]
-    if all(match is not None for match in found):
-        return np.array([float(match.group()) for match in found if match is not None])
-    order = {value: place for place, value in enumerate(dict.fromkeys(values))}
+    matches = [re.search(r"-?\d+(?:\.\d+)?", str(value).replace(",", "")) for value in values]
+    if all(match is not None for match in matches):
+        return np.array([float(match.group()) for match in matches if match is not None])
+    order = {value: number for number, value in enumerate(dict.fromkeys(values))}
     return np.array([order[value] for value in values], dtype=float)

@@ -1,4 +1,4 @@
-"""Experiments with a known truth, in the shape in which analyses get them: no model is needed to plant an effect."""
+"""Measurements with a known truth, in the types that analyses get: no model is needed to plant an effect."""
 
 from __future__ import annotations
 
@@ -8,15 +8,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from affectlens.experiments.conclude.conclusions import conclude
-from affectlens.experiments.experiment import Experiment, ExperimentConfig, Scenario
-from affectlens.experiments.results import Cell, Finding, Measured, Rollout
+from affectlens.experiments.conclude.analysis import conclude
+from affectlens.experiments.experiment import Experiment, ExperimentConfig
+from affectlens.experiments.results import Cell, Measured, Rollout
+from affectlens.experiments.scenario import Scenario
+from affectlens.results.figures import Finding
 
 CONCEPTS = ("afraid", "angry", "calm", "desperate", "happy", "hostile", "loving", "proud", "sad", "tired")
 VALENCE = np.array([2.0, 2.5, 7.0, 2.0, 8.5, 2.2, 8.2, 7.5, 2.3, 4.0])
 AROUSAL = np.array([7.0, 7.5, 2.0, 6.5, 6.5, 7.0, 5.5, 6.0, 3.5, 2.5])
 FAMILIES = ("isotropic", "covariance", "permuted")
 WIDTH = 40
+FAST = {"draws": 200, "permutations": 199}
+"""Settings of an analysis that tell shown from not shown in a fraction of the time."""
+FAST_STEERING = {**FAST, "planted": 25}
+ORDERS = ("asked_for", "asked_against")
+"""Conditions of the positive control."""
 
 
 def scenario(number: int, group: str, condition: str = "main", **factors: Any) -> Scenario:
@@ -89,6 +96,8 @@ class Steered:
         wobble: spread of the controls' slopes.
         noise: spread of single scenarios.
         bend: by vector, the coefficient of the squared strength.
+        order: half of how much further ahead the target is where it is asked for than where its opposite is; None
+            leaves the positive control out.
     """
 
     slopes: Mapping[str, float]
@@ -99,10 +108,12 @@ class Steered:
     bend: Mapping[str, float] = field(default_factory=dict)
     strengths: Sequence[float] = (-0.1, -0.05, 0.05, 0.1)
     controls: int = 21
+    order: float | None = 3.0
 
     def choices(self, analysis: Mapping[str, Any], seed: int = 0, **values: Any) -> Measured:
         generator = np.random.default_rng(seed)
         conditions = ["main"] if self.twin_slopes is None else ["main", "twin"]
+        conditions += ORDERS if self.order is not None else ()
         rows = [(group, each) for group in range(self.groups) for each in conditions]
         scenarios = [scenario(i, f"g{group:02d}", each) for i, (group, each) in enumerate(rows)]
         cells = grid(list(self.slopes), self.strengths, self.controls)
@@ -110,12 +121,14 @@ class Steered:
         random = {(cell.family, cell.vector): generator.normal() * self.wobble for cell in cells}
         for index, cell in enumerate(cells[1:], start=1):
             for row, (_, condition) in enumerate(rows):
-                slopes = self.slopes if condition == "main" else self.twin_slopes or {}
+                slopes = self.twin_slopes or {} if condition == "twin" else self.slopes
                 slope = slopes.get(cell.vector, 0.0) if cell.family == "concept" else random[cell.family, cell.vector]
                 bent = self.bend.get(cell.vector, 0.0) if cell.family == "concept" else 0.0
                 effect = slope * cell.strength + bent * cell.strength**2
                 choice[index, row] += effect + generator.normal() * self.noise
-        what = experiment(scenarios, [analysis])
+        sides = np.array([{ORDERS[0]: 1, ORDERS[1]: -1}.get(condition, 0) for _, condition in rows])
+        choice += sides * (self.order or 0.0)
+        what = experiment(scenarios, [analysis], outcomes=[{"kind": "choice", "per_token": False}])
         return measured(what, None, cells, seed, **({"choice": choice} | values))
 
 
@@ -136,6 +149,7 @@ def run(what: Measured, seed: int = 0) -> Finding:
     """The finding of the one analysis that the experiment asks for."""
     (finding,) = conclude(what, np.random.default_rng(seed))
     assert finding.sentences and all(sentence.endswith(".") for sentence in finding.sentences)
+    assert not any("nan" in sentence.split() for sentence in finding.sentences)
     assert all(math.isfinite(value) for value in finding.metrics.values())
     for name, value in finding.metrics.items():
         if f"{name}_low" in finding.metrics and f"{name}_high" in finding.metrics:

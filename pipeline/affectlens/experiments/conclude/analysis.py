@@ -1,0 +1,79 @@
+"""What an analysis is, whether an experiment has what it needs, and all findings of an experiment."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from affectlens.config import nearest
+from affectlens.experiments.conclude.config import AnalysisConfig, Needs, analysis
+from affectlens.experiments.experiment import Experiment
+from affectlens.experiments.results import Measured
+from affectlens.results.figures import Finding
+
+__all__ = ["Analysis", "Needs", "analysis", "conclude", "faults"]
+
+
+class Analysis(AnalysisConfig):
+    """An analysis: a pure function of what was measured, whose parameters are its config."""
+
+    @abstractmethod
+    def conclude(self, measured: Measured, rng: np.random.Generator) -> Finding:
+        """What the measurements say."""
+
+
+def conclude(measured: Measured, rng: np.random.Generator) -> list[Finding]:
+    """One finding for each of the experiment's analyses, in their order.
+
+    Every analysis has a generator of its own, so that adding one leaves the figures of those before it as they were.
+    """
+    asked = measured.experiment.config.analyses
+    findings = []
+    for one, own in zip(asked, rng.spawn(len(asked)), strict=True):
+        assert isinstance(one, Analysis)
+        findings.append(replace(one.conclude(measured, own), settings=one.settings()))
+    return findings
+
+
+def faults(asked: AnalysisConfig, experiment: Experiment, concepts: Sequence[str]) -> Iterator[str]:
+    """What an analysis needs and the experiment or the study does not have, a sentence each.
+
+    Args:
+        concepts: of the study.
+    """
+    needs, config = asked.needs(), experiment.config
+    readings = {reading.name: reading for reading in config.readings}
+    for name in needs.readings:
+        if name not in readings:
+            yield f"there is no reading `{name}`; {_remedy(name, readings, 'add it to `readings`')}"
+    for name in needs.residuals:
+        if name in readings and not readings[name].keep_residual:
+            yield f"reading `{name}` needs `keep_residual: true`"
+    factors = {name for scenario in experiment.scenarios for name in scenario.factors}
+    for key, name in needs.factors.items():
+        if name not in factors:
+            yield f"`{key}: {name}`: no scenario has this factor; {_remedy(name, factors, 'the scenarios have none')}"
+    if needs.outcomes and not {outcome.kind for outcome in config.outcomes} & set(needs.outcomes):
+        kinds = "` or `".join(needs.outcomes)
+        yield f"it needs the outcome `{kinds}`, which the experiment does not have"
+    vectors = config.steering.vectors if config.steering else ()
+    for vector in needs.vectors:
+        if vector not in vectors:
+            yield f"`{vector}` is not among `steering.vectors`; add it there"
+    conditions = {scenario.condition for scenario in experiment.scenarios}
+    for condition in needs.conditions:
+        if condition not in conditions:
+            yield f"no scenario has the condition `{condition}`; {nearest(condition, sorted(conditions))}"
+    for concept in needs.concepts:
+        if concept not in concepts:
+            yield f"`{concept}`: the study has no such concept; {nearest(concept, list(concepts))}"
+    if needs.second_model and not config.against:
+        yield "it compares two models; set `against: true` in experiment.yaml"
+
+
+def _remedy(name: str, present: Mapping[str, Any] | set[str], otherwise: str) -> str:
+    return nearest(name, sorted(present)) if present else otherwise

@@ -1,0 +1,244 @@
+"""How often the state while answering and the emotion of the answer's text dissociate, and under which steering."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+from pydantic import Field
+
+from affectlens.experiments.conclude import pushes, selection, steering
+from affectlens.experiments.conclude.analysis import Analysis, Needs, analysis
+from affectlens.experiments.conclude.estimators import (
+    bootstrap,
+    cell,
+    defined,
+    flat,
+    group_means,
+    interval,
+    mean,
+    overall,
+    undefined,
+)
+from affectlens.experiments.conclude.pushes import ByGroup, SteeringAnalysis
+from affectlens.experiments.conclude.sentences import render, untestable
+from affectlens.experiments.results import Measured
+from affectlens.interventions.judge import Claim, judge
+from affectlens.results.figures import Chart, DataTable, Finding, Series, Verdict
+from affectlens.stats import Estimate, permutation_p, permuted_within
+
+TEMPLATE = """
+{% if steered %}
+{{ shown }} of {{ steered|length|plural("steering condition") }} shown to part state and text more often than
+  no steering does.
+{% else %}
+No answer was sampled under steering, so what parts state and text is described, not tested.
+{% endif %}
+{% for s in steered %}
+{{ s.vector[:1]|upper ~ s.vector[1:] }} at {{ s.strength|number(2, sign=true) }} changes the share of answers
+  that part by {{ s.change|share }}.
+{% if s.judged is not none and s.judged.p is not nan %}
+Against {{ s.judged.controls|plural("control") }} of the same norm that has {{ s.judged.p_adjusted|p }} after
+  correction.
+{% endif %}
+{% if s.smallest is not nan %}
+A rise of {{ s.smallest|percent }} would be shown with {{ power|percent }} power, by planting.
+{% endif %}
+It is {{ s.verdict|verdict }}: {{ s.reason }}.
+{% endfor %}
+Unsteered, state and text read highest on different concepts (of {{ concepts }}) in {{ parted|share }} of the answers.
+If texts belonged to other answers it would be {{ chance|percent }}; that they agree more than so has
+  {{ p|p(floor) }}.
+On {{ opposed|share }} of the concepts they have opposite signs.
+Over unsteered answers, state and text correlate by r {{ related|measured }} in the mean over concepts.
+State and the answer's words alone correlate by r {{ in_words|measured }}.
+The state is read above the push and holds it: parting under steering says that the text does not follow.
+"""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Readings of the sampled answers, of the concepts in question, in standard deviations of the unsteered ones."""
+
+    state: Float[np.ndarray, "answers concepts"]
+    text: Float[np.ndarray, "answers concepts"]
+    words: Float[np.ndarray, "answers concepts"]
+    condition: Int[np.ndarray, " answers"]
+    scenario: Int[np.ndarray, " answers"]
+    groups: Shaped[np.ndarray, " answers"]
+
+    @property
+    def parted(self) -> Float[np.ndarray, " answers"]:
+        """Whether state and text read highest on different concepts."""
+        return (self.state.argmax(axis=1) != self.text.argmax(axis=1)).astype(float)
+
+    @property
+    def opposed(self) -> Float[np.ndarray, " answers"]:
+        """Share of the concepts that are above usual in one and below in the other."""
+        return (np.sign(self.state) * np.sign(self.text) < 0).mean(axis=1)
+
+    def where(self, rows: Bool[np.ndarray, " answers"]) -> Answers:
+        """Some of the answers."""
+        return Answers(**{name: values[rows] for name, values in vars(self).items()})
+
+
+@analysis("dissociation", formerly="parting")
+class Dissociation(SteeringAnalysis):
+    """How often the state while answering and the emotion of the text part."""
+
+    concepts: tuple[str, ...]
+    """That are read in state and text."""
+    vectors: tuple[str, ...] = ()
+    """Vectors that are claimed to part them, all by default; every further one costs in the correction."""
+    matters: float = Field(default=0.25, ge=0)
+    """Rise of the share of answers that part."""
+
+    def needs(self) -> Needs:
+        return Needs(outcomes=("rollout",), concepts=self.concepts)
+
+    def conclude(self, measured: Measured, rng: np.random.Generator) -> Finding:
+        """How often they part without steering, and under which steering more often than under controls."""
+        answers = self._answers(measured)
+        if answers is None:
+            return untestable("fewer than three unsteered answers were sampled and read, which leaves no scale")
+        usual = answers.where(answers.condition == 0)
+        parted = mean(usual.parted, usual.groups, self, rng, rates=True)
+        opposed = mean(usual.opposed, usual.groups, self, rng)
+        state, text = usual.state.argmax(axis=1), usual.text.argmax(axis=1)
+        orders = permuted_within(np.zeros(len(text)), self.permutations, rng)
+        null = (state != text[orders]).mean(axis=1)
+        p, floor = permutation_p(-float((state != text).mean()), -null)
+        related, in_words = (
+            mean_correlation(usual.state, other, usual.groups, self, rng) for other in (usual.text, usual.words)
+        )
+        steered = self._steered(measured, answers, rng)
+        verdicts: list[Verdict] = [each["verdict"] for each in steered]
+        sentences = render(
+            TEMPLATE, steered=steered, shown=verdicts.count("shown"), power=self.power,
+            concepts=len(self.concepts), parted=parted, opposed=opposed, chance=float(null.mean()), p=float(p),
+            floor=floor, related=related, in_words=in_words,
+        )  # fmt: skip
+        metrics = (
+            flat("parted", parted) | flat("opposed", opposed) | flat("r_text", related) | flat("r_words", in_words)
+        )
+        metrics |= {"parted_chance": float(null.mean()), "p_agreement": float(p)}
+        metrics |= {"conditions_shown": float(verdicts.count("shown"))}
+        charts = ()
+        if steered:
+            names = [f"{each['vector']} {each['strength']:+g}" for each in steered]
+            series = Series.of("rise of parting", names, [each["change"] for each in steered])
+            charts = (Chart("Where state and text part", "bar", "steering", "more parting than unsteered", [series]),)
+        table = self._table(measured, answers, {each["index"]: each for each in steered}, rng)
+        return Finding(overall(verdicts, "any"), sentences, defined(metrics), (table,), charts)
+
+    def _answers(self, measured: Measured) -> Answers | None:
+        if measured.rollout_state is None or measured.rollout_text is None or not measured.rollouts:
+            return None
+        columns = [measured.concepts.index(concept) for concept in self.concepts]
+        state, text = (
+            np.asarray(each, dtype=float)[:, columns] for each in (measured.rollout_state, measured.rollout_text)
+        )
+        words = np.zeros_like(text)
+        if measured.rollout_words is not None:
+            words = np.nan_to_num(np.asarray(measured.rollout_words, dtype=float)[:, columns])
+        condition = np.array([each.cell for each in measured.rollouts])
+        scenario = np.array([each.scenario for each in measured.rollouts])
+        whole = np.isfinite(state).all(axis=1) & np.isfinite(text).all(axis=1)
+        usual = whole & (condition == 0)
+        if usual.sum() < 3:
+            return None
+
+        def scaled(values: np.ndarray) -> np.ndarray:
+            spread = values[usual].std(axis=0)
+            return ((values - values[usual].mean(axis=0)) / np.where(spread > 0, spread, 1))[whole]
+
+        groups = selection.groups(measured, scenario[whole])
+        return Answers(scaled(state), scaled(text), scaled(words), condition[whole], scenario[whole], groups)
+
+    def _steered(self, measured: Measured, answers: Answers, rng: np.random.Generator) -> list[dict]:
+        """Every steering condition against the controls; Holm over the conditions."""
+        count = len(measured.scenarios)
+        shares = np.full(len(measured.cells) * count, np.nan)
+        positions = answers.condition * count + answers.scenario
+        shares[np.unique(positions)] = group_means(answers.parted, positions)
+        _, by_group = pushes.by_group(shares.reshape(-1, count), np.arange(count), measured)
+        change = by_group - by_group[0]
+        usable = pushes.coherent(measured, self.perplexity_limit)
+        told, claims, controls = [], {}, controls_by_group(measured, change)
+        for index, condition in enumerate(measured.cells):
+            asked = condition.family == "concept" and condition.vector in (self.vectors or measured.concepts)
+            if not asked or not np.isfinite(change[index]).any():
+                continue
+            reason = pushes.manipulation(measured, condition.vector, self).reason
+            reason = reason if usable[index] else "outside the coherence window"
+            rise = mean(change[index], None, self, rng, rates=True)
+            told.append(
+                {"index": index, "vector": condition.vector, "strength": condition.strength, "change": rise,
+                 "reason": reason, "judged": None, "smallest": math.nan, "verdict": "untestable"}
+            )  # fmt: skip
+            if not reason:
+                means = {family: np.nanmean(rows, axis=1) for family, rows in controls.items()}
+                claims[f"{index}"] = Claim(condition.vector, change[index], means, rates=True)
+        judged = dict(zip(claims, judge(list(claims.values()), self.rules), strict=True))
+        smallest = steering.smallest_shown(claims, dict.fromkeys(claims, controls), self, rng)
+        for each in told:
+            key = f"{each['index']}"
+            if key not in judged:
+                continue
+            found, least = judged[key], smallest[key]
+            missed = found.outcome == "not shown" and not (found.high < self.matters or least <= self.matters)
+            each |= {
+                "judged": found, "smallest": least, "verdict": "untestable" if missed else found.outcome,
+                "reason": "a rise that matters may be missed" if missed else found.reason,
+            }  # fmt: skip
+        return told
+
+    def _table(
+        self, measured: Measured, answers: Answers, judged: dict[int, dict], rng: np.random.Generator
+    ) -> DataTable:
+        rows = []
+        for index in np.unique(answers.condition):
+            own = answers.where(answers.condition == index)
+            parted, opposed = (mean(values, own.groups, self, rng) for values in (own.parted, own.opposed))
+            found = judged.get(index)
+            change = found["change"] if found else undefined()
+            p = found["judged"].p_adjusted if found and found["judged"] else math.nan
+            name, strength = pushes.label_of(measured, index), measured.cells[index].strength
+            rows.append((name, strength, cell(parted), cell(opposed), cell(change), p, len(own.groups)))
+        columns = ("vector", "strength", "parted", "opposite signs", "more than unsteered", "corrected p", "answers")
+        return DataTable("State and text", columns, rows, "Readings in standard deviations of the unsteered answers.")
+
+
+def controls_by_group(measured: Measured, change: ByGroup) -> dict[str, ByGroup]:
+    """Per family the change under every control that was measured: either side of a random vector is one."""
+    families: dict[str, list[np.ndarray]] = {}
+    for condition, row in zip(measured.cells, change, strict=True):
+        if condition.family not in ("none", "concept") and np.isfinite(row).any():
+            families.setdefault(condition.family, []).append(row)
+    return {family: np.stack(rows) for family, rows in families.items()}
+
+
+def mean_correlation(
+    first: Float[np.ndarray, "answers concepts"],
+    second: Float[np.ndarray, "answers concepts"],
+    groups: Shaped[np.ndarray, " answers"],
+    spec: Analysis,
+    rng: np.random.Generator,
+) -> Estimate:
+    """Mean over concepts of the correlation over answers, with its interval over groups."""
+    names, codes = np.unique(groups, return_inverse=True)
+    sums = np.zeros((len(names), 6, first.shape[1]))
+    np.add.at(sums, codes, np.stack([np.ones_like(first), first, second, first**2, second**2, first * second], axis=1))
+
+    def correlation(counts: Float[np.ndarray, "draws groups"]) -> Float[np.ndarray, " draws"]:
+        n, a, b, aa, bb, ab = np.moveaxis(np.einsum("dg,gsc->dsc", counts, sums), 1, 0)
+        spread = (aa - a * a / n) * (bb - b * b / n)
+        r = np.where(spread > 1e-12, (ab - a * b / n) / np.sqrt(np.maximum(spread, 1e-12)), np.nan)
+        defined = np.isfinite(r)
+        count = defined.sum(axis=1)
+        return np.where(count > 0, np.where(defined, r, 0).sum(axis=1) / np.maximum(count, 1), np.nan)
+
+    point, drawn = bootstrap(sums, correlation, spec, rng)
+    return interval(point, drawn, len(names), spec)

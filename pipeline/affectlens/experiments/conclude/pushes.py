@@ -1,0 +1,193 @@
+"""Steering vectors at the strengths that count: pushes, their controls, and the check that they do what they are named.
+
+A push is a vector at its largest coherent strength of each sign. Its effect is half the difference between both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float
+from pydantic import Field
+
+from affectlens.experiments.conclude import selection
+from affectlens.experiments.conclude.analysis import Analysis
+from affectlens.experiments.conclude.estimators import group_means
+from affectlens.experiments.results import Measured
+from affectlens.interventions.judge import Claim, Rules, judge
+
+ByGroup = Float[np.ndarray, "conditions groups"]
+
+
+class SteeringAnalysis(Analysis):
+    """What analyses of steering vectors have in common."""
+
+    raises: tuple[str, ...] = ()
+    """Vectors claimed to raise the outcome when added."""
+    lowers: tuple[str, ...] = ()
+    """Vectors claimed to lower it."""
+    rule: Literal["all", "any"] = "all"
+    """Whether the claim of the experiment asks for every claimed vector, or for one of them."""
+    perplexity_limit: float = Field(default=1.5, gt=1)
+    """Largest ratio of perplexities on neutral text at which an effect counts."""
+    least_controls: int = Field(default=20, ge=1)
+    """Fewer controls, and nothing counts as shown."""
+    asked: tuple[str, str] = ("asked_for", "asked_against")
+    """The conditions of the positive control: scenarios whose instruction asks for the outcome, and for its opposite,
+    in the groups of the others."""
+    planted: int = Field(default=100, ge=10)
+    """Resampled experiments behind a statement of power."""
+
+    @property
+    def claimed(self) -> list[tuple[str, Literal[1, -1]]]:
+        """Vectors and the side to which they are claimed to move the outcome."""
+        return [(vector, 1) for vector in self.raises] + [(vector, -1) for vector in self.lowers]
+
+    @property
+    def rules(self) -> Rules:
+        """For the judge; what an effect that is not shown is called is decided here, by planting."""
+        return Rules(
+            level=self.alpha,
+            perplexity_limit=self.perplexity_limit,
+            least_controls=self.least_controls,
+            least_groups=self.least_groups,
+        )
+
+
+@dataclass(frozen=True)
+class Push:
+    """A vector at its largest usable strength of each sign.
+
+    Attributes:
+        plus: index of the steering condition that adds it; None where there is none.
+        minus: of the one that takes it away.
+    """
+
+    plus: int | None
+    minus: int | None
+
+    @property
+    def both(self) -> bool:
+        """Whether it was pushed both ways."""
+        return self.plus is not None and self.minus is not None
+
+    def __bool__(self) -> bool:
+        return self.plus is not None or self.minus is not None
+
+    def like(self, other: Push) -> Push | None:
+        """The same vector pushed to those sides to which another was; None where it was not."""
+        cut = Push(self.plus if other.plus is not None else None, self.minus if other.minus is not None else None)
+        same = (cut.plus is None) == (other.plus is None) and (cut.minus is None) == (other.minus is None)
+        return cut if same else None
+
+    def effect(self, change: Float[np.ndarray, "conditions ..."]) -> Float[np.ndarray, "..."]:
+        """Half the difference between both sides, so that what both do alike (damage) cancels; or the one side."""
+        if self.plus is not None and self.minus is not None:
+            return (change[self.plus] - change[self.minus]) / 2
+        return change[self.plus] if self.plus is not None else -change[self.minus]
+
+
+def coherent(measured: Measured, limit: float) -> Bool[np.ndarray, " conditions"]:
+    """Where neutral text stays about as predictable as it was; a ratio that is not known does not count."""
+    return np.asarray(measured.manipulation["perplexity"], dtype=float) <= limit
+
+
+def conditions_of(measured: Measured, vector: str) -> list[int]:
+    """The steering conditions of a concept's vector, by rising strength."""
+    own = [index for index, each in enumerate(measured.cells) if each.family == "concept" and each.vector == vector]
+    return sorted(own, key=lambda index: measured.cells[index].strength)
+
+
+def label_of(measured: Measured, index: int) -> str:
+    """A steering condition in words."""
+    each = measured.cells[index]
+    return {"none": "none", "concept": each.vector}.get(each.family, f"control ({each.family})")
+
+
+def push_of(measured: Measured, vector: str, usable: Bool[np.ndarray, " conditions"]) -> Push:
+    """A concept's vector at its largest usable strengths."""
+    inside = [index for index in conditions_of(measured, vector) if usable[index]]
+    plus = next((index for index in reversed(inside) if measured.cells[index].strength > 0), None)
+    return Push(plus, next((index for index in inside if measured.cells[index].strength < 0), None))
+
+
+def controls(measured: Measured, push: Push) -> dict[str, list[Push]]:
+    """By family the control vectors at their largest strengths, pushed to the same sides."""
+    members: dict[tuple[str, str], Push] = {}
+    for index, each in enumerate(measured.cells):
+        if each.family in ("none", "concept"):
+            continue
+        known = members.get((each.family, each.vector), Push(None, None))
+        if each.strength > 0 and (known.plus is None or each.strength > measured.cells[known.plus].strength):
+            known = replace(known, plus=index)
+        elif each.strength < 0 and (known.minus is None or each.strength < measured.cells[known.minus].strength):
+            known = replace(known, minus=index)
+        members[each.family, each.vector] = known
+    families: dict[str, list[Push]] = {}
+    for (family, _), member in members.items():
+        if alike := member.like(push):
+            families.setdefault(family, []).append(alike)
+    return families
+
+
+@dataclass(frozen=True)
+class Check:
+    """The manipulation check of one vector.
+
+    Attributes:
+        push: at the largest coherent strengths at which the outcome was measured.
+        reason: why it did not pass; empty where it did.
+        ahead: how many other concepts' words rise more by it. Neighbours in meaning rise together, so this is no part
+            of the check.
+    """
+
+    push: Push
+    reason: str
+    ahead: int = 0
+
+
+def manipulation(
+    measured: Measured, vector: str, spec: SteeringAnalysis, known: Bool[np.ndarray, " conditions"] | None = None
+) -> Check:
+    """Whether a vector moves its own words, by more than the same words move under controls.
+
+    Args:
+        measured: the experiment.
+        vector: a concept.
+        spec: of the analysis.
+        known: conditions in which the outcome was measured at all; all by default.
+    """
+    seen = np.ones(len(measured.cells), dtype=bool) if known is None else known
+    tried = [index for index in conditions_of(measured, vector) if measured.cells[index].strength]
+    push = push_of(measured, vector, coherent(measured, spec.perplexity_limit) & seen)
+    if not tried:
+        return Check(push, f"{vector} was not among the steering vectors")
+    if not push:
+        broken = f"{vector} breaks coherence (perplexity ratio above {spec.perplexity_limit}) throughout"
+        return Check(push, broken if seen[tried].any() else f"nothing was measured under {vector}")
+    rises = np.asarray(measured.manipulation["rises"], dtype=float)
+    concept = measured.concepts.index(vector)
+    own = push.effect(rises)
+    families = {
+        name: np.array([member.effect(rises)[concept] for member in members])
+        for name, members in controls(measured, push).items()
+    }
+    (verdict,) = judge(
+        [Claim(vector, own[[concept]], families, symmetric=push.both)], replace(spec.rules, least_groups=1)
+    )
+    reason = ""
+    if verdict.outcome == "untestable":
+        reason = f"{vector} has too few controls for its manipulation check"
+    elif not verdict.shown:
+        reason = f"{vector} does not move its own words more than controls do: manipulation check failed"
+    return Check(push, reason, int((np.delete(own, concept) > own[concept]).sum()))
+
+
+def by_group(
+    values: Float[np.ndarray, "conditions scenarios"], rows: np.ndarray, measured: Measured
+) -> tuple[np.ndarray, ByGroup]:
+    """Names of the groups of these scenarios, and per steering condition the means of the groups."""
+    groups = selection.groups(measured, rows)
+    return np.unique(groups), group_means(values[:, rows].T, groups).T
