@@ -71,7 +71,7 @@ def padded_batches(stage: ActivationsStage) -> list[torch.Tensor]:
     """The batches that the stage runs, ready for the model."""
     found = []
     for part in stage.parts():
-        texts: list[Text] = stage._tokenise(part)
+        texts: list[Text] = stage.tokenising.texts(stage.documents(part))
         rows = [[*text.lead, *text.ids.tolist()] for text in texts]
         for batch in plan_batches([len(row) for row in rows], stage.config.tokens_per_batch):
             width = max(len(rows[index]) for index in batch)

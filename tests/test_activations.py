@@ -141,7 +141,7 @@ def test_what_is_not_asked_for_is_not_kept_and_its_key_is_named(tmp_path, model_
     assert np.isfinite(store.pooled(LAYER)).all()
     assert store.mean_norm(0) > 0
     for ask, key in (
-        (lambda: store.tokens(LAYER), "activations.token_layers"),
+        (lambda: store.tokens(LAYER), "activations.token_rows"),
         (lambda: store.pooled(1), "activations.pooled_layers"),
         (lambda: store.pooled(LAYER, site="mlp_out"), "activations.sites"),
         (lambda: store.pooled(LAYER, span="user"), "activations.spans"),

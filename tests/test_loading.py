@@ -11,7 +11,6 @@ import pytest
 import torch
 import transformers
 from affectlens.errors import ConfigError, UserError
-from affectlens.model import converted
 from affectlens.model.config import ModelConfig, identity, resolve_dtype, shape
 from affectlens.model.converted import converted_folder, damage
 from affectlens.model.loading import load_tokenizer, load_weights
@@ -166,7 +165,7 @@ def test_the_number_type_is_known_without_a_model():
     assert resolve_dtype("auto", "cpu") in (torch.float32, torch.bfloat16)
 
 
-def test_a_converted_model_is_made_again_when_damaged(tmp_path, monkeypatch):
+def test_a_converted_model_is_made_again_when_damaged(tmp_path):
     built = []
 
     def build(folder: Path) -> None:
@@ -179,9 +178,8 @@ def test_a_converted_model_is_made_again_when_damaged(tmp_path, monkeypatch):
     assert damage(folder, contents=False) == [f"{folder / 'weights'}: the file is gone or cut short"]
     converted_folder(tmp_path, "one", build)
     assert len(built) == 2 and not damage(folder, contents=True)
-    (folder / "weights").write_bytes(bytes(256))  # same length: seen by content, once per process
+    (folder / "weights").write_bytes(bytes(256))  # same length: seen by content
     assert not damage(folder, contents=False) and damage(folder, contents=True)
-    monkeypatch.setattr(converted, "_verified", set())
     converted_folder(tmp_path, "one", build)
     assert len(built) == 3 and not damage(folder, contents=True)
     (folder / "record.json").write_text(json.dumps([1]), encoding="utf-8")

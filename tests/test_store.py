@@ -157,6 +157,35 @@ def test_a_choice_of_rows_and_a_type(store, everything):
     assert torch.equal(torch.cat(list(large)), found)
 
 
+def test_steps_go_through_epochs_without_a_gap(store, everything):
+    """Training: full batches only, each epoch holds each row once, and any step is the same by itself and resumed."""
+    count = len(everything)
+    steps = 3 * count // 50
+    whole = store.batches(50, seed=1, steps=steps, dtype=torch.float32)
+    batches = list(whole)
+    assert len(batches) == len(whole) == steps and {len(batch) for batch in batches} == {50}
+    order = whole.rows(0, steps)
+    for epoch in range(2):
+        assert sorted(order[epoch * count : (epoch + 1) * count].tolist()) == list(range(count))
+    single = store.batches(50, seed=1, epoch=1).rows(0, count)
+    np.testing.assert_array_equal(order[count : 2 * count], single)
+    np.testing.assert_array_equal(torch.cat(batches).numpy(), everything[order])
+    for step in (0, count // 50, steps - 1):
+        assert torch.equal(whole.batch(step), batches[step])
+        rest = list(store.batches(50, seed=1, steps=steps, step=step, dtype=torch.float32))
+        assert all(torch.equal(one, other) for one, other in zip(rest, batches[step:], strict=True))
+
+
+def test_rows_of_chosen_documents(store):
+    rows = store.tokens(LAYER)
+    train = np.flatnonzero(store.documents["split"] == "train")
+    chosen = rows.rows_of(train)
+    assert set(rows.document[chosen]) == set(train.tolist())
+    assert len(chosen) == sum(len(rows.of(document)) for document in train.tolist())
+    with pytest.raises(ValueError, match="no rows"):
+        store.batches(8, seed=0, rows=chosen[:0])
+
+
 def test_leaving_an_epoch_early_leaves_nothing_behind(store):
     before = threading.active_count()
     for _ in store.batches(8, seed=0):

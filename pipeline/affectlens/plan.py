@@ -89,6 +89,7 @@ def activations(study: Study, standing: Standing) -> Cost:
     """
     from affectlens.activations.caching import Wanted
     from affectlens.activations.size import bytes_needed, count_tokens
+    from affectlens.activations.tokenising import require_long_enough
 
     known, config, model = outlook(study), study.config.activations, study.config.model
     planned = parts(study, stage_named("activations"), known) or []
@@ -99,6 +100,7 @@ def activations(study: Study, standing: Standing) -> Cost:
         for document in known.documents[part.payload["start"] : part.payload["start"] + config.texts_per_part]
     ]
     tokenizer = subject.load_tokenizer(model, study.setting("cpu").models, converting=False)
+    require_long_enough(tokenizer, texts, config)
     tokens, exact = count_tokens(tokenizer, texts)
     counts, free = (len(pending), len(planned)), free_bytes(study.config.cache)
     if known.model_width is None:

@@ -69,10 +69,10 @@ def _mixed(values: np.ndarray, key: np.generic) -> np.ndarray:
 
 
 class Batches:
-    """One epoch of shuffled rows.
+    """Shuffled rows, batch after batch: one epoch, or a number of steps through as many epochs as they take.
 
-    Iterating yields tensors of shape ``batch_size d_model`` (the last may be shorter) from ``step`` on, fetched ahead
-    by threads. ``len`` is the number of steps of the whole epoch.
+    Iterating yields tensors of shape ``batch_size d_model`` (the last of a single epoch may be shorter) from ``step``
+    on, fetched ahead by threads. ``len`` is the number of steps from the first one, wherever iterating begins.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class Batches:
         seed: int,
         epoch: int,
         step: int,
+        steps: int | None,
         chosen: Int[np.ndarray, "n"] | None,
         device: str,
         dtype: torch.dtype | None,
@@ -92,18 +93,30 @@ class Batches:
         if batch_size < 1 or step < 0 or prefetch < 1:
             raise ValueError("batch_size and prefetch are at least 1, step is at least 0")
         self._source, self._resident, self._chosen = source, resident, chosen
-        self._size, self._key, self._step = batch_size, (seed, epoch), step
+        self._size, self._seed, self._epoch = batch_size, seed, epoch
+        self._step, self._steps = step, steps
         self._device, self._dtype, self._prefetch = device, dtype, prefetch
         self.count = len(source) if chosen is None else len(chosen)
+        if not self.count:
+            raise ValueError("there are no rows to take batches of")
 
     def __len__(self) -> int:
-        return -(-self.count // self._size)
+        return -(-self.count // self._size) if self._steps is None else self._steps
 
     def rows(self, first: int, last: int) -> Int[np.ndarray, "n"]:
-        """Row numbers of the batches from step ``first`` to before step ``last``, in the order of the epoch."""
-        positions = np.arange(first * self._size, min(last * self._size, self.count))
-        order = shuffled(positions, self.count, *self._key)
+        """Row numbers of the batches from step ``first`` to before step ``last``, in order."""
+        end = self.count if self._steps is None else self._steps * self._size
+        positions = np.arange(first * self._size, min(last * self._size, end))
+        epochs, within = np.divmod(positions, self.count)
+        order = np.empty(len(positions), dtype=np.int64)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            order[here] = shuffled(within[here], self.count, self._seed, self._epoch + epoch)
         return order if self._chosen is None else self._chosen[order]
+
+    def batch(self, step: int) -> Float[Tensor, "batch d_model"]:
+        """One batch by itself."""
+        return self._take(self.rows(step, step + 1))
 
     def __iter__(self) -> Iterator[Float[Tensor, "batch d_model"]]:
         together = max(1, ORDER_BLOCK // self._size)
@@ -130,10 +143,12 @@ class Batches:
                     waiting.cancel()
 
     def _fetch(self, order: Future[np.ndarray], step: int) -> Float[Tensor, "batch d_model"]:
+        # Orders are asked for before the batches that wait for them, so a thread is always free to find them.
+        return self._take(order.result()[step * self._size : (step + 1) * self._size])
+
+    def _take(self, rows: Int[np.ndarray, "batch"]) -> Float[Tensor, "batch d_model"]:
         import torch
 
-        # Orders are asked for before the batches that wait for them, so a thread is always free to find them.
-        rows = order.result()[step * self._size : (step + 1) * self._size]
         if self._resident is not None:
             found = self._resident.index_select(0, torch.from_numpy(rows).to(self._resident.device))
         elif self._device == "cpu" and self._dtype is not None:

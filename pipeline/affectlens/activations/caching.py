@@ -26,6 +26,8 @@ from affectlens.model.subject import resolve_dtype
 from affectlens.model.tokens import Text, Window, pad, plan_batches, windows
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from jaxtyping import Bool, Float, Float64, Int
     from torch import Tensor
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from affectlens.corpus.documents import Document
     from affectlens.model.subject import ModelConfig
 
+COLUMNS = ("kind", "emotion", "topic", "narrator", "split")
+"""Of the corpus, kept per document."""
 MEAN = "mean"
 IN_FLIGHT = 2
 """Batches that may wait to be written: bounds memory, and hides a slow disk behind the computation."""
@@ -349,6 +353,68 @@ class Caching:
                 f"{str(self._wanted.storage).removeprefix('torch.')}; set `model.dtype` and `activations.storage` to "
                 "float32 or bfloat16, and check the model's weights"
             )
+
+
+def write_shard(
+    path: Path,
+    reader: Readable,
+    wanted: Wanted,
+    config: ActivationsConfig,
+    *,
+    documents: Sequence[Document],
+    texts: Sequence[Text],
+    corpus: Sequence[Document],
+    progress: Callable[[float], None],
+) -> None:
+    """Read the texts of one part and write all that is wanted of them.
+
+    Args:
+        path: the shard; a file there is replaced.
+        reader: the loaded model.
+        documents: of this part.
+        texts: the same, tokenised.
+        corpus: all documents: every shard gives its text columns the same width, so that shards can be joined.
+        progress: told of texts done.
+
+    Raises:
+        UserError: the model takes too few tokens at once for the overlap that was asked for.
+    """
+    window = min(config.window, reader.context or config.window)
+    overlap = window // 4 if config.overlap is None else config.overlap
+    if overlap > window // 2:
+        raise UserError(
+            f"`activations.overlap: {overlap}`: more than half of the {window} tokens that the model takes at once; "
+            "lower it"
+        )
+    attributes = {
+        "d_model": reader.width,
+        "computed_in": str(reader.dtype).removeprefix("torch."),
+        "means": config.means,
+        "first_token": config.first_token,
+        "spans": list(config.spans),
+        "positions": list(config.positions),
+        "columns": list(COLUMNS),
+        "window": window,
+        "overlap": overlap,
+    }
+    with ShardWriter(path, attributes) as writer:
+        for name in COLUMNS:
+            width = max(len(getattr(document, name).encode()) for document in corpus)
+            writer.add_text(f"documents/{name}", [getattr(document, name) for document in documents], width)
+        rows = [
+            (document.index, start, end, name)
+            for document, text in zip(documents, texts, strict=True)
+            for name, stretches in sorted(text.spans.items())
+            for start, end in stretches
+        ]
+        for column, key in enumerate(("document", "start", "end")):
+            writer.add(f"spans/{key}", np.array([row[column] for row in rows], dtype=np.int32))
+        names = {message["role"] for document in corpus for message in document.messages}
+        names |= {name for document in corpus for name in document.spans}
+        writer.add_text("spans/name", [row[3] for row in rows], max((len(name.encode()) for name in names), default=1))
+        Caching(reader, wanted, documents, texts).run(
+            writer, budget=config.tokens_per_batch, window=window, overlap=overlap, progress=progress
+        )
 
 
 def _close_holes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,10 @@ class TokenRows:
         return {
             int(index): (int(end - count), int(end)) for index, count, end in zip(indices, counts, ends, strict=True)
         }
+
+    def rows_of(self, documents: Iterable[int]) -> Int[np.ndarray, "n"]:
+        """Numbers of all rows of these documents, ascending; what ``batches(rows=...)`` takes."""
+        return np.flatnonzero(np.isin(self.document, sorted(documents)))
 
     def span(self, document: int) -> tuple[int, int]:
         """First row of a document, and the row after its last."""
@@ -185,6 +190,7 @@ class ActivationStore:
         epoch: int = 0,
         *,
         step: int = 0,
+        steps: int | None = None,
         layer: int | None = None,
         site: str = RESIDUAL,
         rows: Int[np.ndarray, "n"] | None = None,
@@ -193,16 +199,20 @@ class ActivationStore:
         keep: Keep = "auto",
         prefetch: int | None = None,
     ) -> Batches:
-        """One epoch of token rows in a random order, each row once, as tensors.
+        """Token rows in a random order as tensors: one epoch, each row once, or ``steps`` full batches.
 
         The order depends on ``seed``, ``epoch`` and the number of rows alone: not on where rows lie, nor on what was
-        read before. To go on after an interruption, give the ``step`` that comes next.
+        read before. To go on after an interruption, give the ``step`` that comes next. So a training run is::
+
+            rows = store.tokens(layer).rows_of(training_documents)
+            for batch in store.batches(4096, seed, steps=20_000, step=done, rows=rows, dtype=torch.float32): ...
 
         Args:
             batch_size: rows of each batch; the last one of an epoch may be shorter.
             seed: names the family of orders.
             epoch: names the order.
-            step: the first batch.
+            step: the first batch that is wanted.
+            steps: batches from the first one of ``epoch`` on, epoch after epoch without a gap, all of the same size.
             layer: which layer; needed where several are kept.
             site: which site.
             rows: only these row numbers, for example those of training documents.
@@ -232,6 +242,7 @@ class ActivationStore:
             seed=seed,
             epoch=epoch,
             step=step,
+            steps=steps,
             chosen=None if rows is None else np.asarray(rows),
             device=device,
             dtype=dtype,
@@ -269,7 +280,8 @@ class ActivationStore:
         if [layer, site] not in kept:
             held = ", ".join(sorted({f"{name} of layer {each}" for each, name in kept})) or "nothing"
             raise UserError(
-                f"{self.folder}: {site} of layer {layer} is not kept (there is {held}); add it to `activations.{key}`"
+                f"{self.folder}: {site} of layer {layer} is not kept (there is {held}); "
+                + (f"add it to `activations.{key}`" if kept else "set `activations.token_rows: true`")
                 + ("" if site == RESIDUAL else " and `activations.sites`")
             )
 

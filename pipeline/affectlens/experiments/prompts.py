@@ -9,7 +9,7 @@ from typing import Any
 from affectlens.corpus.documents import Document
 from affectlens.errors import UserError
 from affectlens.experiments.experiment import ReadingConfig, Scenario
-from affectlens.model.tokens import Text, tokenise
+from affectlens.model.tokens import Text, encode_following, tokenise
 
 POOLED = ("text", "mean")
 """Reading positions that are means over tokens; the others are single tokens."""
@@ -87,7 +87,7 @@ def _pooled(text: Text, name: str) -> list[int]:
 
 def beginning(tokenizer: Any, answer: str) -> list[int]:
     """Token ids of how an answer begins; a space at its end belongs to the word that follows."""
-    return tokenizer(answer.rstrip(" "), add_special_tokens=False)["input_ids"]
+    return encode_following(tokenizer, answer.rstrip(" "))
 
 
 def continuation(tokenizer: Any, before: str, option: str) -> list[int]:
@@ -95,4 +95,4 @@ def continuation(tokenizer: Any, before: str, option: str) -> list[int]:
     meets = before[-1:].isalnum() or before[-1:] in set(".,:;!?")
     if before.endswith(" ") or (meets and option[:1].isalnum()):
         option = " " + option.lstrip(" ")
-    return tokenizer(option, add_special_tokens=False)["input_ids"]
+    return encode_following(tokenizer, option)

@@ -7,19 +7,20 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from affectlens.files import file_digest
+from affectlens.files import file_digest, sync_file, write_json
 
 RECORD = "record.json"
 """In each folder: bytes and sha256 of its other files."""
-_verified: set[tuple[Path, int]] = set()
-"""Folders whose content was compared in this process, with the time their record was written."""
+_verified: set[tuple[Any, ...]] = set()
+"""Stamps of folders whose content was compared in this process: size, times and inode of every file."""
 
 
 def converted_folder(models: Path, name: str, build: Callable[[Path], None]) -> Path:
     """The folder ``models/name``, sound: built if it is not there, and again if its bytes are not those recorded.
 
-    Sizes are compared at every call, contents once per process and by ``verify``.
+    Sizes are compared at every call; contents too, unless this process did so and no file changed since.
 
     Args:
         models: folder that holds converted models, shared by all studies.
@@ -29,8 +30,8 @@ def converted_folder(models: Path, name: str, build: Callable[[Path], None]) -> 
     from filelock import FileLock
 
     folder = models / name
-    if not damage(folder, contents=not _was_verified(folder)):
-        _remember(folder)
+    if not damage(folder, contents=_stamp(folder) not in _verified):
+        _verified.add(_stamp(folder))
         return folder
     models.mkdir(parents=True, exist_ok=True)
     with FileLock(models / f"{name}.lock"):
@@ -42,7 +43,7 @@ def converted_folder(models: Path, name: str, build: Callable[[Path], None]) -> 
             _write_record(building)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(building, folder)
-    _remember(folder)
+    _verified.add(_stamp(folder))
     return folder
 
 
@@ -76,25 +77,15 @@ def damage(folder: Path, *, contents: bool) -> list[str]:
 
 def _write_record(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        sync_file(path)
     rows = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         for path in files
     }
-    for path in files:
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
-    building = folder / f"{RECORD}.building"
-    with building.open("w", encoding="utf-8") as stream:
-        json.dump({"files": rows}, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(building, folder / RECORD)
+    write_json(folder / RECORD, {"files": rows})
 
 
-def _was_verified(folder: Path) -> bool:
-    record = folder / RECORD
-    return record.is_file() and (folder, record.stat().st_mtime_ns) in _verified
-
-
-def _remember(folder: Path) -> None:
-    _verified.add((folder, (folder / RECORD).stat().st_mtime_ns))
+def _stamp(folder: Path) -> tuple[Any, ...]:
+    stats = [(path, path.stat()) for path in sorted(folder.rglob("*"))]
+    return tuple((str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for path, stat in stats)

@@ -18,7 +18,7 @@ from affectlens.model.compat import graft
 from affectlens.model.partial import Outcome, PartialForward
 from affectlens.model.steering import Edit, Passes
 from affectlens.model.subject import Subject
-from affectlens.model.tokens import pad, plan_batches
+from affectlens.model.tokens import encode_following, pad, plan_batches
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,7 +78,7 @@ class Banned:
         for word in sorted(set(words)):
             for form in (word, word.capitalize(), word.upper()):
                 for text in (form, " " + form):
-                    *before, last = tokenizer(text, add_special_tokens=False)["input_ids"]
+                    *before, last = encode_following(tokenizer, text)
                     banned.after.setdefault(tuple(before), set()).add(last)
         return banned
 

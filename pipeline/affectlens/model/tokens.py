@@ -80,6 +80,16 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
+def encode_following(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text that continues another: without the mark that some tokenizers set before every beginning.
+
+    Where the tokenizer spells " angry" as "\u2581" and "\u2581angry", the word is the second alone.
+    """
+    before, whole = encode(tokenizer, "\n"), encode(tokenizer, "\n" + text)
+    joined = whole[: len(before)] != before  # the line break became one token with what follows
+    return encode(tokenizer, text) if joined else whole[len(before) :]
+
+
 def pad(rows: Sequence[Sequence[int]], device: str, *, left: bool = False) -> Int[Tensor, "rows positions"]:
     """Token ids filled up with token 0, which every model has; what is filled is masked, or reaches nothing.
 

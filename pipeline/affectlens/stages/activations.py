@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from affectlens.activations.config import ActivationsConfig
 from affectlens.corpus.documents import Document
-from affectlens.errors import UserError
 from affectlens.model import subject as subjects
 from affectlens.stage import Metrics, Part, Progress, Stage, StudySettings, register
 from affectlens.stages.corpus import CorpusStage
@@ -18,12 +16,8 @@ from affectlens.stages.corpus import CorpusStage
 if TYPE_CHECKING:
     from affectlens.activations import ActivationStore
     from affectlens.activations.caching import Wanted
-    from affectlens.activations.writing import ShardWriter
+    from affectlens.activations.tokenising import Tokenising
     from affectlens.model.reading import Readable
-    from affectlens.model.tokens import Text
-
-COLUMNS = ("kind", "emotion", "topic", "narrator", "split")
-"""Of the corpus, kept per document."""
 
 
 @register
@@ -74,6 +68,13 @@ class ActivationsStage(Stage[ActivationsConfig, "ActivationStore"]):
         return subjects.load_tokenizer(self.setting.model, self.setting.models)
 
     @cached_property
+    def tokenising(self) -> Tokenising:
+        """Makes token ids of texts, a part ahead."""
+        from affectlens.activations.tokenising import Tokenising
+
+        return Tokenising(self.tokenizer, self.config)
+
+    @cached_property
     def reader(self) -> Readable:
         """The model, loaded as far up as it is read."""
         from affectlens.model.reading import open_reader
@@ -84,10 +85,12 @@ class ActivationsStage(Stage[ActivationsConfig, "ActivationStore"]):
 
     def disk_bytes(self, parts: Sequence[Part]) -> int:
         from affectlens.activations.size import bytes_needed, count_tokens
+        from affectlens.activations.tokenising import require_long_enough
 
         documents = [document for part in parts for document in self.documents(part)]
         if not documents:
             return 0
+        require_long_enough(self.tokenizer, documents, self.config)
         shape = subjects.shape(self.setting.model)
         width = shape.width if shape else self.reader.width
         tokens, _ = count_tokens(self.tokenizer, documents)
@@ -95,108 +98,22 @@ class ActivationsStage(Stage[ActivationsConfig, "ActivationStore"]):
 
     def run_part(self, part: Part, out: Path, progress: Progress) -> None:
         from affectlens.activations import SHARD
-        from affectlens.activations.caching import Caching
-        from affectlens.activations.writing import ShardWriter
+        from affectlens.activations.caching import write_shard
 
-        documents, texts = self.documents(part), self._tokenised(part)
-        window, overlap = self.windows
-        caching = Caching(self.reader, self.wanted, documents, texts)
-        with ShardWriter(out / SHARD, self._attributes()) as writer:
-            self._add_columns(writer, documents, texts)
-            caching.run(
-                writer,
-                budget=self.config.tokens_per_batch,
-                window=window,
-                overlap=overlap,
-                progress=progress,
-            )
-
-    @property
-    def windows(self) -> tuple[int, int]:
-        """Most tokens at once, and how many of the window before are seen again.
-
-        Raises:
-            UserError: the model takes too few at once for the overlap that was asked for.
-        """
-        window = min(self.config.window, self.reader.context or self.config.window)
-        overlap = window // 4 if self.config.overlap is None else self.config.overlap
-        if overlap > window // 2:
-            raise UserError(
-                f"`activations.overlap: {overlap}`: more than half of the {window} tokens that "
-                f"{self.setting.model.name} takes at once; lower it"
-            )
-        return window, overlap
-
-    def _attributes(self) -> dict[str, Any]:
-        """Of every shard, so that it can be understood alone."""
-        config, (window, overlap) = self.config, self.windows
-        return {
-            "d_model": self.reader.width,
-            "computed_in": str(self.reader.dtype).removeprefix("torch."),
-            "means": config.means,
-            "first_token": config.first_token,
-            "spans": list(config.spans),
-            "positions": list(config.positions),
-            "columns": list(COLUMNS),
-            "window": window,
-            "overlap": overlap,
-        }
-
-    def _add_columns(self, writer: ShardWriter, documents: Sequence[Document], texts: Sequence[Text]) -> None:
-        """The corpus's columns and the spans; every shard gives them the same width, so that shards can be joined."""
-        import numpy as np
-
-        corpus = self.need(CorpusStage).documents
-        for name in COLUMNS:
-            width = max(len(getattr(document, name).encode()) for document in corpus)
-            writer.add_text(f"documents/{name}", [getattr(document, name) for document in documents], width)
-        found = [
-            (document.index, start, end, name)
-            for document, text in zip(documents, texts, strict=True)
-            for name, ranges in sorted(text.spans.items())
-            for start, end in ranges
-        ]
-        for column, key in enumerate(("document", "start", "end")):
-            writer.add(f"spans/{key}", np.array([row[column] for row in found], dtype=np.int32))
-        names = {message["role"] for document in corpus for message in document.messages}
-        names |= {name for document in corpus for name in document.spans}
-        writer.add_text("spans/name", [row[3] for row in found], max((len(name.encode()) for name in names), default=1))
-
-    def _tokenised(self, part: Part) -> list[Text]:
-        """The texts of a part; those of the next are tokenised while this one is computed."""
-        ahead = self._ahead.pop(part.name, None) or self._tokenising.submit(self._tokenise, part)
         parts = self.parts()
         after = [each.name for each in parts].index(part.name) + 1
-        self._ahead.clear()
-        if after < len(parts):
-            self._ahead[parts[after].name] = self._tokenising.submit(self._tokenise, parts[after])
-        return ahead.result()
-
-    @cached_property
-    def _ahead(self) -> dict[str, Future[list[Text]]]:
-        return {}
-
-    @cached_property
-    def _tokenising(self) -> ThreadPoolExecutor:
-        # One thread does all of it: a tokenizer must not be used by two at once.
-        return ThreadPoolExecutor(1, thread_name_prefix="tokenising")
-
-    def _tokenise(self, part: Part) -> list[Text]:
-        from affectlens.model.tokens import tokenise
-
-        found = []
-        for document in self.documents(part):
-            text = tokenise(self.tokenizer, document, self.config.positions)
-            least = self.config.first_token if self.config.means else 0
-            if len(text) <= least:
-                remedy = f"`activations.first_token` is {least}; give a longer text or lower that key"
-                raise UserError(
-                    f"corpus document {document.index} ({document.emotion or document.kind}, "
-                    f"{document.topic or 'neutral'}) has {len(text)} tokens, but "
-                    + (remedy if least else "one at least is needed; give it a text")
-                )
-            found.append(text)
-        return found
+        following = self.documents(parts[after]) if after < len(parts) else ()
+        documents = self.documents(part)
+        write_shard(
+            out / SHARD,
+            self.reader,
+            self.wanted,
+            self.config,
+            documents=documents,
+            texts=self.tokenising.texts(documents, following),
+            corpus=self.need(CorpusStage).documents,
+            progress=progress,
+        )
 
     def finish(self, parts: Mapping[str, Path], out: Path) -> Metrics:
         from affectlens.activations.joining import write_index
