@@ -102,6 +102,50 @@ def test_modes_follow_the_umask(mask, tmp_path):
     assert path.stat().st_mode & 0o777 == 0o666 & ~mask
 
 
+def test_hdf5_reports_a_write_that_was_refused_though_others_succeed(tmp_path, monkeypatch):
+    """HDF5 drops the error of a late write; here each of all writes fails once, and none goes unnoticed."""
+    path, values = tmp_path / "a.h5", np.arange(40.0)
+
+    def build(file: h5py.File) -> None:
+        for number in range(4):
+            file[f"group/{number}"] = values  # released at once
+        file["group"].attrs["n"] = 4
+
+    writes = [0, 0]
+
+    class Refusing:
+        """The stream under the file: its n-th write fails."""
+
+        def __init__(self, stream):
+            self._stream = stream
+
+        def __getattr__(self, name):
+            return getattr(self._stream, name)
+
+        def write(self, data):
+            writes[0] += 1
+            if writes[0] == writes[1]:
+                raise OSError(errno.EIO, "planted")
+            return self._stream.write(data)
+
+    def make(checked, stream, _init=files.CheckedFile.__init__):
+        _init(checked, Refusing(stream))
+
+    files.write_hdf5(path, build)
+    whole = path.read_bytes()
+    monkeypatch.setattr(files.CheckedFile, "__init__", make)
+    refused = 0
+    for writes[1] in range(1, 100):
+        writes[0] = 0
+        try:
+            files.write_hdf5(path, build)
+            break
+        except OSError:
+            refused += 1
+    assert refused >= 4
+    assert path.read_bytes() == whole
+
+
 def test_what_a_killed_writer_left_is_removed(tmp_path):
     (tmp_path / "sub" / "a.json.7-1234.writing").mkdir(parents=True)
     (tmp_path / "sub" / "a.json.7-1234.writing" / "a.json").write_bytes(b"half")

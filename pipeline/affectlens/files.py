@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from affectlens.errors import as_os_error, of_the_world
 
@@ -129,23 +129,82 @@ def write_safetensors(path: Path, arrays: Mapping[str, Any], metadata: Mapping[s
         save_file(dict(arrays), temporary, metadata=None if metadata is None else dict(metadata))
 
 
-def write_hdf5(path: Path, build: Callable[[h5py.File], None], **options: Any) -> None:
-    """An HDF5 file that fits into memory.
+class CheckedFile:
+    """A file under HDF5 that remembers the first write that the disk refused.
 
-    HDF5 writes late, and drops the error where an object is released; so the file is built in memory and its bytes are
-    written by one call that is checked.
+    HDF5 writes late, and drops the error, or crashes over it, where an object is released. So it is told that every
+    write succeeded, and whoever seals the file asks :meth:`require_written`.
+
+    Args:
+        stream: unbuffered, open for reading and writing.
+    """
+
+    def __init__(self, stream: io.FileIO) -> None:
+        self._stream = stream
+        self._refused: OSError | None = None
+        self.seek = stream.seek
+        self.tell = stream.tell
+        self.readinto = stream.readinto
+        self.read = stream.read
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        try:
+            while view:
+                view = view[self._stream.write(view) :]
+        except OSError as error:
+            self._refused = self._refused or error
+        return memoryview(data).nbytes
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return self._stream.truncate(size)
+        except OSError as error:
+            self._refused = self._refused or error
+            return size or 0
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def require_written(self) -> None:
+        """Raise the OSError of the first write that was refused."""
+        if self._refused is not None:
+            raise self._refused
+
+
+@contextmanager
+def open_hdf5(path: Path, mode: Literal["w", "r+"], **options: Any) -> Iterator[h5py.File]:
+    """An HDF5 file in which no write can fail unnoticed.
+
+    Args:
+        path: the file; the caller sees to it that nobody reads it before it is sealed.
+        mode: ``w`` replaces it, ``r+`` adds to it.
+        options: of :class:`h5py.File`.
+
+    Raises:
+        OSError: the disk refused a write.
+    """
+    import h5py
+
+    with path.open("wb+" if mode == "w" else "rb+", buffering=0) as stream:
+        checked = CheckedFile(stream)
+        try:
+            with h5py.File(checked, mode, **options) as file:
+                yield file
+        finally:
+            checked.require_written()
+
+
+def write_hdf5(path: Path, build: Callable[[h5py.File], None], **options: Any) -> None:
+    """Replace a file by the HDF5 file that ``build`` fills.
 
     Args:
         path: where to write.
         build: fills the open file.
         options: of :class:`h5py.File`.
     """
-    import h5py
-
-    image = io.BytesIO()
-    with h5py.File(image, "w", **options) as file:
+    with replacing(path) as temporary, open_hdf5(temporary, "w", **options) as file:
         build(file)
-    write_bytes(path, image.getbuffer())
 
 
 class DigestMemory:

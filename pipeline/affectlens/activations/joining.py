@@ -10,7 +10,7 @@ import h5py
 
 from affectlens.activations.format import FORMAT, FORMAT_VERSION, INDEX, SHARD, group
 from affectlens.errors import DamagedResult, UserError
-from affectlens.files import write_json
+from affectlens.files import open_hdf5, write_json
 
 PER_SHARD = ("documents/first_row",)
 """Datasets that mean something within their shard alone; the joined file leaves them out."""
@@ -142,7 +142,7 @@ def _plain(value: Any) -> Any:
 def _write_virtual(folder: Path, described: Sequence[Mapping[str, Any]]) -> None:
     first = described[0]
     with (
-        h5py.File(folder / SHARD, "w", libver=("v110", "v110")) as whole,
+        open_hdf5(folder / SHARD, "w", libver=("v110", "v110")) as whole,
         h5py.File(folder / first["shard"]["file"], "r") as example,
     ):
         whole.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, **first["attributes"]})

@@ -14,6 +14,7 @@ import numpy as np
 
 from affectlens.activations.format import FORMAT, FORMAT_VERSION, STORED
 from affectlens.errors import UserError
+from affectlens.files import CheckedFile
 
 PAGE = 4096
 
@@ -42,7 +43,11 @@ class ShardWriter:
         # Page-aligned datasets, so that a memory map of one does not share its first page with another.
         versions = ("earliest", "v110")
         with self._disk():
-            self._file = h5py.File(path, "w", libver=versions, alignment_threshold=PAGE, alignment_interval=PAGE)
+            self._stream = path.open("wb+", buffering=0)
+            self._checked = CheckedFile(self._stream)
+            self._file = h5py.File(
+                self._checked, "w", libver=versions, alignment_threshold=PAGE, alignment_interval=PAGE
+            )
             self._file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, **attributes})
 
     def add(self, name: str, values: np.ndarray) -> None:
@@ -84,6 +89,8 @@ class ShardWriter:
                 self._places[name] = (data.id.get_offset(), data.dtype.itemsize * int(np.prod(data.shape[1:])))
         with self._disk():
             self._file.close()
+            self._stream.close()
+            self._checked.require_written()
             self._descriptor = os.open(self._path, os.O_WRONLY)
         # HDF5 flushes its own buffers when objects die, and swallows what the disk refuses then.
         for name, values in self._added.items():
@@ -116,6 +123,7 @@ class ShardWriter:
         """What the disk refuses becomes one sentence."""
         try:
             yield
+            self._checked.require_written()
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
             raise UserError(
@@ -132,6 +140,7 @@ class ShardWriter:
         if self._descriptor is None:
             with suppress(OSError):  # what it could not write has been told already
                 self._file.close()
+                self._stream.close()
             return
         try:
             if kind is None:
