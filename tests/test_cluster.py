@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import os
 import shlex
 import subprocess
 import sys
@@ -11,10 +13,10 @@ from pathlib import Path
 import pytest
 from affectlens import sweep
 from affectlens.cli import app
+from affectlens.cluster import compat, graph, job, job_registry, local_executor, progress, slurm, submission
 from affectlens.cluster import config as settings
-from affectlens.cluster import graph, job, ledger, progress, slurm, submission
 from affectlens.cluster.graph import Found, Task
-from affectlens.cluster.ledger import Entry
+from affectlens.cluster.job_registry import Entry
 from affectlens.cluster.slurm import JobState
 from affectlens.errors import ConfigError, PartFailed, UserError
 from affectlens.run import runner
@@ -279,7 +281,9 @@ def test_the_words_of_slurm():
 
 def test_without_slurm_nothing_is_known_and_nothing_breaks(monkeypatch, study, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    ledger.write(study, CorpusStage, Entry("corpus", study.fingerprint(CorpusStage), "s", "", {"1": ["all"]}, "1"))
+    job_registry.write(
+        study, CorpusStage, Entry("corpus", study.fingerprint(CorpusStage), "s", "", {"1": ["all"]}, "1")
+    )
     assert slurm.states(["1"]) == {}
     assert progress.of_study(study)["corpus"].done == 0
     with pytest.raises(UserError, match="this machine has no sbatch; log in where Slurm is, or use --cluster local"):
@@ -299,7 +303,9 @@ def test_silence_of_slurm_is_not_taken_for_the_absence_of_jobs(monkeypatch, stud
         (tmp_path / name).write_text(f"#!/bin/sh\necho '{complaint}' >&2\nexit 1\n", encoding="utf-8")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    ledger.write(study, CorpusStage, Entry("corpus", study.fingerprint(CorpusStage), "s", "", {"1": ["all"]}, "1"))
+    job_registry.write(
+        study, CorpusStage, Entry("corpus", study.fingerprint(CorpusStage), "s", "", {"1": ["all"]}, "1")
+    )
     order = submission.Order([study], ["corpus"])
     assert progress.of_study(study)["corpus"].jobs == {}
     if silent:
@@ -357,13 +363,13 @@ def test_the_line_that_says_why(log, expected):
 
 def test_status_names_counts_states_and_reasons(study, capsys, monkeypatch):
     runner.run(study, only=["corpus"])
-    space, folder = Workspace(study, ActivationsStage), ledger.folder(study, ActivationsStage)
+    space, folder = Workspace(study, ActivationsStage), job_registry.folder(study, ActivationsStage)
     (space.parts / "00000").mkdir(parents=True)
     (space.parts / "00000" / "part.json").write_text("{}", encoding="utf-8")
     space.failed.mkdir()
     (space.failed / "00003.json").write_text('{"error": "ZeroDivisionError: planted"}', encoding="utf-8")
     tasks = {"5_0": ["00000", "00001"], "5_1": ["00002", "00003"], "5_2": ["00004"]}
-    ledger.write(
+    job_registry.write(
         study, ActivationsStage, Entry("activations", study.fingerprint(ActivationsStage), "s", "", tasks, "6")
     )
     (folder / "progress").mkdir()
@@ -444,3 +450,69 @@ def test_submitting_needs_no_heavy_import(study):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert "HEAVY []" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.fixture
+def sbatch(tmp_path, monkeypatch):
+    """A stand-in for Slurm's commands: ``sbatch`` notes its environment and answers what it is told to."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("squeue", "sacct", "scancel", "scontrol"):
+        (folder / name).write_text("#!/bin/sh\nexit 0\n")
+    given = tmp_path / "given"
+
+    def answer(script: str = "echo Submitted batch job 4711") -> Path:
+        (folder / "sbatch").write_text(f"#!/bin/sh\nenv > {given}\n{script}\n")
+        for path in folder.iterdir():
+            path.chmod(0o755)
+        return given
+
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return answer
+
+
+def test_jobs_do_not_inherit_the_allocation_around_the_submission(study, sbatch, monkeypatch):
+    inside = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "3", "SLURM_MEM_PER_CPU": "300", "SLURMD_NODENAME": "n1"}
+    kept = {"SLURM_CONF": "/etc/elsewhere/slurm.conf", "SLURM_JWT": "token"}
+    for name, value in {**inside, **kept}.items():
+        monkeypatch.setenv(name, value)
+    given = sbatch()
+    submission.submit(submission.Order([study], ["corpus"]), lambda line: None)
+    environment = dict(line.split("=", 1) for line in given.read_text().splitlines() if "=" in line)
+    assert not inside.keys() & environment.keys()
+    assert {name: environment[name] for name in kept} == kept
+    assert {name: os.environ[name] for name in inside} == inside, "the caller keeps its own"
+
+
+def test_an_array_that_the_site_finds_too_large_is_refused_with_the_key_to_change(study, sbatch):
+    sbatch("echo 'sbatch: error: Batch job submission failed: Invalid job array specification' >&2; exit 1")
+    with pytest.raises(UserError, match=r"MaxArraySize.*`parts_per_job`"):
+        submission.submit(submission.Order([study], ["corpus"]), lambda line: None)
+
+
+def test_a_cache_with_a_pattern_of_slurms_in_its_path_is_refused(study_values, write_study, tmp_path, sbatch):
+    sbatch()
+    study = Study.load(write_study({**study_values, "cache": str(tmp_path / "cache%j")}))
+    with pytest.raises(UserError, match="`%`"):
+        submission.submit(submission.Order([study], ["corpus"]), lambda line: None)
+
+
+def test_a_home_that_does_not_exist_is_named(study_values, write_study, monkeypatch):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(ConfigError, match="HOME"):
+        Study.load(write_study({**study_values, "cache": "~/cache"}))
+
+
+def test_what_is_used_of_submitit_beyond_its_documentation_is_there(tmp_path):
+    script = compat.batch_script("echo hi", tmp_path, 3, {"time": 5, "array_parallelism": 2})
+    assert "#SBATCH --array=0-2%2" in script
+    assert "#SBATCH --time=5" in script
+    assert "echo hi" in script
+    assert "--array" not in compat.batch_script("echo hi", tmp_path, 1, {"time": 5})
+    assert importlib.util.find_spec(compat.LOADER) is not None
+    assert compat.requeue_handler() is None
+
+
+def test_the_cores_of_a_machine_without_affinity_are_counted(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert local_executor.available_cores() == os.cpu_count()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from affectlens import plan
-from affectlens.cluster import graph, job, ledger, submission
+from affectlens.cluster import graph, job, job_registry, submission
 from affectlens.cluster.graph import Found, Task
 from affectlens.errors import PartFailed, UserError
 from affectlens.model import subject
@@ -206,8 +206,8 @@ def test_results_of_others_wait_for_no_lock(study):
     """The lock of a submission belongs to living processes: one that is killed hands it on."""
     code = (
         "import time; from pathlib import Path; from affectlens.study import Study\n"
-        "from affectlens.cluster import ledger\n"
-        f"with ledger.lock([Study.load(Path({study.source!r}))]):\n"
+        "from affectlens.cluster import job_registry\n"
+        f"with job_registry.lock([Study.load(Path({study.source!r}))]):\n"
         "    print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -216,5 +216,5 @@ def test_results_of_others_wait_for_no_lock(study):
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     began = time.monotonic()
-    with ledger.lock([study]):
+    with job_registry.lock([study]):
         assert time.monotonic() - began < 5

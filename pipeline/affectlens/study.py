@@ -115,8 +115,13 @@ class Study:
             ConfigError: anything wrong that can be seen without loading a model.
         """
         path = shipped.study_file(path)
-        study = cls.of(apply_overrides(read_yaml(path), overrides), str(path), overrides)
-        study.check()
+        try:
+            study = cls.of(apply_overrides(read_yaml(path), overrides), str(path), overrides)
+            study.check()
+        except RuntimeError as error:
+            if "home directory" not in str(error):  # what pathlib says of a `~` that it cannot resolve
+                raise
+            raise ConfigError(f"{path}: `~` in a path, but there is no home folder; set HOME or write it out") from None
         return study
 
     @classmethod

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from affectlens import sweep
-from affectlens.cluster import ledger
+from affectlens.cluster import job_registry
 from affectlens.cluster.slurm import JobState, states
 from affectlens.run import runner
 from affectlens.run.workspace import Workspace
@@ -102,7 +102,7 @@ def until(what: str, ready: Callable[[], Any], seconds: float = LIMIT_S) -> Any:
 
 def jobs_of(study: Study, name: str) -> dict[str, JobState]:
     """The jobs that were handed over for one stage, and what became of them."""
-    entry = ledger.read(study, stage_named(name))
+    entry = job_registry.read(study, stage_named(name))
     assert entry is not None
     return states(entry.ids)
 
@@ -195,11 +195,11 @@ def test_a_failed_part_stops_its_dependants_at_once_and_alone_is_done_again(stud
     limits = ["cluster.activations.parts_per_job=3", "cluster.activations.max_parallel=1"]
     arguments = [study.source, in_jobs(tmp_path, FAILING_PART), *limits]
     affectlens("submit", *arguments, "--stage", "sae")
-    first = ledger.read(study, stage_named("activations"))
+    first = job_registry.read(study, stage_named("activations"))
     assert first is not None
     assert [names and len(names) for names in first.tasks.values()] == [3, 3, 1]
     # The merge and the SAE give up while other parts are still waiting for their turn.
-    until("the failure", lambda: not jobs_of(study, "sae")[ledger.read(study, stage_named("sae")).merge].alive)
+    until("the failure", lambda: not jobs_of(study, "sae")[job_registry.read(study, stage_named("sae")).merge].alive)
     assert any(state.alive for state in jobs_of(study, "activations").values())
     assert jobs_of(study, "activations")[first.merge].state == "CANCELLED"
     until("the other parts", lambda: settled(study, "activations"))
@@ -213,7 +213,7 @@ def test_a_failed_part_stops_its_dependants_at_once_and_alone_is_done_again(stud
     stamps = {name: _stamp(study, name) for name in Workspace(study, stage_named("activations")).finished()}
     in_jobs(tmp_path, "")
     affectlens("submit", *arguments, "--stage", "sae", "--mode", "retry")
-    again = ledger.read(study, stage_named("activations"))
+    again = job_registry.read(study, stage_named("activations"))
     assert again is not None
     assert list(again.tasks.values()) == [["00001"]]
     until("the retry", lambda: settled(study, "activations", "sae"))
@@ -239,7 +239,7 @@ def checkpointed(study: Study) -> int:
 def running(study: Study, name: str) -> bool:
     """Whether the stage's only job has begun to train, which its progress file tells."""
     (job,) = jobs_of(study, name)
-    beat = ledger.folder(study, stage_named(name)) / ledger.PROGRESS / f"{job}.json"
+    beat = job_registry.folder(study, stage_named(name)) / job_registry.PROGRESS / f"{job}.json"
     return beat.is_file() and json.loads(beat.read_text(encoding="utf-8"))["done"] > 0
 
 
@@ -254,7 +254,7 @@ def test_a_preempted_training_goes_on_to_the_same_weights(slurm, long_study, pla
     until("the end", lambda: settled(long_study, "sae"))
     (job,) = jobs_of(long_study, "sae")
     assert jobs_of(long_study, "sae")[job].state == "COMPLETED"
-    assert "preempted" in (ledger.folder(long_study, stage_named("sae")) / f"{job}_0_log.err").read_text()
+    assert "preempted" in (job_registry.folder(long_study, stage_named("sae")) / f"{job}_0_log.err").read_text()
     assert contents(long_study, "sae") == in_process(long_study, plain, "sae")
 
 
@@ -267,7 +267,7 @@ def test_a_training_longer_than_its_time_limit_is_done_in_several_goes(slurm, lo
     until("the end", lambda: settled(long_study, "sae"))
     (job,) = jobs_of(long_study, "sae")
     assert jobs_of(long_study, "sae")[job].state == "COMPLETED"
-    log = (ledger.folder(long_study, stage_named("sae")) / f"{job}_0_log.err").read_text()
+    log = (job_registry.folder(long_study, stage_named("sae")) / f"{job}_0_log.err").read_text()
     assert "this job is timed-out" in log
     assert contents(long_study, "sae") == in_process(long_study, plain, "sae")
 
@@ -278,7 +278,7 @@ def test_a_job_killed_without_a_word_is_taken_up_by_a_retry(slurm, study, plain,
     space = Workspace(study, stage_named("activations"))
     until("two parts and the other job", lambda: len(space.finished()) == 5)
     until("the third part", lambda: (space.parts / "00002.building").is_dir())
-    killed, other = ledger.read(study, stage_named("activations")).tasks
+    killed, other = job_registry.read(study, stage_named("activations")).tasks
     number = slurm.run("squeue", "-h", "-j", killed, "-o", "%A").strip()  # scontrol does not know 7_0
     for line in slurm.run("scontrol", "listpids", number).splitlines()[1:]:
         process, _, step, *_ = line.split()
@@ -292,7 +292,7 @@ def test_a_job_killed_without_a_word_is_taken_up_by_a_retry(slurm, study, plain,
     stamps = {name: _stamp(study, name) for name in space.finished()}
     in_jobs(tmp_path, "")
     affectlens("submit", *arguments, "--mode", "retry")
-    assert list(ledger.read(study, stage_named("activations")).tasks.values()) == [["00002", "00003"]]
+    assert list(job_registry.read(study, stage_named("activations")).tasks.values()) == [["00002", "00003"]]
     until("the retry", lambda: settled(study, "activations"))
     assert {name: _stamp(study, name) for name in stamps} == stamps
     assert contents(study, "activations") == in_process(study, plain, "activations")
@@ -371,9 +371,9 @@ def test_the_previewed_scripts_are_those_that_run(slurm, study):
     preview = affectlens("submit", study.source, "--stage", "corpus", "--dry-run")
     assert not Path(study.config.cache, "jobs").exists()
     affectlens("submit", study.source, "--stage", "corpus")
-    entry = ledger.read(study, stage_named("corpus"))
+    entry = job_registry.read(study, stage_named("corpus"))
     assert entry is not None
-    script = ledger.folder(study, stage_named("corpus")) / f"{entry.merge}_submission.sh"
+    script = job_registry.folder(study, stage_named("corpus")) / f"{entry.merge}_submission.sh"
     assert script.read_text(encoding="utf-8").strip() in preview
     until("the end", lambda: settled(study, "corpus"))
 

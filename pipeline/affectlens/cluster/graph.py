@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from affectlens.cluster.ledger import Entry
+from affectlens.cluster.job_registry import Entry
 from affectlens.errors import PartFailed
 from affectlens.run.runner import needed_for
 from affectlens.settings import Resources
@@ -182,7 +182,8 @@ def _node(
 def _tasks(found: Found, kept: Mapping[str, Collection[str] | None], wants: Resources) -> tuple[Task, ...]:
     covered = list(kept.values())
     if found.parts is None or None in covered:
-        return () if kept else tuple(Task(None, index, wants.jobs) for index in range(wants.jobs))
+        count = min(wants.jobs, MOST_TASKS)
+        return () if kept else tuple(Task(None, index, count) for index in range(count))
     # A job goes past a part that has failed, so it does not cover that part any more.
     taken = {name for names in covered for name in names or ()} - set(found.failures)
     missing = [name for name in found.parts if name not in found.done and name not in taken]

@@ -18,9 +18,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from affectlens.cluster import ledger
+from affectlens.cluster import compat, job_registry
 from affectlens.cluster.graph import Task
 from affectlens.errors import UserError
+from affectlens.files import write_text
 from affectlens.run import runner
 from affectlens.run.observer import Observer
 from affectlens.run.workspace import Workspace
@@ -63,8 +64,8 @@ class Job:
 
     def __call__(self) -> None:
         os.chdir(self.directory)
-        requeue = signal.getsignal(signal.SIGUSR2)
-        if not callable(requeue):  # nobody would queue it again
+        requeue = compat.requeue_handler()
+        if requeue is None:  # nobody would queue it again
             return self.work()
         received: list[int] = []
         _listen(received)
@@ -98,9 +99,9 @@ class Job:
             return
         every = runner.parts_of(study, stage)
         if self.task.parts is None:
-            ledger.write_parts(study, stage, every)
+            job_registry.write_parts(study, stage, every)
         parts = [] if self.does == "merge" else self.task.choose(every)
-        reporter = Heartbeat(progress_file(ledger.folder(study, stage)), [part.name for part in parts])
+        reporter = Heartbeat(progress_file(job_registry.folder(study, stage)), [part.name for part in parts])
         if self.does != "merge":
             runner.run_parts(study, stage, parts, workers=self.workers, reporter=reporter)
         if self.does != "parts":
@@ -116,7 +117,7 @@ def progress_file(folder: Path, job: str | None = None) -> Path:
             job = JobEnvironment().job_id
         except RuntimeError:  # not inside a job of submitit's
             job = f"process-{os.getpid()}"
-    return folder / ledger.PROGRESS / f"{job}.json"
+    return folder / job_registry.PROGRESS / f"{job}.json"
 
 
 class Heartbeat(runner.Reporter):
@@ -151,9 +152,7 @@ class Heartbeat(runner.Reporter):
 
     def _write(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        building = self._path.with_suffix(".building")
-        building.write_text(json.dumps(self._facts), encoding="utf-8")
-        os.replace(building, self._path)
+        write_text(self._path, json.dumps(self._facts))
 
 
 def _listen(received: list[int]) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from affectlens import plan
-from affectlens.cluster import ledger, slurm
-from affectlens.cluster.ledger import Entry
+from affectlens.cluster import job_registry, slurm
+from affectlens.cluster.job_registry import Entry
 from affectlens.cluster.slurm import FAILED, JobState
 from affectlens.run.workspace import Workspace
 from affectlens.stage import Part
@@ -73,13 +73,13 @@ def of_study(study: Study) -> dict[str, Progress]:
     """The progress of every stage of a study that is not finished, by name."""
     open_stages = [stage for stage in study.stages if not Workspace(study, stage).complete]
     known = plan.outlook(study)
-    entries = {stage.name: ledger.read(study, stage) for stage in open_stages}
+    entries = {stage.name: job_registry.read(study, stage) for stage in open_stages}
     states = slurm.states([job for entry in entries.values() for job in _ids(entry)])
     return {
         stage.name: of_stage(
             Workspace(study, stage),
-            ledger.folder(study, stage),
-            ledger.parts_of(study, stage, known),
+            job_registry.folder(study, stage),
+            job_registry.parts_of(study, stage, known),
             {job: states[job] for job in _ids(entries[stage.name]) if job in states},
             Workspace(study, stage).failures(),
             stage.unit,
@@ -150,7 +150,7 @@ def time_left(
 def heartbeat(folder: Path, job: str) -> dict[str, Any] | None:
     """What a job last said about itself."""
     try:
-        return json.loads((folder / ledger.PROGRESS / f"{job}.json").read_text(encoding="utf-8"))
+        return json.loads((folder / job_registry.PROGRESS / f"{job}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

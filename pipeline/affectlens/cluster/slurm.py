@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from affectlens.cluster import compat
 from affectlens.cluster.job import Job
 from affectlens.errors import UserError
 from affectlens.settings import ClusterConfig, Resources, minutes
@@ -27,6 +29,8 @@ INVALID = "DependencyNeverSatisfied"
 QUEUE = ("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r")
 FORGOTTEN = "Invalid job id"
 """What squeue says when it knows none of the jobs; it then fails, too."""
+REACHING = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"})
+"""Variables of Slurm's that say where it is, not which allocation this is."""
 ANSWER_S = 60
 HISTORY = ("sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State,Reason")
 
@@ -104,10 +108,8 @@ def interpreter(config: ClusterConfig) -> str:
 
 def script(parameters: Mapping[str, Any], folder: Path, config: ClusterConfig, count: int) -> str:
     """The batch script that :func:`submit` hands over for ``count`` jobs."""
-    from submitit.slurm.slurm import _make_sbatch_string
-
-    command = f"{interpreter(config)} -u -m submitit.core._submit {shlex.quote(str(folder.absolute()))}"
-    return _make_sbatch_string(command, folder, map_count=count if count > 1 else None, **parameters)
+    command = f"{interpreter(config)} -u -m {compat.LOADER} {shlex.quote(str(folder.absolute()))}"
+    return compat.batch_script(command, folder, count, parameters)
 
 
 def submit(jobs: Sequence[Job], parameters: Mapping[str, Any], folder: Path, config: ClusterConfig) -> list[str]:
@@ -124,15 +126,45 @@ def submit(jobs: Sequence[Job], parameters: Mapping[str, Any], folder: Path, con
             "submit: this machine has no sbatch; log in where Slurm is, or use --cluster local (processes of this "
             "machine)"
         )
+    if "%" in str(folder.absolute()):
+        raise UserError(
+            f"submit: Slurm would read the `%` in {folder.absolute()} as a pattern; set `cache:` without one"
+        )
     executor = SlurmExecutor(folder.absolute(), max_num_timeout=config.requeues, python=interpreter(config))
     executor.update_parameters(**parameters)
     try:
         # What sbatch complains of is said once, by the error below.
-        with contextlib.redirect_stderr(io.StringIO()), executor.batch():
+        with contextlib.redirect_stderr(io.StringIO()), outside_allocation(), executor.batch():
             handed = [executor.submit(job) for job in jobs]
         return [each.job_id for each in handed]
     except (FailedJobError, FailedSubmissionError, OSError) as error:
-        raise UserError(f"submit: Slurm refuses {parameters['job_name']} ({_complaint(str(error))})") from None
+        complaint, name = _complaint(str(error)), parameters["job_name"]
+        remedy = ""
+        if "array" in complaint:
+            remedy = (
+                f"; this site's MaxArraySize (`scontrol show config`) is too small for an array of {len(jobs)} jobs: "
+                "raise `parts_per_job` (or lower `jobs`) of the stage in `cluster`"
+            )
+        raise UserError(f"submit: Slurm refuses {name} ({complaint}){remedy}") from None
+
+
+@contextlib.contextmanager
+def outside_allocation() -> Iterator[None]:
+    """Without the variables that describe the allocation around this process: jobs would take them for their own.
+
+    Those that say how Slurm is reached stay.
+    """
+    described = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(("SLURM_", "SLURMD_", "SRUN_")) and name not in REACHING
+    }
+    for name in described:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(described)
 
 
 def _complaint(text: str) -> str:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from affectlens.cluster import config as settings
-from affectlens.cluster import graph, here, ledger, slurm
+from affectlens.cluster import graph, job_registry, local_executor, slurm
 from affectlens.cluster.graph import AnyStage, Found, Key, Node, Task
-from affectlens.cluster.here import Planned
 from affectlens.cluster.job import Job
+from affectlens.cluster.local_executor import Planned
 from affectlens.cluster.slurm import JobState
 from affectlens.errors import UserError
 from affectlens.plan import outlook
@@ -67,13 +67,13 @@ def submit(order: Order, say: Say) -> list[Node]:
         _forget_failures(nodes)
         planned = [each for node in nodes for each in _planned(order, node)]
         if order.where == "debug":
-            here.run_debug(planned, say)
+            local_executor.run_debug(planned, say)
         else:
-            here.run_local(planned, order.settled(order.studies[0]), say)
+            local_executor.run_local(planned, order.settled(order.studies[0]), say)
         return nodes
     if len({study.config.cache for study in order.studies}) > 1:
         raise UserError("submit: the studies of a sweep must share one cache; leave `cache` out of the sweep")
-    with ledger.lock(order.studies):
+    with job_registry.lock(order.studies):
         nodes = plan(order)
         _forget_failures(nodes)
         _hand_over(order, nodes, say)
@@ -99,7 +99,7 @@ def plan(order: Order) -> list[Node]:
 
 
 def _states(order: Order) -> dict[str, JobState]:
-    entries = [ledger.read(study, stage) for study in order.studies for stage in needed_for(study, order.names)]
+    entries = [job_registry.read(study, stage) for study in order.studies for stage in needed_for(study, order.names)]
     return slurm.states([job for entry in entries if entry for job in entry.ids], required=True)
 
 
@@ -107,8 +107,8 @@ def _found(study: Study, stage: AnyStage, known: Outlook, states: Mapping[str, J
     space = Workspace(study, stage)
     if space.complete:
         return Found(complete=True)
-    parts = ledger.parts_of(study, stage, known)
-    entry = ledger.read(study, stage) if states else None
+    parts = job_registry.parts_of(study, stage, known)
+    entry = job_registry.read(study, stage) if states else None
     alive = {job for job in (entry.ids if entry else ()) if job in states and states[job].alive}
     return Found(
         parts=None if parts is None else tuple(part.name for part in parts),
@@ -141,7 +141,7 @@ def _hand_over(order: Order, nodes: Sequence[Node], say: Say) -> None:
                 merge = _submit(order, node, "merge", [_merge(order, node)], [*needs, *tasks, *node.kept])[0]
                 handed.append(merge)
             ends[node.key] = merge
-            ledger.write(node.study, node.stage, _entry(node, tasks, merge, needs))
+            job_registry.write(node.study, node.stage, _entry(node, tasks, merge, needs))
             say(f"{describe(node)}: job {_span([*tasks, merge])}")
     except BaseException:
         slurm.cancel(handed)
@@ -153,10 +153,10 @@ def _span(ids: Sequence[str]) -> str:
     return different[0] if len(different) == 1 else f"{different[0]} to {different[-1]}"
 
 
-def _entry(node: Node, tasks: Sequence[str], merge: str, needs: Sequence[str]) -> ledger.Entry:
+def _entry(node: Node, tasks: Sequence[str], merge: str, needs: Sequence[str]) -> job_registry.Entry:
     kept = {job: None if names is None else list(names) for job, names in node.kept.items()}
     new = {job: None if task.parts is None else list(task.parts) for job, task in zip(tasks, node.tasks, strict=True)}
-    return ledger.Entry(
+    return job_registry.Entry(
         stage=node.stage.name,
         fingerprint=node.study.fingerprint(node.stage),
         study=node.study.config.name,
@@ -170,7 +170,9 @@ def _entry(node: Node, tasks: Sequence[str], merge: str, needs: Sequence[str]) -
 
 def _submit(order: Order, node: Node, section: str, jobs: Sequence[Job], after: Sequence[str]) -> list[str]:
     config = order.settled(node.study)
-    return slurm.submit(jobs, _parameters(order, node, section, after), ledger.folder(node.study, node.stage), config)
+    return slurm.submit(
+        jobs, _parameters(order, node, section, after), job_registry.folder(node.study, node.stage), config
+    )
 
 
 def _parameters(order: Order, node: Node, section: str, after: Sequence[str]) -> dict[str, object]:
@@ -218,7 +220,7 @@ def _job(order: Order, node: Node, does: Literal["parts", "merge", "both"], task
 
 def _planned(order: Order, node: Node) -> Iterator[Planned]:
     """The jobs of a node for a machine without Slurm."""
-    folder = ledger.folder(node.study, node.stage)
+    folder = job_registry.folder(node.study, node.stage)
     needs = tuple(_end(key) for key in node.waits)
     wants = order.wants(node.study, node.stage.name)
     names = []
@@ -291,7 +293,7 @@ def _jobs_in_words(count: int) -> str:
 
 
 def _scripts(order: Order, node: Node) -> Iterator[str]:
-    config, folder = order.settled(node.study), ledger.folder(node.study, node.stage)
+    config, folder = order.settled(node.study), job_registry.folder(node.study, node.stage)
     needs = [*(f"<{key[0]}>" for key in node.waits), *node.after]
     own = f"<{node.stage.name}>"
     if node.tasks:
@@ -309,8 +311,8 @@ def cancel(studies: Sequence[Study]) -> tuple[list[str], list[str]]:
     Returns:
         The ids of the jobs, and the names of stages whose jobs stay.
     """
-    with ledger.lock(studies):
-        entries = [entry for study in studies[:1] for entry in ledger.read_all(study)]
+    with job_registry.lock(studies):
+        entries = [entry for study in studies[:1] for entry in job_registry.read_all(study)]
         mine = {graph.key_of(study, stage) for study in studies for stage in needed_for(study, ())}
         states = slurm.states([job for entry in entries for job in entry.ids], required=True)
         alive = {job for job, state in states.items() if state.alive}

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from affectlens import plan
+from affectlens.files import write_text
 from affectlens.stage import Outlook, Part, Stage
 from affectlens.study import Study
 
@@ -109,9 +108,7 @@ def write_parts(study: Study, stage: type[Stage[Any, Any]], parts: Sequence[Part
 
 def _replace(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    building = path.with_suffix(f".{platform.node()}-{os.getpid()}")
-    building.write_text(text + "\n", encoding="utf-8")
-    os.replace(building, path)
+    write_text(path, text + "\n")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The same graph of jobs without a batch system: as processes of this machine, or in this very process.
 
-Slurm waits for needs and limits how many run at a time by itself; here somebody has to, so this returns when the last
-job has ended.
+Slurm waits for needs and limits how many run at a time; without it this module does, and returns when the last job has
+ended.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def run_local(planned: Sequence[Planned], config: ClusterConfig, say: Say, cores
     """
     from submitit import LocalExecutor
 
-    room = cores or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    room = cores or available_cores()
     waiting, running = list(planned), dict[str, tuple[Planned, Any]]()
     done, lost = set[str](), dict[str, str]()
     try:
@@ -101,6 +101,11 @@ def run_local(planned: Sequence[Planned], config: ClusterConfig, say: Say, cores
             with contextlib.suppress(OSError):
                 job.cancel()
     _report(lost, planned)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _limits(wants: Resources, config: ClusterConfig) -> dict[str, Any]:
