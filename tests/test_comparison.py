@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import pytest
 import yaml
 from affectlens import results
 from affectlens.cli import app
-from affectlens.compare import arguments, export, folders, groups, tables
+from affectlens.compare import arguments, export, groups, tables
 from affectlens.compare.differences import UNKNOWN, Comparison, Metric, compare
 from affectlens.compare.findings import Findings
 from affectlens.compare.findings import Result as Stage
@@ -30,7 +31,6 @@ from affectlens.tracking.observer import WandbObserver
 from rich.console import Console
 from test_tracking import sync
 from typer.testing import CliRunner, Result
-from wandb_offline import read_runs
 from wandb_server import WandbServer
 
 EMOTIONS = ("afraid", "calm", "proud", "sad")
@@ -199,9 +199,15 @@ def swept(model_folder, tmp_path_factory) -> tuple[Path, Result]:
     return path, done
 
 
-def sent_away(swept: tuple[Path, Result], folder: Path) -> Path:
-    """A copy of the offline runs: `wandb sync` leaves marks in those that it has sent."""
-    return Path(shutil.copytree(swept[0].parent / "cache" / "wandb", folder / "wandb"))
+def send(swept: tuple[Path, Result], server: WandbServer, scratch: Path, wanted: Callable[[dict], bool]) -> list[dict]:
+    """Sync a copy of the offline runs whose record is wanted, in their order; returns the records with their ids."""
+    copy = Path(shutil.copytree(swept[0].parent / "cache" / "wandb", scratch / "wandb"))  # `wandb sync` leaves marks
+    records = [json.loads(path.read_text()) | {"id": path.stem} for path in (copy / "runs").glob("*.json")]
+    records = sorted(filter(wanted, records), key=lambda record: record["time"])
+    for record in records:
+        (folder,) = copy.glob(f"wandb/offline-run-*-{record['id']}")
+        sync([folder], server, scratch)
+    return records
 
 
 def side_by_side(*words: object) -> Comparison:
@@ -258,31 +264,47 @@ def test_files_folders_and_groups_say_the_same(swept) -> None:
 
 
 def test_the_server_says_the_same_as_the_runs_that_were_synced(swept, monkeypatch, tmp_path) -> None:
-    here = sent_away(swept, tmp_path)
+    here = swept[0].parent / "cache" / "wandb"
     with WandbServer() as server:
-        for run in read_runs(here):
-            if run.job_type in ("sae", "match"):
-                sync(run.folder, server)
+        wanted = ("sae", "match")
+        send(swept, server, tmp_path, lambda record: record["group"] == "tiny-k12" and record["stage"] in wanted)
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)
         remote = groups.read("tiny-k12", [tmp_path / "none"])
         assert groups.read("local/affectlens/tiny-k12", [here]).metrics == remote.metrics
         assert server.unknown == []
-        with pytest.raises(ConfigError, match=r"tiny-k13: no study file.*none of this name on http"):
+        with pytest.raises(ConfigError, match=r"tiny-k13: .*none of this name on http"):
             groups.read("tiny-k13", [here])
-        server.refuse = 500
-        monkeypatch.setattr(groups, "ASKING_LIMIT_S", 1.0)
-        with pytest.raises(UserError, match=r"tiny-k13.*cannot be asked"):
-            groups.read("tiny-k13", [tmp_path / "none"])
     local = groups.read("tiny-k12", [here])
-    for stage in ("sae", "match"):
-        assert remote.results[stage].metrics == local.results[stage].metrics
-        kept = {key: value for key, value in local.results[stage].record.items() if value != {}}  # W&B drops these
-        assert remote.results[stage].record == kept
-        assert remote.results[stage].tables == local.results[stage].tables
-    assert remote.matched == {
-        concept: {key: row[key] for key in ("feature", "feature_auroc")} for concept, row in local.matched.items()
-    }
+    for stage in wanted:
+        theirs, ours = remote.results[stage], local.results[stage]
+        known = {name: value for name, value in theirs.metrics.items() if value is not None}
+        assert known == {name: value for name, value in ours.metrics.items() if math.isfinite(value)}
+        assert set(theirs.record) >= {"config", "fingerprint", "versions"}
+        for key in set(theirs.record) & set(ours.record) - {"config", "seed", "device"}:
+            assert theirs.record[key] == ours.record[key], key
+        for name, frame in ours.tables.items():
+            pd.testing.assert_frame_equal(theirs.tables[name], frame, check_dtype=False)
+    assert remote.per_concept == {name: local.per_concept[name] for name in remote.per_concept}
+    assert set(remote.per_concept) == {name for name in local.per_concept if name.partition("/")[0] in wanted}
+
+
+def test_a_server_that_fails_is_one_sentence(monkeypatch, tmp_path) -> None:
+    with WandbServer() as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        server.refuse = 401
+        with pytest.raises(UserError, match=r"tiny-k13.*cannot be asked") as refused:
+            groups.read("tiny-k13", [tmp_path / "none"])
+    assert "\n" not in str(refused.value)
+
+
+def test_a_run_whose_result_has_left_the_cache_is_named(swept, tmp_path) -> None:
+    place = tmp_path / "cache" / "wandb"
+    shutil.copytree(swept[0].parent / "cache" / "wandb" / "runs", place / "runs")
+    study = groups.read("tiny-k4", [place])
+    assert study.metrics == {}
+    assert sum(note.endswith("(no longer in the cache)") for note in study.missing) == len(STAGES)
 
 
 def test_a_group_that_is_nowhere_names_those_that_are(swept, monkeypatch, tmp_path) -> None:
@@ -359,43 +381,45 @@ def test_all_metrics_can_be_had(swept) -> None:
     assert all(each.name in text for each in comparison.metrics)
 
 
-def test_the_tables_of_a_stage_and_its_metrics_have_different_names(swept) -> None:
+def test_the_tables_of_a_stage_its_charts_and_its_metrics_have_different_names(swept) -> None:
     """In W&B a table and a metric of one name would overwrite each other."""
-    for run in read_runs(swept[0].parent / "cache" / "wandb"):
-        study = Study.load(swept[0], [f"sae.k={run.group.removeprefix('tiny-k')}"])
-        stage = stage_named(run.job_type)
+    study = Study.load(swept[0], ["sae.k=4"])
+    for name in STAGES:
+        stage = stage_named(name)
         metrics = json.loads((study.folder(stage) / "metrics.json").read_text(encoding="utf-8"))
-        for name, value in metrics.items():
-            if not math.isnan(value):
-                assert run.summary[f"{run.job_type}/{name}"] == value, (run.job_type, name)
+        charts = [chart.name for table in stage.tables for chart in table.charts]
+        names = [*metrics, *(table.name for table in stage.tables), *charts]
+        tables_with_a_chart_of_their_name = [table.name for table in stage.tables if table.name in charts]
+        assert len(names) - len(set(names)) == len(tables_with_a_chart_of_their_name), name
 
 
 # What the stages send
 
 
-def test_stages_form_a_lineage_by_fingerprint(swept, tmp_path) -> None:
+def test_stages_form_a_lineage_by_fingerprint_and_send_their_tables(swept, tmp_path) -> None:
     """Activations by reference -> SAE -> match -> causal, from offline runs that were synced."""
     path, _ = swept
-    runs = read_runs(sent_away(swept, tmp_path))
-    assert {(run.group, run.job_type) for run in runs} == {
-        *(("tiny-k4", stage) for stage in STAGES),
-        # What the second study shares with the first was not computed again.
-        *(("tiny-k12", stage) for stage in ("sae", "match", "compare", "causal")),
-    }
     study = Study.load(path, ["sae.k=12"])
     name = {stage: f"{stage}-{study.fingerprint(stage_named(stage))[:16]}" for stage in STAGES}
-    identity = {run.job_type: run.id for run in runs if run.group == "tiny-k12"}
     with WandbServer() as server:
-        for run in runs:
-            if run.group == "tiny-k12" or run.job_type == "activations":
-                sync(run.folder, server)
+        # What the second study shares with the first was not computed again, and has runs in its group all the same.
+        records = send(swept, server, tmp_path, lambda record: record["group"] == "tiny-k12")
+        identity = {record["stage"]: record["id"] for record in records}
+        assert set(identity) == {*STAGES, "summary"}
         artifacts = {stage: server.artifact(name[stage]) for stage in STAGES}
         assert [each.version for each in server.artifacts] == [0] * len(server.artifacts)
+        runs = server.runs
     for stage, made_from in stage_needs().items():
-        if stage in identity:
-            assert artifacts[stage].made_by == identity[stage]
-            assert sorted(artifacts[stage].metadata["uses"]) == sorted(name[need] for need in made_from)
-            assert all(identity[stage] in artifacts[need].used_by for need in made_from)
+        assert artifacts[stage].made_by == identity[stage]
+        assert sorted(artifacts[stage].metadata["uses"]) == sorted(name[need] for need in made_from)
+        assert all(identity[stage] in artifacts[need].used_by for need in made_from)
+        assert identity["summary"] in artifacts[stage].used_by
+        sent = runs[identity[stage]]
+        for table in stage_named(stage).tables:
+            assert sent.summary[f"{stage}/{table.name}"]["_type"] == "table-file"
+            assert len(table.charts) == 0 or any(
+                key.startswith(f"{stage}/{table.charts[0].name}") for key in sent.summary
+            )
     activations = artifacts["activations"]
     folder = study.folder(stage_named("activations")).resolve()
     assert activations.files == {}
@@ -416,7 +440,8 @@ def test_online_a_study_that_is_computed_again_adds_no_run_and_no_version(
         study = Study.load(write_study({**study_values, "tracking": {"mode": "online"}}))
         for mode in ("cached", "force"):
             runner.run(study, mode=mode, only=["corpus", "activations", "directions"], observer=WandbObserver())
-        assert sorted(run.fields["jobType"] for run in server.runs.values()) == ["activations", "corpus", "directions"]
+        kinds = sorted(run.fields["jobType"] for run in server.runs.values())
+        assert kinds == ["activations", "corpus", "directions", "summary"]
         assert sorted((each.type, each.version) for each in server.artifacts if each.type in STAGES) == [
             ("activations", 0),
             ("corpus", 0),
@@ -424,15 +449,16 @@ def test_online_a_study_that_is_computed_again_adds_no_run_and_no_version(
         ]
         for artifact in server.artifacts:
             assert artifact.committed
-            users = {name for name, run in server.runs.items() if artifact.type in stage_named_needs(run)}
+            users = {name for name, run in server.runs.items() if artifact.type in inputs_of(run)}
             if artifact.type in STAGES:
                 assert set(artifact.used_by) == users
         assert server.unknown == []
         assert [record for record in caplog.records if record.name == "affectlens.tracking"] == []
 
 
-def stage_named_needs(run) -> tuple[str, ...]:
-    return stage_named(run.fields["jobType"]).needs
+def inputs_of(run) -> tuple[str, ...]:
+    kind = run.fields["jobType"]
+    return STAGES if kind == "summary" else stage_named(kind).needs
 
 
 def stage_needs() -> dict[str, tuple[str, ...]]:
@@ -449,33 +475,6 @@ def test_a_large_result_is_recorded_by_reference(swept) -> None:
         record = manifest.read(study.folder(sae))
         assert record is not None
         assert lineage.artifact(study, sae, record).reference is reference
-
-
-def test_panels_hold_the_dose_response_and_the_matrix(swept) -> None:
-    runs = read_runs(swept[0].parent / "cache" / "wandb")
-    run = next(run for run in runs if run.job_type == "causal" and run.group == "tiny-k12")
-    causal = folders.stage_named("causal").open(Study.load(swept[0], ["sae.k=12"]).folder(stage_named("causal")))
-    for vector in ("direction", "feature"):
-        panel = run.config["_wandb"]["visualize"][f"causal/dose_{vector}"]["panel_config"]
-        assert panel["fieldSettings"] == {"x": "strength", "y": "effect", "stroke": "concept"}
-        dose = run.media(f"causal/dose_{vector}_table")
-        assert len(dose["data"]) == len([row for row in causal.dose if row["vector"] == vector])
-        heat = run.media(f"causal/matrix_{vector}")["data"][0]
-        assert (heat["type"], heat["x"], heat["z"]) == ("heatmap", list(EMOTIONS), causal.matrix[vector])
-        values = run.media(f"causal/matrix_{vector}_values")
-        assert values["columns"] == ["injected", *EMOTIONS]
-        assert [row[1:] for row in values["data"]] == causal.matrix[vector]
-    assert len(run.media("causal/effects")["data"]) == len(causal.effects)
-    match = next(run for run in runs if run.job_type == "match")
-    assert [row[0] for row in match.media("match/concepts")["data"]] == list(EMOTIONS)
-    assert match.media("match/contexts")["data"]
-    sae = next(run for run in runs if run.job_type == "sae")
-    steps = sae.values("sae/training/tokens")
-    assert steps == sorted(steps)
-    assert len(steps) > 1
-    comparison = next(run for run in runs if run.job_type == "compare")
-    assert [row[0] for row in comparison.media("compare/readouts")["data"]] == list(EMOTIONS)
-    assert comparison.media("compare/explained_table")["columns"] == ["rows", "explained", "dictionary"]
 
 
 # Mistakes

@@ -118,11 +118,11 @@ def test_status_and_report_say_what_is_there(small_study, write_study):
     assert "directions" in affectlens("status", str(path)).stdout
 
 
-def test_tracking_keeps_one_offline_run_a_stage(small_study, write_study, tmp_path):
+def test_tracking_keeps_one_offline_run_a_stage_and_one_a_study(small_study, write_study, tmp_path):
     study = Study.load(write_study({**small_study, "tracking": {"mode": "offline"}}))
     runner.run(study, only=["directions"], observer=WandbObserver())
     runs = list((tmp_path / "cache" / "wandb").rglob("*.wandb"))
-    assert len(runs) == 3
+    assert len(runs) == 3 + 1
 
 
 def test_a_study_without_results_opens_nothing(small_study, write_study):

@@ -115,7 +115,7 @@ class WandbServer:
     def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any] | None:
         """The ``data`` of a GraphQL reply, or None when the operation has no answer here."""
         self.operations.append((operation, variables))
-        method = getattr(self, "_on_" + re.sub(r"(?<!^)(?=[A-Z])", "_", operation).lower(), None)
+        method = getattr(self, "_on_" + re.sub(r"(?<=[a-z])(?=[A-Z])", "_", operation).lower(), None)
         if method is None:
             self.unknown.append(operation)
             return None
@@ -267,21 +267,23 @@ class WandbServer:
         artifact.committed = True
         return {"commitArtifact": {"artifact": {"id": artifact.id, "digest": artifact.digest}}}
 
-    def _on_artifact_membership_by_name(self, variables: dict[str, Any]) -> dict[str, Any]:
-        found = self._find(variables["name"])
-        if found is None:
-            return {"project": {"artifactCollectionMembership": None}}
-        collection = {"name": found.name, "project": self._project(variables["project"])}
-        aliases = [{"__typename": "ArtifactAlias", "id": alias, "alias": alias} for alias in found.aliases]
-        body = {"__typename": "Artifact", "id": found.id, "versionIndex": found.version, "description": None}
-        body |= {"artifactSequence": {"__typename": "ArtifactSequence"} | collection, "state": "COMMITTED"}
-        body |= {"artifactType": {"name": found.type}, "metadata": json.dumps(found.metadata), "tags": []}
+    def _on_artifact_type(self, variables: dict[str, Any]) -> dict[str, Any]:
+        name = variables["name"].partition(":")[0]
+        types = [artifact.type for artifact in self.artifacts if artifact.name == name]
+        return {"project": {"artifact": {"artifactType": {"name": types[-1]}} if types else None}}
+
+    def _on_artifact_by_id(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """What a run that declares an input asks once its contents are there."""
+        artifact = self._by_id(variables["id"])
+        project = self._project("project")
+        body = {"__typename": "Artifact", "id": artifact.id, "versionIndex": artifact.version, "description": None}
+        sequence = {"__typename": "ArtifactSequence", "name": artifact.name, "project": project}
+        body |= {"artifactSequence": sequence | {"id": "sequence"}, "state": "COMMITTED", "tags": [], "size": 0}
+        body |= {"artifactType": {"name": artifact.type}, "metadata": json.dumps(artifact.metadata)}
         body |= {"ttlDurationSeconds": -2, "ttlIsInherited": True, "historyStep": None, "commitHash": "commit"}
-        body |= {"size": 0, "digest": found.digest, "fileCount": len(found.files), "createdAt": EPOCH}
-        member: dict[str, Any] = {"__typename": "ArtifactCollectionMembership", "id": found.id, "createdAt": EPOCH}
-        member |= {"versionIndex": found.version, "aliases": aliases, "artifact": body | {"updatedAt": None}}
-        member["artifactCollection"] = {"__typename": "ArtifactSequence"} | collection
-        return {"project": {"artifactCollectionMembership": member}}
+        body |= {"digest": artifact.digest, "fileCount": len(artifact.files), "createdAt": EPOCH, "updatedAt": None}
+        body |= {"aliases": [], "currentManifest": None}
+        return {"artifact": body}
 
     def _on_use_artifact(self, variables: dict[str, Any]) -> dict[str, Any]:
         sent = variables.get("input") or variables  # so sends a run that logged it, and so one that asked by name
@@ -290,12 +292,6 @@ class WandbServer:
             artifact.used_by.append(sent["runName"])
         head = {"id": artifact.id, "digest": artifact.digest, "description": None, "state": "COMMITTED"}
         return {"useArtifact": {"artifact": head | {"createdAt": EPOCH, "metadata": "{}"}}}
-
-    def _find(self, reference: str) -> SentArtifact | None:
-        """The committed artifact behind ``name:alias`` or ``name:vN``; an alias belongs to its newest holder."""
-        name, _, alias = reference.partition(":")
-        versions = [a for a in self.artifacts if a.name == name and a.committed]
-        return next((a for a in reversed(versions) if alias in [*a.aliases, f"v{a.version}"]), None)
 
 
 def _handler(server: WandbServer) -> type[http.server.BaseHTTPRequestHandler]:

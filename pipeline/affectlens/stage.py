@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 RECORD = "part.json"
 """What a finished part's folder holds besides what ``run_part`` wrote; the runner writes it."""
+LIVE = "live.jsonl"
+"""A file of rows of figures that a part may append to in its folder while it runs, for example its loss; ``step`` is
+the x axis. It is shown while the part runs and is no part of the result."""
 Metrics = dict[str, float]
 
 

@@ -12,7 +12,7 @@ from affectlens.compare.findings import Findings, Result
 from affectlens.errors import ConfigError, DamagedResult, MissingResult
 from affectlens.run import manifest
 from affectlens.run.workspace import inspect
-from affectlens.study import STAGES, Study, stage_named
+from affectlens.study import STAGES, Study
 
 NAMES = tuple(stage.name for stage in STAGES)
 PAGE = "report"
@@ -22,7 +22,7 @@ PAGE = "report"
 def of_study(study: Study) -> Findings:
     """What the cache holds of a study, finished or not."""
     stages, missing = {}, []
-    for stage in STAGES:
+    for stage in study.stages:
         if stage.name == PAGE:
             continue
         state = inspect(study, stage)
@@ -37,7 +37,7 @@ def of_study(study: Study) -> Findings:
 
 def _asked(study: Study, name: str) -> dict[str, Any]:
     """How a result that is not there yet is to come about."""
-    return {**study.provenance(stage_named(name)), "model": study.config.model.model_dump(mode="json")}
+    return {**study.provenance(study.stage_named(name)), "model": study.config.model.model_dump(mode="json")}
 
 
 def of_folder(folder: Path) -> Findings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -44,8 +44,8 @@ class Observer:
     Every call is guarded (:class:`Guarded`): an exception becomes one warning.
     """
 
-    def stage_started(self, study: Study, stage: type[Stage[Any, Any]]) -> None:
-        """The stage has no finished result yet, and its parts are about to be computed."""
+    def stage_started(self, study: Study, stage: type[Stage[Any, Any]], total: float) -> None:
+        """The stage has no finished result yet, and its parts, of ``total`` units of work, are about to be computed."""
 
     def advanced(self, units: float) -> None:
         """Units of work (``Stage.unit``) done in the stage that was started last, by all workers of this process."""
@@ -74,6 +74,12 @@ class Observer:
     def stage_failed(self, study: Study, stage: type[Stage[Any, Any]], error: BaseException) -> None:
         """The stage ended without a result: by an error, or by an interruption."""
 
+    def study_finished(self, study: Study, outcomes: Sequence[Outcome]) -> None:
+        """All stages that were asked for have a result."""
+
+    def close(self) -> None:
+        """No call follows for this study, however it ended."""
+
 
 class Guarded(Observer):
     """Passes everything on to an observer; what it raises is logged once a method and goes no further."""
@@ -93,8 +99,8 @@ class Guarded(Observer):
                     "%s.%s failed (%s: %s); the results are on disk.", name, method, type(error).__name__, error
                 )
 
-    def stage_started(self, study: Study, stage: type[Stage[Any, Any]]) -> None:
-        self._call("stage_started", study, stage)
+    def stage_started(self, study: Study, stage: type[Stage[Any, Any]], total: float) -> None:
+        self._call("stage_started", study, stage, total)
 
     def advanced(self, units: float) -> None:
         self._call("advanced", units)
@@ -113,3 +119,9 @@ class Guarded(Observer):
 
     def stage_failed(self, study: Study, stage: type[Stage[Any, Any]], error: BaseException) -> None:
         self._call("stage_failed", study, stage, error)
+
+    def study_finished(self, study: Study, outcomes: Sequence[Outcome]) -> None:
+        self._call("study_finished", study, outcomes)
+
+    def close(self) -> None:
+        self._call("close")

@@ -19,7 +19,7 @@ from affectlens.errors import DamagedResult, MissingResult, UserError, of_the_wo
 from affectlens.files import remove_leftovers, sync_folder, write_json
 from affectlens.run import manifest, verify
 from affectlens.run.workspace import BUILDING, AnyStage, Workspace
-from affectlens.stage import Part, Stage
+from affectlens.stage import LIVE, Part, Stage
 from affectlens.study import Study
 
 WAIT_S = 0.2
@@ -170,6 +170,7 @@ def _compute(
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         write_json(space.failed / f"{part.name}.json", {"error": reason, "traceback": traceback.format_exc()})
         return
+    (building / LIVE).unlink(missing_ok=True)
     remove_leftovers(building)
     files = manifest.seal_files(building)
     record = {

@@ -79,11 +79,17 @@ def run(
     Raises:
         UserError: see the subclasses in ``affectlens.errors``. Finished parts stay finished.
     """
-    with Workers(_work) as pool:
-        session = Session(study, pool, mode, workers, reporter or Reporter(), Guarded(observer or Observer()))
-        for stage in needed_for(study, only):
-            session.bring_up(stage, forced=mode == "force" and (not only or stage.name in only))
-        return [session.outcomes[stage.name] for stage in needed_for(study, only)]
+    guarded = Guarded(observer or Observer())
+    try:
+        with Workers(_work) as pool:
+            session = Session(study, pool, mode, workers, reporter or Reporter(), guarded)
+            for stage in needed_for(study, only):
+                session.bring_up(stage, forced=mode == "force" and (not only or stage.name in only))
+        outcomes = [session.outcomes[stage.name] for stage in needed_for(study, only)]
+        guarded.study_finished(study, outcomes)
+    finally:
+        guarded.close()
+    return outcomes
 
 
 def run_parts(
@@ -129,10 +135,12 @@ def merge_parts(
     began = min((Began.of(run) for run in runs), key=lambda each: each.wall, default=Began.now())
     # A merge may run where there is no accelerator, whatever the parts were computed on.
     device = "cpu" if study.config.compute.device == "cpu" else subject.device_names("auto")[0]
+    guarded = Guarded(observer or Observer())
     with Workers(_work) as pool:
-        session = Session(study, pool, reporter=reporter, observer=Guarded(observer or Observer()))
+        session = Session(study, pool, reporter=reporter, observer=guarded)
         if session.finish(stage, [device] * workers, began):
             session.outcome(stage, computed=True)
+    guarded.close()
 
 
 def _devices(study: Study, workers: int | str | None, count: int) -> list[str]:
@@ -207,7 +215,7 @@ class Session:
                 f"stage `{stage.name}`: part {name} failed in an earlier run ({error}); remove the cause and run with "
                 f"--mode retry (traceback: {space.failed / name}.json)"
             )
-        self.observer.stage_started(self.study, stage)
+        self.observer.stage_started(self.study, stage, sum(part.size for part in every))
         try:
             if not forced:
                 parts.adopt(self.study, stage, every)

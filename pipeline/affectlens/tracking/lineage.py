@@ -12,8 +12,8 @@ from typing import Any
 
 from affectlens.run import manifest
 from affectlens.stage import Stage
-from affectlens.study import Study, stage_named
-from affectlens.tracking.interface import Artifact
+from affectlens.study import Study
+from affectlens.tracking.artifact import Artifact
 
 
 def artifact(study: Study, stage: type[Stage[Any, Any]], record: Mapping[str, Any]) -> Artifact:
@@ -27,7 +27,7 @@ def artifact(study: Study, stage: type[Stage[Any, Any]], record: Mapping[str, An
     folder, files = study.folder(stage), record["files"]
     size = sum(record["sizes"].values())
     return Artifact(
-        name=f"{stage.name}-{record['fingerprint'][:16]}",
+        name=_name(stage.name, record["fingerprint"]),
         type=stage.name,
         files={name: Path(folder) / name for name in sorted(files)},
         reference=not stage.uploads or size > study.config.tracking.upload_mb * 1e6,
@@ -37,12 +37,17 @@ def artifact(study: Study, stage: type[Stage[Any, Any]], record: Mapping[str, An
             "bytes": size,
             "files": len(files),
             "sha256": manifest.content_digest(record),
+            "uses": [_name(need, fingerprint) for need, fingerprint in record["needs"].items()],
         },
     )
 
 
 def inputs(study: Study, record: Mapping[str, Any]) -> list[Artifact]:
     """The artifacts that a result was made from."""
-    stages = [stage_named(name) for name in record["needs"]]
+    stages = [study.stage_named(name) for name in record["needs"]]
     records = [(stage, manifest.read(study.folder(stage))) for stage in stages]
-    return [artifact(study, stage, found) for stage, found in records if found is not None]
+    return [artifact(study, stage, need) for stage, need in records if need is not None]
+
+
+def _name(stage: str, fingerprint: str) -> str:
+    return f"{stage}-{fingerprint[:16]}"

@@ -11,9 +11,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from affectlens.run.runner import Outcome
+from affectlens.run.observer import Outcome
 from affectlens.study import Study
-from affectlens.tracking.session import SILENT, Session, within
+from affectlens.tracking.process import Process
 
 AGENTS = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_PROJECT", "WANDB_ENTITY")
 _log = logging.getLogger("affectlens.tracking")
@@ -22,26 +22,16 @@ _log = logging.getLogger("affectlens.tracking")
 def report(study: Study, outcomes: Sequence[Outcome]) -> None:
     """Send the metrics to the sweep that started this process, if one did; a failure is a warning."""
     config = study.config.tracking
-    wanted = {name: os.environ[name] for name in AGENTS if name in os.environ}
-    if "WANDB_SWEEP_ID" not in wanted or config.mode != "online":
+    variables = {name: os.environ[name] for name in AGENTS if name in os.environ}
+    if "WANDB_SWEEP_ID" not in variables or config.mode != "online":
         return
-    metrics = {f"{each.stage}/{name}": value for each in outcomes for name, value in each.metrics.items()}
-    session = Session((study.config.cache / "wandb").resolve(), "online", config.timeout, {})
-    session.directory.mkdir(parents=True, exist_ok=True)
-    try:
-        with session.environment():
-            os.environ.update(wanted)
-            within(3 * config.timeout, lambda: _send(session, metrics))
-    except Exception as error:
-        _log.warning("The W&B sweep %s was not told of this study (%s).", wanted["WANDB_SWEEP_ID"], error)
-
-
-def _send(session: Session, metrics: dict[str, Any]) -> None:
-    import wandb
-
-    settings = wandb.Settings(
-        **SILENT, root_dir=str(session.directory), init_timeout=session.timeout, finish_timeout=session.timeout
-    )
-    run = wandb.init(mode="online", reinit="create_new", settings=settings)
-    run.log(metrics)
-    run.finish()
+    reports: list[dict[str, Any]] = []
+    process = Process("online", (study.config.cache / "wandb").resolve(), config.timeout, reports.append, variables)
+    process.send("open", "sweep", arguments={})
+    metrics = {f"{outcome.stage}/{name}": value for outcome in outcomes for name, value in outcome.metrics.items()}
+    process.send("log", "sweep", values=metrics)
+    process.send("finish", "sweep", exit_code=0)
+    process.close()
+    if not any(each["state"] == "finished" for each in reports):
+        reason = next((each["reason"] for each in reports if each["state"] == "failed"), process.lost)
+        _log.warning("The W&B sweep %s has no figures of this study (%s).", variables["WANDB_SWEEP_ID"], reason)
