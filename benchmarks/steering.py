@@ -18,7 +18,7 @@ import harness
 import numpy as np
 import torch
 from affectlens.files import file_digest
-from affectlens.interventions.grid import injection
+from affectlens.interventions.scoring import injection
 from affectlens.model import embedded
 from affectlens.model.partial import PartialForward
 from affectlens.model.sampling import sample

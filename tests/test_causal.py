@@ -13,25 +13,28 @@ from affectlens.config import validate
 from affectlens.corpus.documents import Document
 from affectlens.corpus.quality import emotion_list
 from affectlens.errors import ConfigError, UserError
+from affectlens.experiments.prompts import continuation
+from affectlens.interventions import tables
+from affectlens.interventions.causal import Causal
+from affectlens.interventions.conditions import injected_vectors
 from affectlens.interventions.config import CausalConfig
 from affectlens.interventions.effects import (
     Ablated,
     Injected,
     at_divergence,
     beyond_valence,
-    judge,
+    diagonal_p,
+    expected_above,
     nearest_in_valence,
-    pooled_p,
     wrong_vectors,
 )
 from affectlens.interventions.frames import choose_words, read_frames, read_lexicon, story_end
-from affectlens.interventions.vector_kinds import injected_kinds
-from affectlens.interventions.verdicts import Rules, summarise
+from affectlens.interventions.verdicts import Summary, summarise
 from affectlens.model.subject import ModelConfig, load_tokenizer
 from affectlens.probing import control_vectors as controls
 from affectlens.sae.model import Dictionary
 from affectlens.stage import Setting
-from affectlens.stages.causal import RESULT, CausalStage
+from affectlens.stages.causal import CausalStage
 from affectlens.study import Study
 
 CONCEPTS = ("afraid", "calm", "proud", "sad")
@@ -117,7 +120,10 @@ def stage(planted: Planted, norm: float = 5.0, **config: object) -> CausalStage:
         documents=texts,
         emotions=CONCEPTS,
         indices=lambda *splits: [text.index for text in texts if text.split in splits],
+        labels=lambda rows: np.array([[texts[row].emotion == concept for concept in CONCEPTS] for row in rows]),
+        topics=lambda rows: np.array([texts[row].topic for row in rows]),
     )
+    codes = np.random.default_rng(4).uniform(size=(len(texts), 64))
     rows = np.random.default_rng(0).normal(size=(300, D)).astype(np.float32)
     tokens = SimpleNamespace(document=np.arange(300) % len(texts), read=lambda chosen: rows[chosen])
     module = SAE.from_dict(
@@ -145,34 +151,37 @@ def stage(planted: Planted, norm: float = 5.0, **config: object) -> CausalStage:
         "directions": SimpleNamespace(
             unit=lambda layer: planted.directions.numpy(),
             centre=lambda layer: np.zeros(D, np.float32),
+            raw=lambda layer: np.zeros((4, D)),
+            neutral=lambda layer: np.empty((0, D)),
             layers=(1, 2, 3),
         ),
         "match": SimpleNamespace(
             best=np.arange(4),
             auroc=lambda split: auroc,
-            codes=np.random.default_rng(4).uniform(size=(len(texts), 64)),
+            codes=codes,
+            scores=lambda dictionary, rows: codes[rows],
         ),
     }
     model = ModelConfig(name=str(planted.folder), layer=LAYER, dtype="float32")
     return CausalStage(CausalConfig(**config), Setting(0, model, "cpu", 1, Path("unused")), results)
 
 
-def run(built: CausalStage, folder: Path) -> tuple[dict[str, float], dict]:
+def run(built: CausalStage, folder: Path) -> tuple[dict[str, float], Causal]:
     parts = {}
     for part in built.parts():
         parts[part.name] = folder / "parts" / part.name
         parts[part.name].mkdir(parents=True)
         built.run_part(part, parts[part.name], lambda units: None)
     metrics = built.finish(parts, folder)
-    return metrics, json.loads((folder / "causal.json").read_text())
+    return metrics, CausalStage.open(folder)
 
 
 @pytest.fixture(scope="module")
 def finished(planted: Planted, tmp_path_factory: pytest.TempPathFactory):
     built = stage(planted, strengths=(0.1, 0.2, 0.4), reference=0.2)
     folder = tmp_path_factory.mktemp("causal")
-    metrics, card = run(built, folder)
-    return SimpleNamespace(stage=built, folder=folder, metrics=metrics, card=card)
+    metrics, result = run(built, folder)
+    return SimpleNamespace(stage=built, folder=folder, metrics=metrics, result=result)
 
 
 def arrays(folder: Path) -> dict[str, np.ndarray]:
@@ -184,9 +193,9 @@ def arrays(folder: Path) -> dict[str, np.ndarray]:
 def test_every_injected_effect_is_the_known_one(planted: Planted, finished) -> None:
     """Every vector, strength, frame and concept: the measured effect is the closed form's."""
     found = arrays(finished.folder)["inject.effect"]
-    vectors, strengths = finished.stage.material.vectors, np.array([0.1, 0.2, 0.4]) * 5.0
+    vectors, strengths = finished.stage.inputs.vectors, np.array([0.1, 0.2, 0.4]) * 5.0
     expected = np.empty(found.shape)
-    for number, frame in enumerate(finished.stage.trials.frames()):
+    for number, frame in enumerate(finished.stage.runner.frames()):
         last = planted.last(frame)
         pushed = last + strengths[None, :, None] * vectors[:, None, :].astype(np.float64)
         expected[:, :, number] = planted.contrast(pushed) - planted.contrast(last)
@@ -197,62 +206,94 @@ def test_every_injected_effect_is_the_known_one(planted: Planted, finished) -> N
 def test_every_ablation_is_the_known_one(planted: Planted, finished) -> None:
     """Directions projected out, features zeroed, and the controls that take as much along other directions."""
     found, built = arrays(finished.folder), finished.stage
-    random = built.material.mixed_controls(built.config.ablation_controls).astype(np.float64)
+    random = built.inputs.mixed_controls(built.config.ablation_controls).astype(np.float64)
     for concept, own in enumerate(planted.directions.double().numpy()):
         along = np.concatenate([own[None], random])
-        for number, document in enumerate(built.trials.stories(concept)):
-            text, _ = built.trials._context_text(document, number)
+        for number, document in enumerate(built.runner.stories(concept)):
+            text, _ = built.runner.context_text(document, number)
             last = planted.last(text)
             for kind, taken in (("direction", own @ last), ("feature", max(own @ last, 0.0))):
                 expected = planted.contrast(last) - planted.contrast(last - taken * along)
                 np.testing.assert_allclose(found[f"ablate.{concept:04d}.{kind}"][number], expected, atol=2e-5)
 
 
+def rows(result: Causal, table: str) -> list[dict]:
+    return result.table(table).to_dict("records")
+
+
 def test_the_planted_concept_is_sufficient_and_the_null_is_not(finished) -> None:
-    for kind in ("direction", "feature"):
-        planted = finished.card["verdicts"][CONCEPTS[PLANTED]][kind]
-        assert planted["sufficient"]
-        assert planted["specific"]
-        assert planted["inject"]["above_controls"]
-        assert planted["inject"]["p_adjusted"] <= 0.05
+    verdicts = {(row["concept"], row["vector"]): row for row in rows(finished.result, "verdicts")}
+    for vector in ("direction", "feature"):
         for index, concept in enumerate(CONCEPTS):
-            if index != PLANTED:
-                null = finished.card["verdicts"][concept][kind]
-                assert not null["sufficient"]
-                assert not null["necessary"]
-    words = finished.card["verdicts"][CONCEPTS[PLANTED]]["words"]
-    assert "sufficient and specific" in words
-    assert "sufficiency not shown" in finished.card["verdicts"][CONCEPTS[NULL]]["words"]
+            row, planted = verdicts[concept, vector], index == PLANTED
+            assert row["sufficient"] == row["specific"] == row["above_controls"] == planted
+            assert (row["p_adjusted"] <= 0.05) == planted
+            assert planted or not row["necessary"]
+    assert "sufficient and specific" in verdicts[CONCEPTS[PLANTED], "direction"]["words"]
+    assert "sufficiency not shown" in verdicts[CONCEPTS[NULL], "direction"]["words"]
     assert finished.metrics["share_sufficient_direction"] == pytest.approx(1 / 4)
+    assert finished.metrics["above_controls_expected_direction"] == 0
 
 
 def test_the_matrix_has_the_planted_row_and_column(finished) -> None:
-    matrix = np.array(finished.card["matrix"]["direction"])
+    frame = finished.result.table("matrix").query("vector == 'direction'")
+    matrix = frame.pivot(index="injected", columns="measured", values="effect").loc[list(CONCEPTS), list(CONCEPTS)]
+    matrix = matrix.to_numpy()
     assert matrix[PLANTED, PLANTED] > 1
     # One concept's words rise, so the contrast of each of the three others falls by a third of it.
     np.testing.assert_allclose(matrix[PLANTED, 1:], -matrix[PLANTED, PLANTED] / 3, rtol=1e-4)
+    assert finished.result.page_figures.matrix["direction"] == matrix.tolist()
 
 
 def test_tables_hold_every_row_once_and_no_number_that_is_none(finished) -> None:
-    rows = finished.card["effects"]
-    keys = {(row["concept"], row["vector"], row["operation"], row["strength"]) for row in rows}
-    assert len(keys) == len(rows) == len(CONCEPTS) * 2 * (3 + 1)
-    assert all(0 < row["p"] <= 1 and 0 < row["p_pooled"] <= 1 for row in rows)
-    assert min(row["p"] for row in rows) >= 1 / 81
+    effects = finished.result.table("effects")
+    assert len(effects) == len(CONCEPTS) * 2 * (3 + 1)
+    assert effects["p"].between(0, 1, inclusive="right").all()
     assert all(np.isfinite(value) for value in finished.metrics.values())
-    assert {row["concept"] for row in finished.card["dose"]} == set(CONCEPTS)
-    assert finished.card["controls"]["families"] == dict.fromkeys(
-        ("isotropic", "covariance", "permuted", "random_feature"), 20
-    )
+    assert set(finished.result.table("dose")["concept"]) == set(CONCEPTS)
+    controls = finished.result.table("controls").query("operation == 'inject' and vector == 'feature'")
+    members = dict(zip(controls["family"], controls["members"], strict=True))
+    assert members == dict.fromkeys(("isotropic", "covariance", "permuted", "random_feature"), 20) | {
+        "shuffled_feature": 12,
+        "wrong_emotion": 3,
+    }
+
+
+def test_metrics_are_the_means_that_the_tables_declare(finished) -> None:
+    from affectlens.results.tables import averaged, read_all
+
+    declared = {
+        metric: frame[column].astype(float).mean()
+        for table in read_all(finished.folder).values()
+        for metric, frame, column in averaged(table)
+    }
+    assert {"effect_direction", "share_specific_feature", "share_necessary_direction"} <= set(declared)
+    for metric, mean in declared.items():
+        if metric in finished.metrics:
+            assert finished.metrics[metric] == pytest.approx(mean), metric
+    assert set(declared) - set(finished.metrics) <= {f"share_necessary_{it}" for it in ("direction", "feature")}
+
+
+def test_shuffled_controls_are_built_as_directions_and_features_are(planted: Planted) -> None:
+    """One story a concept and topic: a shuffled label is one story of each topic, less the mean of all."""
+    built = stage(planted)
+    names, vectors = built.inputs.names, built.inputs.vectors
+    shuffled = np.array([family == "shuffled_direction" for _, family in names])
+    assert shuffled.sum() == 12
+    stories = built.inputs.activations.pooled(LAYER)[built.inputs.corpus.indices("train")]
+    possible = controls.unit_rows(stories - stories.mean(axis=0))
+    assert np.abs(vectors[shuffled] @ possible.T).max(axis=1) == pytest.approx(1, abs=1e-5)
+    decoder = controls.unit_rows(built.inputs.sae.decoder)
+    features = vectors[np.array([family == "shuffled_feature" for _, family in names])]
+    assert (features @ decoder.T).max(axis=1) == pytest.approx(1, abs=1e-5)
 
 
 def test_the_same_study_gives_the_same_bytes_in_any_slices(planted: Planted, finished, tmp_path: Path) -> None:
     again = stage(planted, strengths=(0.1, 0.2, 0.4), reference=0.2)
     run(again, tmp_path / "again")
-    assert (tmp_path / "again" / "causal.json").read_bytes() == (finished.folder / "causal.json").read_bytes()
-    assert (tmp_path / "again" / RESULT.replace("part", "causal")).read_bytes() == (
-        finished.folder / "causal.safetensors"
-    ).read_bytes()
+    names = ["causal.json", "causal.safetensors", *(f"tables/{table.name}.parquet" for table in tables.TABLES)]
+    for path in (Path(name) for name in names if (finished.folder / name).exists()):
+        assert (tmp_path / "again" / path).read_bytes() == (finished.folder / path).read_bytes()
     sliced = stage(planted, strengths=(0.1, 0.2, 0.4), reference=0.2, vectors_per_part=7, tokens_per_batch=60)
     run(sliced, tmp_path / "sliced")
     for name, values in arrays(tmp_path / "sliced").items():
@@ -265,24 +306,25 @@ def test_a_set_of_features_and_further_outcomes(planted: Planted, tmp_path: Path
         planted, strengths=(0.4,), reference=0.4, feature_set=3, layers=(2,), readout_layer=3, samples=2,
         sample_tokens=8, knockout=True, feature_ablation="resample", vectors_per_part=50, frames=2,
     )  # fmt: skip
-    metrics, card = run(built, tmp_path)
-    assert set(card["matrix"]) == {"direction", "feature", "features"}
+    metrics, result = run(built, tmp_path)
+    assert set(result.table("matrix")["vector"]) == {"direction", "feature", "features"}
     # Twice the push at two layers whose blocks do nothing is one push of twice the strength.
     found = arrays(tmp_path)["inject.effect"][PLANTED, 0, 0]
-    last = planted.last(built.trials.frames()[0])
+    last = planted.last(built.runner.frames()[0])
     pushed = last + 2 * 0.4 * 5.0 * planted.directions[PLANTED].double().numpy()
     np.testing.assert_allclose(found, planted.contrast(pushed) - planted.contrast(last), atol=2e-5)
     # Reading a direction where it was put: the push itself, in norms, against the mean of the others' (none).
-    reading = [row for row in card["readout"] if row["vector"] == "direction"]
+    reading = [row for row in rows(result, "readout") if row["vector"] == "direction"]
     assert [row["effect"] for row in reading] == pytest.approx([0.8] * 4, abs=1e-5)
     assert all(row["above_controls"] for row in reading)
     texts = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text().splitlines()]
     openings = len(read_frames()["openings"])
-    assert len(texts) == 2 * 2 * openings * (1 + len(built.material.kinds))
+    assert len(texts) == 2 * 2 * openings * (1 + len(built.inputs.names))
     assert {text["vector"] for text in texts} >= {"none", "direction calm", "features sad", "isotropic"}
-    rows = [row for row in card["samples"] if row["concept"] == "calm" and row["score"] == "probe"]
-    assert len(rows) == 2 * 3
-    assert all(np.isfinite(row["perplexity_ratio"]) and 0 <= row["repetition"] <= 1 for row in rows)
+    samples = result.table("samples").query("concept == 'calm' and score == 'probe'")
+    assert len(samples) == 2 * 3
+    assert np.isfinite(samples["perplexity_ratio"]).all()
+    assert samples["repetition"].between(0, 1).all()
     assert "knockout_text_probe_above_controls_direction" in metrics
     # Sampled with the planted concept pushed, its words come; banned, they do not.
     words = planted.words[PLANTED]
@@ -334,23 +376,22 @@ def test_equal_divergence_compares_what_is_equally_far() -> None:
     assert at_divergence(effect, divergence, target=100.0)[0, 0] == 2.0
 
 
-def test_pooled_p_is_fair_and_knows_no_units() -> None:
+def test_the_diagonal_is_tested_against_labels_permuted_among_vectors() -> None:
     generator = np.random.default_rng(0)
-    scale = np.array([1.0, 100.0, 0.01] * 100)
-    null = generator.normal(size=(20, 300)) * scale + 5 * scale
-    p = pooled_p(generator.normal(size=300) * scale + 5 * scale, null)
-    assert abs((p <= 0.1).mean() - 0.1) < 0.06
-    effect = null.mean(axis=0) + 6 * null.std(axis=0)
-    assert pooled_p(effect, null).max() < 0.01
-    np.testing.assert_allclose(pooled_p(effect * 7, null * 7), pooled_p(effect, null))
+    p = [diagonal_p(generator.normal(size=(8, 8)) * np.arange(1, 9), 199, generator) for _ in range(300)]
+    assert np.mean(np.array(p) <= 0.1) == pytest.approx(0.1, abs=0.04)
+    own = generator.normal(size=(24, 24)) + 1.5 * np.eye(24)
+    assert diagonal_p(own, 999, generator) == 1 / 1000
+    # A vector that raises all words, and words that all vectors raise, say nothing of labels.
+    assert diagonal_p(np.add.outer(np.arange(6.0), np.arange(6.0)), 99, generator) == 1
 
 
-def test_what_does_nothing_is_no_outlier() -> None:
-    p = pooled_p(np.zeros(3), np.zeros((20, 3)))
-    assert (p == 1).all()
-    judged = judge([np.zeros(4)] * 3, np.zeros((20, 3)), np.random.default_rng(0))
-    assert not judged.above.any()
-    assert not judged.shown(0.05).any()
+def test_wrong_labels_set_what_is_to_be_expected_above_controls() -> None:
+    matrix = np.array([[9.0, 2.0, 0.0], [0.0, 9.0, 2.0], [0.0, 0.0, 9.0]])
+    assert expected_above(matrix, np.ones(3)) == pytest.approx(2 / 6)
+    derangements = [[1, 2, 0], [2, 0, 1]]
+    counted = [np.mean([matrix[row, column] > 1 for column, row in enumerate(order)]) for order in derangements]
+    assert expected_above(matrix, np.ones(3)) == pytest.approx(np.mean(counted))
 
 
 def test_wrong_vectors_and_valence_count_the_others() -> None:
@@ -443,6 +484,33 @@ def test_words_are_single_balanced_and_belong_to_one_concept(model_folder) -> No
         choose_words(tokenizer, ("c", "d"), {"c": ["zyxwv"], "d": ["zyxwv"]}, most=2)
 
 
+def test_words_have_the_tokens_of_running_text_with_a_space_mark_before_every_text() -> None:
+    """Llama 2's own tokenizer turns " sad" by itself into a lone space mark and a word."""
+    from tokenizers import Tokenizer, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["angry", "afraid", "felt", "("]
+    vocabulary, merges = {"<unk>": 0, "\u2581": 1}, {}
+    for letter in sorted(set("".join(words))):
+        vocabulary.setdefault(letter, len(vocabulary))
+    for word in words[:3]:
+        for end in range(1, len(word) + 1):
+            merges["\u2581" + word[: end - 1], word[end - 1]] = None
+            vocabulary.setdefault("\u2581" + word[:end], len(vocabulary))
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges), unk_token="<unk>"))
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>")
+    angry, mark = vocabulary["\u2581angry"], vocabulary["\u2581"]
+    assert tokenizer(" angry", add_special_tokens=False)["input_ids"] == [mark, angry]
+    scored = choose_words(tokenizer, ("afraid", "angry"), {}, most=3)
+    assert [each.tokens for each in scored] == [(vocabulary["\u2581afraid"],), (angry,)]
+    assert all(each.whole for each in scored)
+    # A candidate after "(" follows it without a space.
+    bare = continuation(tokenizer, "(", "angry")
+    assert bare[0] == vocabulary["a"]
+    assert mark not in bare
+
+
 def test_story_ends_are_whole_sentences_that_fit() -> None:
     def count(text: str) -> list[str]:
         return text.split()
@@ -459,76 +527,97 @@ class Measured:
 
     def __init__(self) -> None:
         generator = np.random.default_rng(0)
-        self.kinds = np.array(injected_kinds(0, 4, 20))
-        effect = 0.05 * generator.normal(size=(len(self.kinds), 1, 6, 4))
+        self.config = CausalConfig(strengths=(0.1,))
+        self.families = np.array([family for _, family in injected_vectors(self.config, CONCEPTS)])
+        effect = 0.05 * generator.normal(size=(len(self.families), 1, 6, 4))
         effect[0, :, :, 0] += 1.0
         self.effect, self.perplexity = effect, np.ones((8, 1))
         self.drop = 0.05 * generator.normal(size=(4, 3, 21, 4))
         self.drop[0, :, 0, 0] += 1.0
         self.base = np.zeros((4, 3, 4)) + np.eye(4)[:, None, :]
 
-    def verdicts(self) -> dict:
+    def summary(self) -> Summary:
         far = np.abs(self.effect).max(axis=-1)
-        injected = Injected(self.kinds, (0.1,), 0, self.effect, far, self.perplexity)
+        injected = Injected(self.families, (0.1,), 0, self.effect, far, self.perplexity)
         order = np.arange(3)
         ablated = [
             Ablated({"direction": drop, "feature": drop * 0}, {"feature": np.zeros(3)}, base, order, np.zeros(3, int))
             for drop, base in zip(self.drop, self.base, strict=True)
         ]
         ratings = {concept: {"valence": float(index)} for index, concept in enumerate(CONCEPTS)}
-        return summarise(CONCEPTS, injected, ablated, ratings, Rules(0.05, 1.5), np.random.default_rng(0))
+        return summarise(CONCEPTS, injected, ablated, ratings, self.config, np.random.default_rng(0))
+
+    def verdict(self, concept: str = "afraid", vector: str = "direction") -> dict:
+        found = self.summary().tables[tables.VERDICTS]
+        return next(row for row in found if (row["concept"], row["vector"]) == (concept, vector))
 
 
 def test_a_verdict_says_what_was_shown_and_of_whom() -> None:
-    found = Measured().verdicts()
-    first = found["verdicts"]["afraid"]
+    measured = Measured()
+    first = measured.verdict()
     assert (first["sufficient"], first["specific"], first["necessary"]) == (True, True, True)
     assert "sufficient and specific." in first["words"]
     assert ": necessary." in first["words"]
-    assert "does not fire in the held-out stories" in first["words"]
-    assert not first["feature"]["sufficient"]
+    feature = measured.verdict(vector="feature")
+    assert "does not fire in the held-out stories" in feature["words"]
+    assert not feature["sufficient"]
     for concept in CONCEPTS[1:]:
-        verdict = found["verdicts"][concept]
+        verdict = measured.verdict(concept)
         assert not (verdict["sufficient"] or verdict["specific"] or verdict["necessary"])
         assert "sufficiency not shown" in verdict["words"]
         assert "necessity not shown" in verdict["words"]
-    assert found["metrics"]["share_necessary_direction"] == 0.25
-    assert found["metrics"]["share_sufficient_direction_n"] == 4
+    metrics = measured.summary().metrics
+    assert metrics["share_necessary_direction"] == 0.25
+    assert metrics["share_sufficient_direction_n"] == 4
 
 
 def test_what_spoils_neutral_text_does_not_count() -> None:
     measured = Measured()
     measured.perplexity[0] = 2.0
-    first = measured.verdicts()["verdicts"]["afraid"]
-    assert first["direction"]["inject"]["shown"]
+    first = measured.verdict()
+    assert first["p_adjusted"] <= 0.05
     assert not first["sufficient"]
     assert "not counted, because neutral text becomes 2.0 times as perplexing" in first["words"]
 
 
-def test_words_raised_by_the_wrong_vectors_too_are_not_specific() -> None:
+def test_words_raised_by_a_wrong_vector_too_are_not_specific() -> None:
     measured = Measured()
     measured.effect[1, :, :, 0] += 1.5
-    first = measured.verdicts()["verdicts"]["afraid"]
-    assert first["sufficient"]
+    first = measured.verdict()
+    assert first["above_controls"]
+    assert not first["first"]
     assert not first["specific"]
-    assert "not specific" in first["words"]
 
 
-def test_an_effect_that_neighbours_in_valence_share_is_not_specific() -> None:
+def test_an_effect_that_words_of_like_valence_share_in_some_frames_is_not_specific() -> None:
     measured = Measured()
-    measured.effect[0, :, :, 1:] += 1.0
-    first = measured.verdicts()["verdicts"]["afraid"]
+    measured.effect[0, 0, :, 1:] += np.array([3.0, -3.0] * 3)[:, None]
+    first = measured.verdict()
     assert first["sufficient"]
+    assert first["first"]
+    assert first["beyond_valence_low"] < 0
     assert not first["specific"]
-    assert first["direction"]["beyond_valence"]["value"] < 0.1
 
 
 def test_stories_that_do_not_evoke_show_no_necessity() -> None:
     measured = Measured()
     measured.base[0, :, 0] = -1.0
-    first = measured.verdicts()["verdicts"]["afraid"]
-    assert not first["necessary"]
+    first = measured.verdict()
+    assert first["necessary"] is None
     assert "necessity cannot be judged" in first["words"]
+
+
+def test_directions_of_wrong_emotions_that_are_as_strong_take_the_verdict_away() -> None:
+    """Every vector raises every concept's words far above random controls: nothing is shown of any label."""
+    measured = Measured()
+    generator = np.random.default_rng(1)
+    measured.effect[:4] = 1 + 0.3 * generator.normal(size=(4, 1, 1, 4))
+    found = measured.summary()
+    rows = [row for row in found.tables[tables.VERDICTS] if row["vector"] == "direction"]
+    assert all(row["above_controls"] for row in rows)
+    assert not any(row["sufficient"] for row in rows)
+    assert {row["hardest_family"] for row in rows} == {"wrong_emotion"}
+    assert found.metrics["above_controls_expected_direction"] == 1
 
 
 def test_all_concepts_can_be_studied_at_once() -> None:

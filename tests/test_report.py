@@ -607,9 +607,7 @@ def results(root: Path, moment: str) -> dict[str, Any]:
         subspace=whole.subspace,
     )
     vars(opened["geometry"]).update(data=whole.geometry)
-    vars(opened["causal"]).update(
-        effects=whole.effects, matrix=whole.matrix, dose=whole.dose, verdicts=whole.verdicts, controls=whole.controls
-    )
+    vars(opened["causal"]).update(page_figures=whole)
     vars(opened["experiments"]).update(findings=whole.experiments)
     return opened
 

@@ -13,7 +13,7 @@ from affectlens.experiments.branching import Branching
 from affectlens.experiments.conditions import CONTROLS, number_of
 from affectlens.experiments.experiment import Experiment, RolloutConfig
 from affectlens.experiments.results import Cell
-from affectlens.interventions.inputs import Material
+from affectlens.interventions.inputs import random_families, token_sample
 from affectlens.model.partial import PartialForward
 from affectlens.model.subject import ModelConfig, Subject
 from affectlens.probing import control_vectors as controls
@@ -98,14 +98,8 @@ class Bench:
         wanted = [each.config.steering.controls for each in self.experiments.values() if each.config.steering]
         count = -(-max(wanted, default=0) // len(CONTROLS))
         directions = controls.unit_rows(self.directions.unit(self.layer))
-        material = Material(
-            self.layer, self.corpus, self.activations, self.sae, self.directions, self.match, 0, 1, 20, self.generator
-        )
-        return {
-            "isotropic": controls.isotropic(count, directions.shape[1], self.generator("isotropic")),
-            "covariance": controls.covariance_matched(count, material.token_rows, self.generator("covariance")),
-            "permuted": controls.permuted(count, directions, self.generator("permuted")),
-        }
+        rows = token_sample(self.activations, self.corpus, self.layer, self.generator("rows"))
+        return random_families(count, directions, rows, self.generator)
 
     @cached_property
     def _features(self) -> Float[np.ndarray, "concepts d_model"]:

@@ -69,7 +69,7 @@ def measure(bench: Bench, wanted: Sequence[Check]) -> dict[str, np.ndarray]:
     import numpy as np
 
     from affectlens.interventions.frames import choose_words, read_frames, read_lexicon
-    from affectlens.interventions.grid import Scorer, injection
+    from affectlens.interventions.scoring import Scorer, injection
 
     subject, frames = bench.subject, read_frames()
     words = choose_words(subject.tokenizer, bench.concepts, read_lexicon(), WORDS)

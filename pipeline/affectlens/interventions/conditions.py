@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from affectlens.interventions.config import CausalConfig
 
 Family = Literal[
     "none",
@@ -19,11 +22,20 @@ Family = Literal[
     "shuffled_direction",
     "shuffled_feature",
 ]
-"""``none`` is the model as it is; ``concept`` a studied concept's vector of the sort that an experiment steers by."""
+"""``none`` is the model as it is; ``concept`` a studied concept's vector of the sort that an experiment steers by.
+
+``random_feature`` are decoder rows of features that fire as often as the studied ones; ``shuffled_direction`` and
+``shuffled_feature`` are built as directions and found as features are, for labels shuffled within topics."""
 STUDIED: tuple[Family, ...] = ("direction", "feature", "features")
 """A concept's direction, its best SAE feature, its set of best features."""
 RANDOM: tuple[Family, ...] = ("isotropic", "covariance", "permuted")
 """Random vectors that have nothing to do with features, in the order in which they are taken in turn."""
+CONTROLS: Mapping[Family, tuple[Family, ...]] = {
+    "direction": (*RANDOM, "shuffled_direction"),
+    "feature": (*RANDOM, "random_feature", "shuffled_feature"),
+    "features": (*RANDOM, "random_feature", "shuffled_feature"),
+}
+"""What each family of studied vectors is held against, besides the vectors of the wrong emotions."""
 
 
 @dataclass(frozen=True)
@@ -44,3 +56,22 @@ class Condition:
 def grid(vectors: Sequence[tuple[str, Family]], strengths: Sequence[float]) -> tuple[Condition, ...]:
     """Every vector, given as (vector, family), at every strength; strengths change fastest."""
     return tuple(Condition(vector, family, strength) for vector, family in vectors for strength in strengths)
+
+
+def studied_families(feature_set: int) -> tuple[Family, ...]:
+    """What is studied of each concept; sets of features only when they have a size."""
+    return STUDIED if feature_set else STUDIED[:2]
+
+
+def injected_vectors(config: CausalConfig, concepts: Sequence[str]) -> list[tuple[str, Family]]:
+    """Every injected vector as (name, family): each studied family once a concept, then the controls by number.
+
+    Known without the vectors themselves, because the status of a study asks for parts and should answer at once.
+    """
+    vectors: list[tuple[str, Family]] = [
+        (concept, family) for family in studied_families(config.feature_set) for concept in concepts
+    ]
+    sizes: dict[Family, int] = dict.fromkeys((*RANDOM, "random_feature"), config.controls)
+    sizes |= dict.fromkeys(("shuffled_direction", "shuffled_feature"), config.shuffled_controls)
+    vectors += [(str(number), family) for family, size in sizes.items() for number in range(size)]
+    return vectors

@@ -1,12 +1,15 @@
-"""The study's section ``causal``: what is injected and ablated, where, how strongly, against what."""
+"""The study file's section on causal effects."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from affectlens.config import MERGE_ONLY, Config
+
+if TYPE_CHECKING:
+    from affectlens.interventions.judge import Rules
 
 
 class CausalConfig(Config):
@@ -30,18 +33,26 @@ class CausalConfig(Config):
     """Most words a concept is scored by."""
     controls: int = Field(default=20, ge=20)
     """Control vectors of each family: isotropic, covariance-matched, permuted, frequency-matched random features."""
+    shuffled_controls: int = Field(default=12, ge=3)
+    """Directions built from stories with their labels shuffled within topics, and features found for such labels."""
     stories: int = Field(default=3, ge=1)
     """Held-out stories per concept whose ends are read before ablation."""
     story_tokens: int = Field(default=24, ge=4)
     """Tokens of a story's end, whole sentences as far as they fit."""
     ablation_controls: int = Field(default=20, ge=20)
-    """Controls of each ablation, taken in turn from the families of controls."""
+    """Controls of each ablation, taken in turn from the families of random vectors."""
     neutral_texts: int = Field(default=2, ge=1)
     """Neutral texts on which the perplexity under injection is measured."""
     perplexity_limit: float = Field(default=1.5, gt=1, json_schema_extra=MERGE_ONLY)
     """A result counts while the perplexity on neutral text is at most so many times what it was."""
     level: float = Field(default=0.05, gt=0, lt=1, json_schema_extra=MERGE_ONLY)
-    """Error rate of the verdicts, after correction over concepts."""
+    """Error rate of the verdicts, after Benjamini-Hochberg over concepts."""
+    wrong_share: float = Field(default=0.05, ge=0, lt=1, json_schema_extra=MERGE_ONLY)
+    """A vector is specific while at most this share of the other concepts' vectors move its words as far."""
+    valence_neighbours: int = Field(default=3, ge=1, json_schema_extra=MERGE_ONLY)
+    """Concepts of like valence that a concept's words are compared with."""
+    permutations: int = Field(default=9999, ge=19, json_schema_extra=MERGE_ONLY)
+    """Of the labels among vectors; the smallest p of the whole diagonal is 1 / (permutations + 1)."""
     readout_layer: int | None = None
     """A cached layer above, where the concept's own direction is read under injection; nothing by default."""
     samples: int = Field(default=0, ge=0)
@@ -58,6 +69,13 @@ class CausalConfig(Config):
     """Size of the slices of concepts that are ablated and resumed as one."""
     tokens_per_batch: int = Field(default=2048, ge=1)
     """Most tokens that go through the model at once. Belongs to the part, not to the machine."""
+
+    @property
+    def rules(self) -> Rules:
+        """When a claim of one vector counts as shown."""
+        from affectlens.interventions.judge import Rules
+
+        return Rules(level=self.level, correction="benjamini_hochberg", perplexity_limit=self.perplexity_limit)
 
     @model_validator(mode="after")
     def _consistent(self) -> CausalConfig:

@@ -32,7 +32,7 @@ class ConceptWords:
 
     Attributes:
         words: as written in the lexicon.
-        tokens: one token of each, with the leading space.
+        tokens: one token of each, as the word is tokenised in the middle of a sentence.
         whole: whether the tokens are the whole words; else they are first pieces.
         shared: whether a word of another concept begins with a token too, because this one has none of its own.
     """
@@ -49,7 +49,7 @@ def choose_words(
 ) -> list[ConceptWords]:
     """The words by which each concept is scored.
 
-    Words are single tokens with a leading space. Words that two of the concepts share are dropped. Of more than
+    Words are single tokens in the middle of a sentence. Words that two of the concepts share are dropped. Of more than
     ``most``, those stay whose token ids are nearest to the median over all concepts on a logarithmic scale: merges
     are learned in the order of frequency, so this balances how common the concepts' words are. A concept without a
     whole word is scored by the first pieces of its words, as far as they point to no other concept; where all of them

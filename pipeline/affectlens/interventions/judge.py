@@ -1,28 +1,28 @@
 """The one judge of the project: does a vector do more than the vectors it is held against?
 
-A *claim* says that a vector moves an outcome to one side. The claim has one confirmatory statistic and that statistic
-has one p. The rule:
+A *claim* says that a vector moves an outcome to one side. The claim has one confirmatory statistic, its mean effect
+over groups of contexts (frames, scenarios, topics), and that statistic has one p. The rule:
 
 1. Controls come in families: random vectors (isotropic, covariance-matched, permuted), random features, directions of
    shuffled labels, and the vectors of the *wrong* emotions.
-2. The effect of a vector is its mean over groups of contexts (frames, scenarios, topics). It is standardised by each
-   family, as a prediction of one new member: less the family's mean, over its standard deviation times
-   sqrt(1 + 1/m). The statistic is the smallest of these standardised effects: a vector is as far out as it is from
-   the family that it is least far from.
-3. Every control gets the same statistic; in its own family it is standardised by the others. The p of a family is
-   (b + 1) / (m + 1), b of its m members reaching the claim's statistic (Phipson & Smyth 2010).
-4. The p of the claim is the largest over the families. The claim says that the vector is a member of *none* of them,
+2. The effect is standardised by each family, as a prediction of one new member: less the family's mean, over its
+   standard deviation times sqrt(1 + 1/m). That t value is turned into the normal score of the same tail, so that
+   families of different size can be compared. The family's null are its own members, each standardised by the others
+   in the same way. The p of the family is (b + 1) / (m + 1), b of its m null values being at least as large
+   (Phipson & Smyth 2010).
+3. The p of the claim is the largest over the families. The claim says that the vector is a member of *none* of them,
    so the test is an intersection-union test (Berger 1982): its level holds if the vector is like any one of the
    families, however strong it is beside the others. A wrong emotion's vector moves words almost twice as far as a
    random vector of its norm; beside random vectors alone it would pass five times too often.
-5. All claims judged together are one family of tests, corrected by Holm or Benjamini-Hochberg.
-6. A claim is *shown* when its corrected p is at most the level. The interval over groups, the power and the rank among
+4. All claims judged together are one family of tests, corrected by Holm or Benjamini-Hochberg.
+5. A claim is *shown* when its corrected p is at most the level. The interval over groups, the power and the rank among
    the controls are printed beside the verdict. They are no further conditions.
 
-Where a family has too few members for a p that survives the correction, families that are short in this way are
-counted together: standardised effects are taken to be alike from family to family. Where every claim has controls
-measured on its own outcome (each concept's own words), ``pool=True`` counts the controls of all claims in the same
-manner.
+Where a family has too few null values for a p that survives the correction, families that are short in this way are
+counted together, and with the next longer ones until they are enough: scores are taken to be alike from family to
+family. Where every claim has controls measured on its own outcome (each concept's own words), ``pool=True`` takes the
+null over all claims in the same manner. Families that are alike by construction may be handed over as one: the largest
+p over many small families is a cautious one.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Verdict:
         p_adjusted: after correction over the claims judged together.
         floor: the least p that the controls allow.
         family: the family that gives ``p``.
-        standardised: per family the effect in standard deviations of a new member.
+        standardised: per family the normal score of the effect.
         family_p: per family its p; ``p`` is the largest.
         threshold: the mean effect from which this claim alone would be shown after correction.
         controls: members of all families.
@@ -189,11 +189,11 @@ def judge(claims: Sequence[Claim], rules: Rules, *, pool: bool = False) -> list[
     tests = sum(bool(own) and math.isfinite(mean) for own, (mean, *_) in zip(families, intervals, strict=True))
     nulls = _nulls(families, math.ceil(max(tests, 1) / rules.level) - 1, pool=pool)
     scores = [
-        {name: float(family.standardise(np.array([mean]))[0]) for name, family in own.items()}
+        {name: float(family.scores(np.array([mean]))[0]) for name, family in own.items()}
         for own, (mean, *_) in zip(families, intervals, strict=True)
     ]
     family_p = [
-        {name: float(permutation_p(min(own.values()), values)[0]) for name, values in null.items()}
+        {name: float(permutation_p(score, null[name])[0]) for name, score in own.items()}
         for own, null in zip(scores, nulls, strict=True)
     ]
     p = np.array([max(own.values(), default=math.nan) for own in family_p])
@@ -283,16 +283,26 @@ class _Family:
     Attributes:
         centre: their mean; 0 where their signs mean nothing.
         spread: standard deviation of a new member around ``centre``.
-        null: the statistic of every member.
+        degrees: of freedom of ``spread``.
+        null: the normal score of every member among the others.
     """
 
     centre: float
     spread: float
+    degrees: int
     null: Float[np.ndarray, "members"]
 
-    def standardise(self, effects: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-        """Effects in standard deviations of a new member."""
-        return _ratio(effects - self.centre, np.full(len(effects), self.spread))
+    def scores(self, effects: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+        """Normal scores of effects, as new members."""
+        return _normal_scores(effects - self.centre, np.full(len(effects), self.spread), self.degrees)
+
+    def effect(self, score: float) -> float:
+        """The effect that has a normal score: the inverse of :meth:`scores`."""
+        from scipy.special import ndtr, stdtrit
+
+        if not self.spread > 0:
+            return self.centre
+        return self.centre + self.spread * math.copysign(float(-stdtrit(self.degrees, ndtr(-abs(score)))), score)
 
 
 def _families(claim: Claim) -> dict[str, _Family]:
@@ -303,20 +313,7 @@ def _families(claim: Claim) -> dict[str, _Family]:
     large = {name: values for name, values in members.items() if len(values) >= SMALLEST_FAMILY}
     if sum(map(len, small)) >= SMALLEST_FAMILY:
         large["others"] = np.concatenate(small)
-    families = {name: _family(values, symmetric=claim.symmetric) for name, values in large.items()}
-    if claim.symmetric:
-        large = {name: np.concatenate([values, -values]) for name, values in large.items()}
-    # `null` holds members standardised by their own family so far; the statistic is the smallest over all families.
-    return {
-        name: replace(
-            family,
-            null=np.min(
-                [family.null, *(other.standardise(large[name]) for key, other in families.items() if key != name)],
-                axis=0,
-            ),
-        )
-        for name, family in families.items()
-    }
+    return {name: _family(values, symmetric=claim.symmetric) for name, values in large.items()}
 
 
 def _family(values: Float[np.ndarray, "members"], *, symmetric: bool) -> _Family:
@@ -324,27 +321,38 @@ def _family(values: Float[np.ndarray, "members"], *, symmetric: bool) -> _Family
     count = len(values)
     if symmetric:
         squares = values**2
-        null = _ratio(values, np.sqrt((squares.sum() - squares) / (count - 1)))
-        return _Family(0.0, math.sqrt(squares.mean()), np.concatenate([null, -null]))
+        null = _normal_scores(values, np.sqrt((squares.sum() - squares) / (count - 1)), count - 1)
+        return _Family(0.0, math.sqrt(squares.mean()), count, np.concatenate([null, -null]))
     centre, variance = float(values.mean()), float(values.var(ddof=1))
     rest = (values.sum() - values) / (count - 1)
     # The variance of the others follows from that of all without leaving each out in turn.
     squares = variance * (count - 1) - (values - centre) ** 2 * count / (count - 1)
     others = np.sqrt(np.maximum(squares, 0) / (count - 2) * (1 + 1 / (count - 1)))
-    return _Family(centre, math.sqrt(variance * (1 + 1 / count)), _ratio(values - rest, others))
+    null = _normal_scores(values - rest, others, count - 2)
+    return _Family(centre, math.sqrt(variance * (1 + 1 / count)), count - 1, null)
 
 
-def _ratio(above: Float[np.ndarray, "n"], below: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    """0 where there is nothing to be divided: a vector that does nothing, like its controls, is no outlier."""
-    spread = below > 0
-    ratio = np.divide(above, below, out=np.zeros_like(above, dtype=float), where=spread)
-    return np.where(spread | (above == 0), ratio, np.copysign(np.inf, above))
+def _normal_scores(
+    deviations: Float[np.ndarray, "n"], spread: Float[np.ndarray, "n"], degrees: int
+) -> Float[np.ndarray, "n"]:
+    """Normal deviates with the tails of t values; 0 for what does nothing beside controls that do nothing."""
+    from scipy.special import ndtri, stdtr
+
+    known = spread > 0
+    t = np.divide(deviations, spread, out=np.zeros_like(deviations, dtype=float), where=known)
+    t = np.where(known | (deviations == 0), t, np.copysign(np.inf, deviations))
+    # From the smaller tail, which keeps its digits.
+    return np.copysign(-ndtri(stdtr(degrees, -np.abs(t))), t)
 
 
 def _nulls(
     families: Sequence[Mapping[str, _Family]], needed: int, *, pool: bool
 ) -> list[dict[str, Float[np.ndarray, "values"]]]:
-    """Per claim and family the null values; families with fewer than ``needed`` of them share theirs."""
+    """Per claim and family the null values.
+
+    Families with fewer than ``needed`` of them share theirs; where all of these are too few together, the next longer
+    families are counted with them.
+    """
     pooled: dict[str, np.ndarray] = {}
     if pool:
         names = dict.fromkeys(name for own in families for name in own)
@@ -352,21 +360,25 @@ def _nulls(
     nulls = []
     for own in families:
         values = {name: pooled[name] if pool else family.null for name, family in own.items()}
-        short = [null for null in values.values() if len(null) < needed]
-        shared = np.concatenate(short) if short else np.empty(0)
-        nulls.append({name: null if len(null) >= needed else shared for name, null in values.items()})
+        shared: list[np.ndarray] = []
+        together = set()
+        for name in sorted(values, key=lambda name: len(values[name])):
+            enough = sum(map(len, shared)) >= needed if shared else False
+            if len(values[name]) < needed or (shared and not enough):
+                shared.append(values[name])
+                together.add(name)
+        nulls.append({name: np.concatenate(shared) if name in together else null for name, null in values.items()})
     return nulls
 
 
 def _threshold(
     families: Mapping[str, _Family], nulls: Mapping[str, Float[np.ndarray, "values"]], level: float
 ) -> float:
-    """The effect from which the largest p over the families is at most ``level``; NaN without families."""
-    least = -math.inf
-    for null in nulls.values():
-        reaching = math.floor(level * (len(null) + 1) + 1e-9) - 1
+    """The effect from which p is at most ``level`` against every family; NaN without families."""
+    effects = []
+    for name, family in families.items():
+        reaching = math.floor(level * (len(nulls[name]) + 1) + 1e-9) - 1
         if reaching < 0:
             return math.inf
-        least = max(least, float(np.sort(null)[len(null) - 1 - reaching]))
-    effects = [family.centre + (family.spread * least if family.spread > 0 else 0.0) for family in families.values()]
+        effects.append(family.effect(float(np.sort(nulls[name])[len(nulls[name]) - 1 - reaching])))
     return max(effects, default=math.nan)

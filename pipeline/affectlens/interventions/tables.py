@@ -1,132 +1,139 @@
-"""What sampled text says under an intervention: how it reads to probes and how well it is still written."""
+"""The tables of causal effects: what a row is, its columns and units, which metric is the mean of which column."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from affectlens.results import Average, Column, Heatmap, Line, Table, flag, number, text
 
-import numpy as np
-from jaxtyping import Float
-
-from affectlens.interventions.effects import Judged, is_control, judge
-from affectlens.interventions.vector_kinds import STUDIED
-from affectlens.model.reading import Site
-from affectlens.model.sampling import repetition
-from affectlens.model.subject import Subject
-from affectlens.probing.methods import Linear, Vocabulary
-
-if TYPE_CHECKING:
-    import torch
-
-PLAIN = "plain"
-"""The kind of the row that is sampled without intervention."""
-SCORES = ("probe", "vocabulary")
+CONCEPT = text("concept", "studied concept")
+VECTOR = text("vector", "family of the vector: direction, feature (best SAE feature), features (set of the best)")
 
 
-@dataclass(frozen=True)
-class Reader:
-    """Reads finished text with the untouched model and with word counts.
-
-    Attributes:
-        subject: the model.
-        layer: where the probe reads.
-        probe: directions from held-out topics, which built nothing that is injected.
-        vocabulary: TF-IDF of the training stories.
-    """
-
-    subject: Subject
-    layer: int
-    probe: Linear
-    vocabulary: Vocabulary
-
-    def read(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
-        """Each continuation of one prompt by itself.
-
-        Returns:
-            ``probe`` and ``vocabulary``: scores of shape ``texts concepts``, each concept against the others, of
-            mean residuals over the new tokens and of the words; ``loss``: nats a token under the untouched model;
-            ``repetition``: share of three-token runs that repeat.
-        """
-        import torch
-
-        tokens = self.subject.pad([[*prompt, *text] for text in texts])
-        start = self.subject.lead + len(prompt)
-        site = Site(self.layer)
-        residual = self.subject.activations(tokens, [site])[site][:, start:].float().mean(dim=1)
-        with torch.no_grad():
-            logits = self.subject.bridge(tokens)[:, start - 1 : -1].float()
-        loss = logits.logsumexp(dim=-1) - logits.gather(-1, tokens[:, start:, None])[..., 0]
-        words = [self.subject.tokenizer.decode(text) for text in texts]
-        return {
-            "probe": _against_others(self.probe.scores(_numpy(residual))),
-            "vocabulary": _against_others(self.vocabulary.scores(words)),
-            "loss": _numpy(loss.mean(dim=1)),
-            "repetition": np.array([repetition(text) for text in texts], dtype=np.float32),
-        }
+def _judged(unit: str) -> tuple[Column, ...]:
+    """What the judge says of one claim."""
+    return (
+        number("effect", "mean over contexts, positive when in the expected direction", unit),
+        number("low", "lower end of the 95% interval over groups of contexts", unit),
+        number("high", "upper end", unit),
+        number("p", "against the control family that is hardest to exceed"),
+        number("p_adjusted", "after Benjamini-Hochberg over the concepts"),
+        number("p_floor", "least p that the controls allow"),
+        text("hardest_family", "the control family that gives p"),
+        number("control_mean", "mean effect of the control vectors", unit),
+        number("control_max", "largest effect of a control vector", unit),
+        flag("above_controls", "whether the effect is larger than that of every control vector"),
+    )
 
 
-def _against_others(scores: Float[np.ndarray, "texts concepts"]) -> Float[np.ndarray, "texts concepts"]:
-    others = max(1, scores.shape[1] - 1)
-    return (scores - (scores.sum(axis=1, keepdims=True) - scores) / others).astype(np.float32)
-
-
-def _numpy(values: torch.Tensor) -> np.ndarray:
-    return values.float().cpu().numpy()
-
-
-def summarise(
-    concepts: Sequence[str],
-    kinds: np.ndarray,
-    found: Mapping[str, Float[np.ndarray, "vectors openings ..."]],
-    generator: np.random.Generator,
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Table and metrics of sampled text.
-
-    Args:
-        kinds: of each row; one is ``PLAIN``.
-        found: what :meth:`Reader.read` gives, averaged over the samples of a vector and an opening.
-
-    Returns:
-        One row per concept, vector and score: the rise over text without intervention against that of the controls,
-        how much less likely the untouched model finds the text (a ratio of perplexities), and how much it repeats.
-    """
-    plain = kinds == PLAIN
-    rows: list[dict[str, Any]] = []
-    metrics: dict[str, float] = {}
-    ratio = np.exp((found["loss"] - found["loss"][plain]).mean(axis=1))
-    for vector in (kind for kind in dict.fromkeys(kinds.tolist()) if kind in STUDIED):
-        mine = kinds == vector
-        control = is_control(kinds, vector)
-        for score in SCORES:
-            rise = found[score] - found[score][plain]
-            judged = judge(
-                [rise[mine][index, :, index] for index in range(len(concepts))], rise[control].mean(axis=1), generator
-            )
-            rows += [
-                _row(concept, vector, score, judged, index)
-                | {
-                    "perplexity_ratio": float(ratio[mine][index]),
-                    "repetition": float(found["repetition"][mine][index].mean()),
-                    "plain_repetition": float(found["repetition"][plain].mean()),
-                }
-                for index, concept in enumerate(concepts)
-            ]
-            metrics[f"text_{score}_above_controls_{vector}"] = float(judged.above.mean())
-    return rows, metrics
-
-
-def _row(concept: str, vector: str, score: str, judged: Judged, index: int) -> dict[str, Any]:
-    return {
-        "concept": concept,
-        "vector": vector,
-        "score": score,
-        "rise": float(judged.effect[index]),
-        "low": float(judged.low[index]),
-        "high": float(judged.high[index]),
-        "control_mean": float(judged.control_mean[index]),
-        "control_max": float(judged.control_max[index]),
-        "p": float(judged.p[index]),
-        "p_adjusted": float(judged.p_adjusted[index]),
-        "above_controls": bool(judged.above[index]),
-    }
+EFFECTS = Table(
+    name="effects",
+    description="One row per concept, vector, operation and strength.",
+    columns=(
+        CONCEPT,
+        VECTOR,
+        text("operation", "inject or ablate"),
+        number("strength", "in units of the mean residual norm; 1 for ablation"),
+        *_judged("nats"),
+    ),
+    key=("concept", "vector", "operation", "strength"),
+)
+MATRIX = Table(
+    name="matrix",
+    description="One row per vector injected at the reference strength and concept whose words are scored.",
+    columns=(
+        VECTOR,
+        text("injected", "concept whose vector is injected"),
+        text("measured", "concept whose words are scored against the other concepts' words"),
+        number("effect", "mean over frames", "nats"),
+    ),
+    key=("vector", "injected", "measured"),
+    charts=(Heatmap("matrix", row="injected", column="measured", value="effect", split="vector"),),
+)
+DOSE = Table(
+    name="dose",
+    description="One row per concept, vector and strength of injection.",
+    columns=(
+        CONCEPT,
+        VECTOR,
+        number("strength", "in units of the mean residual norm"),
+        number("effect", "mean over frames, on the concept's own words", "nats"),
+        number("divergence", "KL of the next token from the model as it is", "nats"),
+        number("perplexity_ratio", "perplexity on neutral text as a multiple of what it is"),
+    ),
+    key=("concept", "vector", "strength"),
+    charts=(Line("dose", x="strength", y="effect", series="concept", split="vector"),),
+)
+READOUT = Table(
+    name="readout",
+    description="One row per concept and vector: how far the concept's own reading downstream rises under injection.",
+    columns=(CONCEPT, VECTOR, *_judged("mean residual norms")),
+    key=("concept", "vector"),
+    averages=(Average("share_readout_above_controls_{vector}", "above_controls"),),
+)
+SAMPLES = Table(
+    name="samples",
+    description="One row per concept, vector and score of text that is sampled under injection.",
+    columns=(
+        text("kind", "sample, or knockout where the words of all studied concepts are banned"),
+        CONCEPT,
+        VECTOR,
+        text("score", "probe of held-out topics on the untouched model, or TF-IDF vocabulary"),
+        number("rise", "over text sampled without intervention, against the other concepts"),
+        *_judged("")[1:],
+        number("perplexity_ratio", "of the text under the untouched model, as a multiple of plain text's"),
+        number("repetition", "share of three-token runs that repeat", "share"),
+        number("plain_repetition", "the same without intervention", "share"),
+    ),
+    key=("kind", "concept", "vector", "score"),
+    averages=(Average("{kind}_text_{score}_above_controls_{vector}", "above_controls"),),
+)
+VERDICTS = Table(
+    name="verdicts",
+    description="One row per concept and vector: what was shown of it at the reference strength.",
+    columns=(
+        CONCEPT,
+        VECTOR,
+        number("strength", "of injection, in units of the mean residual norm"),
+        *_judged("nats"),
+        flag("above_controls_at_equal_divergence", "the same where all vectors move the next token equally far (KL)"),
+        flag("first", "whether no other concept's vector moves the concept's words as far"),
+        number("wrong_vectors", "share of the other concepts' vectors that move its words at least as far", "share"),
+        number("beyond_valence", "effect less that on the words of concepts of like valence", "nats"),
+        number("beyond_valence_low", "lower end of its 95% interval over frames", "nats"),
+        number("perplexity_ratio", "perplexity on neutral text as a multiple of what it is"),
+        flag("sufficient", "shown against every family of controls, wrong emotions among them, in fluent text"),
+        flag("specific", "and few wrong vectors as strong, and beyond concepts of like valence"),
+        number(
+            "ablation_effect", "fall of the concept's words in held-out stories when the vector is taken out", "nats"
+        ),
+        number("ablation_low", "lower end of the 95% interval over topics", "nats"),
+        number("ablation_high", "upper end", "nats"),
+        number("ablation_p_adjusted", "after Benjamini-Hochberg over the concepts"),
+        flag("evoked", "whether the held-out stories make the concept's words likelier"),
+        flag("necessary", "whether ablation is shown to lower them; empty where it could not be tested"),
+        text("words", "the verdict in a sentence"),
+    ),
+    key=("concept", "vector"),
+    averages=(
+        Average("effect_{vector}", "effect"),
+        Average("share_above_controls_{vector}", "above_controls"),
+        Average("share_above_controls_at_equal_divergence_{vector}", "above_controls_at_equal_divergence"),
+        Average("share_first_{vector}", "first"),
+        Average("share_sufficient_{vector}", "sufficient"),
+        Average("share_specific_{vector}", "specific"),
+        Average("share_necessary_{vector}", "necessary"),
+        Average("perplexity_ratio_{vector}", "perplexity_ratio"),
+    ),
+)
+CONTROLS = Table(
+    name="controls",
+    description="One row per vector, operation and family of controls.",
+    columns=(
+        VECTOR,
+        text("operation", "inject or ablate"),
+        text("family", "of control vectors"),
+        number("members", "control vectors of the family"),
+        number("p_floor", "least p that the family allows, its null taken over all concepts"),
+    ),
+    key=("vector", "operation", "family"),
+)
+TABLES = (EFFECTS, MATRIX, DOSE, READOUT, SAMPLES, VERDICTS, CONTROLS)

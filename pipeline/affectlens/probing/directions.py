@@ -77,6 +77,14 @@ class Directions:
 
         return unit_rows(self.vectors(layer))
 
+    def raw(self, layer: int) -> Float[np.ndarray, "concepts d_model"]:
+        """Differences of means with the neutral components still in them."""
+        return self._arrays[f"layers.{layer}.raw"]
+
+    def neutral(self, layer: int) -> Float[np.ndarray, "components d_model"]:
+        """The orthonormal components of neutral text that were projected out."""
+        return self._arrays[f"layers.{layer}.neutral"]
+
     def centre(self, layer: int) -> Float[np.ndarray, "d_model"]:
         """What is taken from an activation before it is read: the mean over concepts of the training stories."""
         return self._arrays[f"layers.{layer}.centre"]

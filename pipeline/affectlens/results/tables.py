@@ -82,12 +82,13 @@ class Average:
 
 @dataclass(frozen=True)
 class Line:
-    """A line chart over a table: one line a value of ``series``."""
+    """A line chart over a table: one line a value of ``series``; one chart a value of ``split``."""
 
     name: str
     x: str
     y: str
     series: str = ""
+    split: str = ""
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,8 @@ class ReportStage(Stage[ReportConfig, Report]):
         from affectlens.report.evidence import Evidence
 
         corpus, store, sae = self.need(CorpusStage), self.need(ActivationsStage), self.need(SaeStage)
-        directions, comparison, causal = self.need(DirectionsStage), self.need(CompareStage), self.need(CausalStage)
+        directions, comparison = self.need(DirectionsStage), self.need(CompareStage)
+        causal = self.need(CausalStage).page_figures
         folders = {name: result_folder(Path(self._results[name].folder)) for name in self.needs}
         records = {name: manifest.read(folder) or {} for name, folder in folders.items()}
         metrics = {

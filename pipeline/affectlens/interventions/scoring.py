@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from affectlens.interventions.frames import ConceptWords
+from affectlens.interventions.frames import ConceptWords, read_frames
 from affectlens.model.partial import Outcome, PartialForward
 from affectlens.model.steering import Edit, Span, add, project_out, set_features
 
@@ -225,20 +225,20 @@ class Scorer:
         import torch
 
         base, width = context.log_probabilities, context.tokens.shape[1]
-        own, divergence, readings = [], [], []
+        effects, divergence, readings = [], [], []
         for run in self._runs(rows, width):
             count = run.stop - run.start
             tokens, residual = context.tokens.expand(count, -1), context.residual.expand(count, -1, -1)
             outcome = self.upper.run(tokens, residual, edits(run, width), read=self._read)
             assert outcome.logits is not None
             change = torch.log_softmax(outcome.logits[:, -1], dim=-1) - base
-            own.append(_against_others(change[:, self._ids] @ self._means))
+            effects.append(_against_others(change[:, self._ids] @ self._means))
             divergence.append(-(base.exp() * change).sum(dim=-1))
             reading = self._readings(outcome)
-            if reading is not None:
+            if reading is not None and context.reading is not None:
                 readings.append(_against_others(reading - context.reading))
         reading = _numpy(torch.cat(readings)) if readings else None
-        return Scores(_numpy(torch.cat(own)), _numpy(torch.cat(divergence)), reading)
+        return Scores(_numpy(torch.cat(effects)), _numpy(torch.cat(divergence)), reading)
 
     @property
     def _read(self) -> list[int]:
@@ -270,6 +270,18 @@ class Scorer:
         step = max(1, self.tokens_per_batch // width)
         for start in range(0, rows, step):
             yield slice(start, min(rows, start + step))
+
+
+def perplexity_ratios(scorer: Scorer, edits: EditsOf, rows: int, texts: int) -> Float[np.ndarray, "rows"]:
+    """Perplexity under each of ``rows`` interventions on the first neutral texts, as a multiple of what it is without.
+
+    Perplexity is of all tokens of the texts together.
+    """
+    import numpy as np
+
+    encoded = [scorer.upper.subject.encode(text) for text in read_frames()["neutral"][:texts]]
+    gained = [scorer.losses(text, rows, edits) - scorer.losses(text, 1, None) for text in encoded]
+    return np.exp(np.average(gained, axis=0, weights=[len(text) for text in encoded])).astype(np.float32)
 
 
 def _against_others(own: Float[Tensor, "rows concepts"]) -> Float[Tensor, "rows concepts"]:
