@@ -59,6 +59,79 @@ def test_missing_and_broken_files_are_named(tmp_path: Path):
         Study.load(broken)
 
 
+def laughs() -> str:
+    """Aliases that multiply: nine lines that stand for 9 ** 9 values."""
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True):
+        lines.append(f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed: 2020-99-99", "a value that is none"),
+        ("seed: !!int abc", "a value that is none"),
+        ("seed: !!float abc", "a value that is none"),
+        ("name: !!timestamp abc", "a value that is none"),
+        ("seed: " + "9" * 5000, "a value that is none"),
+        ("seed: !!python/object:os.system {}", "could not determine a constructor"),
+        ("corpus: &a\n  emotions: *a", "an alias that holds itself"),
+        ("name: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("name: " + "[" * 60 + "]" * 60, "nested too deeply"),
+        ('cache: "a\\0b"', "NUL"),
+        (laughs(), "too many values"),
+        ("model: {layer: 1}\nseed: 1\nmodel: {layer: 2}", "line 3: the key `model` stands twice"),
+        ("sae:\n  k: 3\n  k: 4", "line 3: the key `k` stands twice"),
+    ],
+)
+def test_yaml_that_is_none_is_one_plain_sentence(tmp_path, text, said):
+    path = tmp_path / "study.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        Study.load(path)
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_byte_order_mark_is_skipped_and_other_encodings_are_named(study_values, write_study):
+    path = write_study(study_values)
+    plain = Study.load(path).config
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert Study.load(path).config == plain
+    path.write_bytes("name: caf\u00e9\nseed: 1\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"study\.yaml line 1: not UTF-8"):
+        Study.load(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("compute.workers=many", "`compute.workers: many`: expected a whole number, or choose 'auto'"),
+        ("corpus.emotions=3", "`corpus.emotions: 3`: expected a list"),
+        ("activations.means=perhaps", "expected true or false"),
+        ("sae=3", "`sae: 3`: expected a section"),
+        ("model.name=3", "`model.name: 3`: expected a text"),
+        ("causal.level=1", "must be less than 1"),
+        ("sae.load.pth=x", "unknown key `sae.load.pth`"),
+        ("tracking.tags=['']", "`tracking.tags.0: `: needs at least 1 character"),
+    ],
+)
+def test_values_of_another_kind_are_explained_in_plain_words(study_values, write_study, override, said):
+    with pytest.raises(ConfigError) as caught:
+        Study.load(write_study(study_values), [override])
+    assert said in str(caught.value)
+    for theirs in ("Input should", "valid ", "parse"):
+        assert theirs not in str(caught.value)
+
+
+def test_the_cache_may_lie_in_the_home_folder(study_values, write_study, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Study.load(write_study(study_values), ["cache=~/results"]).config.cache == tmp_path / "results"
+
+
 def test_overrides_are_read_as_yaml_and_leave_the_original_alone():
     original = {"sae": {"k": 8}}
     changed = apply_overrides(original, ["sae.k=16", "corpus.emotions=[calm, sad]", "model.name=embedded"])

@@ -79,7 +79,7 @@ def _plain(value: Any, depth: int, left: list[int]) -> Any:
     """A copy in which nothing is shared."""
     left[0] -= 1
     if left[0] < 0:
-        raise yaml.YAMLError("too many values; do aliases multiply?")
+        raise yaml.MarkedYAMLError(problem="too many values; do aliases multiply?")
     if depth < 0:
         raise RecursionError
     if isinstance(value, dict):

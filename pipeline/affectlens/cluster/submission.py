@@ -204,7 +204,8 @@ def _merge(order: Order, node: Node) -> Job:
 def _job(order: Order, node: Node, does: Literal["parts", "merge", "both"], task: Task, workers: int) -> Job:
     study = node.study
     return Job(
-        values=study.config.model_dump(mode="json"),
+        # The type that `auto` means here holds for every node, or they would not share a fingerprint.
+        values={**study.config.model_dump(mode="json"), "model": study.model.model_dump(mode="json")},
         source=study.source,
         overrides=study.overrides,
         directory=str(Path.cwd()),

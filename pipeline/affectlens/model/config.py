@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -174,6 +175,8 @@ def identity(config: ModelConfig, digest: Callable[[Path], str] = file_digest) -
         return "folder:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
     if path is not None:
         return f"hub:{config.name}@{path.name}"
+    if config.revision is not None and re.fullmatch(r"[0-9a-f]{40}", config.revision):
+        return f"hub:{config.name}@{config.revision}"
     from huggingface_hub import HfApi
 
     try:
