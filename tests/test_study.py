@@ -16,7 +16,7 @@ from affectlens.model.config import ModelConfig, Shape, default_layer, dtype_nam
 from affectlens.sae.formats import content
 from affectlens.sae.source import EMBEDDED as EMBEDDED_SAE
 from affectlens.settings import Resources
-from affectlens.stage import Part, Stage, register, registered
+from affectlens.stage import Stage, register, registered
 from affectlens.study import STAGES, ClusterConfig, Study, StudyConfig
 from pydantic import Field
 
@@ -26,7 +26,7 @@ PLUGIN = '''
 import json
 
 from affectlens.config import Config
-from affectlens.stage import Stage, register
+from affectlens.stage import Part, Stage, register
 
 
 class WordsConfig(Config):

@@ -30,9 +30,7 @@ def test_every_stage_has_its_rooms():
 
 def test_comments_and_docstrings_are_no_code():
     plain = "def f(x):\n    return x + 1\n\nLEAST = 3\n"
-    told = (
-        '"""A module."""\n\ndef f(x):\n    """Add."""\n    # so\n    return x + 1\n\nLEAST = 3\n"""Why."""\n'
-    )
+    told = '"""A module."""\n\ndef f(x):\n    """Add."""\n    # so\n    return x + 1\n\nLEAST = 3\n"""Why."""\n'
     assert code(ast.parse(plain)) == code(ast.parse(told))
     assert code(ast.parse(plain)) != code(ast.parse(plain.replace("+ 1", "+ 2")))
     assert code(ast.parse('def f():\n    """Only a docstring."""\n')) == code(ast.parse("def f():\n    pass\n"))
