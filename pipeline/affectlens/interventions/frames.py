@@ -11,6 +11,7 @@ from typing import Any
 
 from affectlens.corpus.texts import EMBEDDED
 from affectlens.errors import UserError
+from affectlens.model.tokens import token_ids_after
 
 SENTENCE_END = re.compile(r"""(?<=[.!?])\s+|(?<=[.!?]['"])\s+""")
 
@@ -59,11 +60,9 @@ def choose_words(
     Raises:
         UserError: two concepts that would be scored by the very same tokens.
     """
-    from affectlens.model.tokens import encode_following
-
     lists = {concept: list(dict.fromkeys(lexicon.get(concept) or [concept])) for concept in concepts}
     uses = Counter(word for words in lists.values() for word in words)
-    pieces = {word: encode_following(tokenizer, " " + word) for words in lists.values() for word in words}
+    pieces = {word: token_ids_after(tokenizer, "felt", " " + word) for words in lists.values() for word in words}
     own = {
         concept: [word for word in words if uses[word] == 1 and len(pieces[word]) == 1]
         for concept, words in lists.items()

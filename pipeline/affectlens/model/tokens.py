@@ -103,6 +103,20 @@ def pad(rows: Sequence[Sequence[int]], device: str, *, left: bool = False) -> In
     return torch.tensor(filled, dtype=torch.long, device=device)
 
 
+def token_ids_after(tokenizer: Any, before: str, text: str) -> list[int]:
+    """Token ids of a text where it continues another one.
+
+    Some tokenizers put a space mark before whatever they are given, so that a word by itself begins with the mark
+    alone. In its context the word has the tokens that a model would write. Where the first characters merge with the
+    last ones of ``before``, whose tokens are fixed, the text's own tokens are returned.
+    """
+    context = tokenizer(before, add_special_tokens=False)["input_ids"]
+    together = tokenizer(before + text, add_special_tokens=False)["input_ids"]
+    if together[: len(context)] == context and len(together) > len(context):
+        return together[len(context) :]
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 def tokenise(tokenizer: Any, document: Document, positions: Sequence[str] = ()) -> Text:
     """The token ids of a plain text or a chat.
 
