@@ -272,7 +272,7 @@ class Stage(ABC, Generic[C, A]):
         return {}
 
     @classmethod
-    def contents(cls, study: Any, digest: Callable[[Path], str]) -> dict[str, str]:
+    def contents(cls, study: StudySettings, digest: Callable[[Path], str]) -> dict[str, str]:
         """What else the stage reads from outside the cache, by role, as digests of the content that counts.
 
         For files of which only some fields count, and for models, whose content is not a path.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from affectlens import settings
 from affectlens.config import read_yaml, validate
 from affectlens.settings import Resources
 from affectlens.stage import registered
@@ -15,7 +16,7 @@ BUILT_IN: dict[str, Any] = {"default": {"time": "1:00:00"}, "merge": {"gpus": 0}
 """Below every profile; what one stage needs besides is :attr:`affectlens.stage.Stage.resources`."""
 
 
-def read_profile(path: Path) -> ClusterConfig:
+def read_profile(path: Path) -> settings.ClusterConfig:
     """A site profile: the keys of the study's section ``cluster``, at the top of a file of their own.
 
     Raises:
@@ -24,7 +25,7 @@ def read_profile(path: Path) -> ClusterConfig:
     return validate(ClusterConfig, read_yaml(path), str(path))
 
 
-def settle(study: ClusterConfig, profile: ClusterConfig | None = None) -> ClusterConfig:
+def settle(study: settings.ClusterConfig, profile: settings.ClusterConfig | None = None) -> settings.ClusterConfig:
     """The study's section over the profile over what is built in, key by key."""
     merged = BUILT_IN | {stage.name: stage.resources.model_dump(exclude_unset=True) for stage in registered()}
     for layer in (profile, study):
@@ -33,7 +34,7 @@ def settle(study: ClusterConfig, profile: ClusterConfig | None = None) -> Cluste
     return type(study).model_validate({name: merged[name] for name in merged if name in type(study).model_fields})
 
 
-def resources(settled: ClusterConfig, section: str) -> Resources:
+def resources(settled: settings.ClusterConfig, section: str) -> Resources:
     """What the jobs of a stage (or ``merge``) ask for: its own section over ``default``."""
     own, common = getattr(settled, section), settled.default
     return Resources.model_validate(_over(common.model_dump(exclude_unset=True), own.model_dump(exclude_unset=True)))

@@ -84,7 +84,7 @@ class CompareStage(Stage[CompareConfig, Comparison]):
             raise ValueError("`compare.pursuit_steps`: give numbers from 1 up, ascending, each once")
 
     @classmethod
-    def identities(cls, study: StudySettings) -> dict[str, Identity]:
+    def identities(cls, study: StudySettings) -> Mapping[str, Identity]:
         found = {"ratings": ratings_path(study.compare.ratings), "lexicon": LEXICON}
         return found if study.compare.pairs == "none" else found | {"pairs": texts_path("pairs", study.compare.pairs)}
 
