@@ -21,23 +21,22 @@ LAYERS = (
     ("interventions",),
     ("circuits", "monitor", "shaping"),
     ("experiments",),
+    ("report",),
     ("stages",),
     ("study",),
     ("plan", "sweep"),
     ("run",),
-    ("tracking", "cluster", "report", "compare", "serve"),
+    ("tracking", "cluster", "compare", "serve"),
     ("cli", "console", "entry"),
 )
-"""From the ground up. A room may import rooms of its own layer and of those below."""
+"""From the ground up. A room imports rooms of its own layer and of those below. The report lies below the stages: one
+of them writes it, from results and nothing else."""
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 ABOVE_STAGES = ("study", "cli")
 """The only rooms that may import stages."""
 MODULE_LINES, FUNCTION_LINES = 500, 80
 
-KNOWN: set[tuple[str, str]] = {
-    ("stages.report", "report"),
-    ("stages.report", "run"),
-}
+KNOWN: set[tuple[str, str]] = set()
 """Edges (module, room) that still break the rule. One that is gone has to leave this list; no new one may enter."""
 KNOWN_CIRCULAR: set[tuple[str, str]] = {
     ("experiments.grade.local", "experiments.grade.judge"),

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from affectlens.results import Table
 
-RECORD = "part.json"
-"""What a finished part's folder holds besides what ``run_part`` wrote; the runner writes it."""
+RECORD, MANIFEST, METRICS = "part.json", "manifest.json", "metrics.json"
+"""What the runner writes beside what ``run_part`` wrote, and beside what ``finish`` wrote and returned."""
 LIVE = "live.jsonl"
 """A file of rows of figures that a part may append to in its folder while it runs, for example its loss; ``step`` is
 the x axis. It is shown while the part runs and is no part of the result."""

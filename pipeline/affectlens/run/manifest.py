@@ -18,10 +18,9 @@ from typing import Any
 
 from affectlens.errors import DamagedResult, UnreadableResult
 from affectlens.files import file_digest, sync_file, write_json
-from affectlens.stage import Metrics
+from affectlens.stage import MANIFEST, METRICS, Metrics
 
-NAME = "manifest.json"
-METRICS = "metrics.json"
+NAME = MANIFEST
 PART = "part.json"
 STAMP = "%Y-%m-%dT%H:%M:%SZ"
 RECORDED = ("torch", "transformers", "transformer-lens", "sae-lens", "numpy", "h5py", "scipy", "wandb")

@@ -12,8 +12,7 @@ from pydantic import Field
 
 from affectlens.config import Config
 from affectlens.errors import DamagedResult
-from affectlens.run import manifest
-from affectlens.stage import Metrics, Part, Progress, Stage, register
+from affectlens.stage import MANIFEST, METRICS, Metrics, Part, Progress, Stage, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.causal import CausalStage
 from affectlens.stages.compare import CompareStage
@@ -96,11 +95,10 @@ class ReportStage(Stage[ReportConfig, Report]):
         directions, comparison = self.need(DirectionsStage), self.need(CompareStage)
         causal = self.need(CausalStage).page_figures
         folders = {name: result_folder(Path(self._results[name].folder)) for name in self.needs}
-        records = {name: manifest.read(folder) or {} for name, folder in folders.items()}
-        metrics = {
-            name: json.loads((folder / manifest.METRICS).read_text(encoding="utf-8"))
-            for name, folder in folders.items()
+        records = {
+            name: json.loads((folder / MANIFEST).read_text(encoding="utf-8")) for name, folder in folders.items()
         }
+        metrics = {name: json.loads((folder / METRICS).read_text(encoding="utf-8")) for name, folder in folders.items()}
         return Evidence(
             model=shown_name(self.setting.model.name),
             layer=self.setting.model.layer,
@@ -160,7 +158,7 @@ def result_folder(folder: Path) -> Path:
         DamagedResult: neither holds a manifest.
     """
     for candidate in (folder, folder.parent):
-        if (candidate / manifest.NAME).is_file():
+        if (candidate / MANIFEST).is_file():
             return candidate
     raise DamagedResult(f"{folder}: the manifest of this result is gone; run its stage again with --mode force")
 
