@@ -15,7 +15,7 @@ MAKE_VENV = $(PYTHON) -m venv $(VENV)
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 endif
 
-.PHONY: run test install check clean browser
+.PHONY: run test install check clean clean-cache
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.run  ## install, then the main job on the embedded model
@@ -31,7 +31,13 @@ check: $(VENV)/.test  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# Asked before anything is installed, so that a wrong Python costs no minutes and leaves no environment behind.
 $(VENV)/bin/python:
+	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON): install Python 3.11 or newer, or name one, as in make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), but 3.11 or newer is needed: name one, as in make PYTHON=python3.12" >&2; exit 1; }
+ifndef UV
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module: install it (Debian, Ubuntu: apt install python3-venv), or install uv" >&2; exit 1; }
+endif
 	$(MAKE_VENV)
 
 $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
@@ -43,6 +49,8 @@ $(VENV)/.test: $(VENV)/.run
 	$(PIP) --constraint constraints.txt --editable ".[test,dev]"
 	touch $@
 
-clean:  ## remove the environment and every cached result
+clean:  ## remove the environment; results stay
 	rm -rf $(VENV) build *.egg-info
+
+clean-cache:  ## remove every cached result
 	find cache -mindepth 1 ! -name README.md -delete
