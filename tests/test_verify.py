@@ -57,7 +57,7 @@ SERVER.set_forkserver_preload(
 )
 
 
-def main_in_child(ready, source: str, said: Path, file_limit: int) -> None:
+def main_in_child(ready, source: str, said: Path, file_limit: int, stages: str) -> None:
     """``affectlens run`` in a process that begins with everything imported."""
     import contextlib
 
@@ -65,16 +65,16 @@ def main_in_child(ready, source: str, said: Path, file_limit: int) -> None:
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
-    sys.argv = ["affectlens", "run", source, "--stage", "activations"]
+    sys.argv = ["affectlens", "run", source, "--stage", stages]
     ready.set()
     with said.open("w") as stream, contextlib.redirect_stderr(stream):
         cli.main()
 
 
-def start(study: Study, said: Path, file_limit: int = resource.RLIM_INFINITY):
+def start(study: Study, said: Path, file_limit: int = resource.RLIM_INFINITY, stages: str = "activations"):
     """Such a process, begun."""
     ready = SERVER.Event()
-    child = SERVER.Process(target=main_in_child, args=(ready, study.source, said, file_limit))
+    child = SERVER.Process(target=main_in_child, args=(ready, study.source, said, file_limit, stages))
     child.start()
     assert ready.wait(120)
     return child
@@ -364,3 +364,39 @@ def test_killed_at_random_moments_it_always_ends_with_the_same_bytes(study_value
             assert command("verify", study.source)[0] == 0
         study.config.cache.rename(study.config.cache.with_name(f"attempt-{attempt}"))
     assert interrupted >= KILLS // 2
+
+
+@pytest.mark.slow
+def test_a_whole_study_that_is_killed_again_and_again_ends_with_the_same_bytes(study_values, write_study, tmp_path):
+    """``kill -9`` at random moments of one study, each run going on where the last one was killed."""
+    values = {
+        **study_values,
+        "sae": {"width": 64, "k": 8, "steps": 60, "batch": 64, "checkpoint_steps": 5, "health_rows": 200,
+                "health_texts": 1},
+        "match": {"permutations": 19, "random_saes": 1, "contexts": 1},
+        "directions": {"permutations": 19, "stability_draws": 5},
+    }  # fmt: skip
+    undisturbed = Study.load(write_study({**values, "cache": str(tmp_path / "undisturbed")}, "undisturbed.yaml"))
+    study = Study.load(write_study(values))
+    stages = ",".join(stage.name for stage in study.stages)
+    began = time.monotonic()
+    child = start(undisturbed, tmp_path / "said", stages=stages)
+    child.join()
+    assert child.exitcode == 0
+    length, moments, killed = time.monotonic() - began, random.Random(0), 0
+    while True:
+        child = start(study, tmp_path / "said", stages=stages)
+        if killed < KILLS:
+            child.join(moments.uniform(0, length / 4))
+            child.kill()
+        child.join()
+        if child.exitcode == 0:
+            break
+        assert child.exitcode == -signal.SIGKILL, (tmp_path / "said").read_text()
+        killed += 1
+    assert killed >= KILLS // 4
+    for stage in study.stages:
+        assert result_bytes(study.folder(stage)) == result_bytes(undisturbed.folder(stage)), stage.name
+        assert not Workspace(study, stage).locks.exists()
+        assert not Workspace(study, stage).partial.exists()
+    assert command("verify", study.source)[0] == 0
