@@ -106,7 +106,8 @@ class ShardWriter:
         """
         assert self._descriptor is not None
         start, size = self._places[name]
-        view = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+        flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        view = memoryview(flat)  # pyright: ignore[reportArgumentType]
         assert len(view) % size == 0
         rows = slice(row, row + len(view) // size)
         if rows.stop > len(self._written[name]) or self._written[name][rows].any():

@@ -127,9 +127,7 @@ class Branching:
         """float32, of the token after each of these positions."""
         import torch
 
-        logits = self._run(tree, lower, push, keep=places).logits
-        assert logits is not None
-        return torch.log_softmax(logits, dim=-1)
+        return torch.log_softmax(self._run(tree, lower, push, keep=places).logits, dim=-1)
 
     def branch_scores(
         self, tree: Tree, lower: Float[Tensor, "one positions d_model"], push: Push | None
@@ -150,7 +148,6 @@ class Branching:
         places = sorted({place for tree in trees for place in tree.places})
         tokens = torch.tensor(rows, device=subject.device)
         logits = self.upper.run(tokens, None, keep=places, **options).logits
-        assert logits is not None
         index = {place: number for number, place in enumerate(places)}
         found = []
         for row, tree in enumerate(trees):
@@ -192,9 +189,7 @@ class Branching:
         return max(gaps) < 0.1 * spread
 
     def _whole(self, tree: Tree) -> Float[Tensor, "positions vocabulary"]:
-        logits = self.upper.run(self._tokens(tree, 1), None, keep=None, **self._layout(tree)).logits
-        assert logits is not None
-        return logits[0]
+        return self.upper.run(self._tokens(tree, 1), None, keep=None, **self._layout(tree)).logits[0]
 
 
 def layout(tree: Tree, dtype: torch.dtype, device: str, width: int = 0) -> dict[str, Any]:

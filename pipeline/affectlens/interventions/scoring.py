@@ -210,7 +210,6 @@ class Scorer:
         tokens = self.upper.subject.pad([self.upper.subject.encode(text)])
         residual = self.upper.lower(tokens)
         outcome = self.upper.run(tokens, residual, read=self._read)
-        assert outcome.logits is not None
         return Context(tokens, residual, torch.log_softmax(outcome.logits[0, -1], dim=-1), self._readings(outcome))
 
     def contrast(self, log_probabilities: Float[Tensor, "rows vocabulary"]) -> Float[np.ndarray, "rows concepts"]:
@@ -230,7 +229,6 @@ class Scorer:
             count = run.stop - run.start
             tokens, residual = context.tokens.expand(count, -1), context.residual.expand(count, -1, -1)
             outcome = self.upper.run(tokens, residual, edits(run, width), read=self._read)
-            assert outcome.logits is not None
             change = torch.log_softmax(outcome.logits[:, -1], dim=-1) - base
             effects.append(_against_others(change[:, self._ids] @ self._means))
             divergence.append(-(base.exp() * change).sum(dim=-1))
@@ -260,7 +258,6 @@ class Scorer:
             count = run.stop - run.start
             made = edits(run, width) if edits else ()
             logits = self.upper.run(tokens.expand(count, -1), residual.expand(count, -1, -1), made, keep=None).logits
-            assert logits is not None
             target = tokens[:, 1:, None].expand(count, -1, -1)
             chosen = logits[:, :-1].gather(-1, target)[..., 0] - logits[:, :-1].logsumexp(dim=-1)
             found.append(-chosen.mean(dim=-1))

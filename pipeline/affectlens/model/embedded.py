@@ -62,9 +62,8 @@ def _convert(source: Path, folder: Path) -> None:
 
     parent, name = str(source.parent), source.name
     with contextlib.redirect_stderr(io.StringIO()):  # the reader of GGUF files draws a bar of its own
-        quantised, info = AutoModelForCausalLM.from_pretrained(
-            parent, gguf_file=name, dtype=torch.float32, output_loading_info=True
-        )
+        kind: Any = AutoModelForCausalLM
+        quantised, info = kind.from_pretrained(parent, gguf_file=name, dtype=torch.float32, output_loading_info=True)
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise UserError(f"{source}: the file lacks {len(missing)} weights ({', '.join(missing[:3])}); get it anew")

@@ -115,7 +115,7 @@ def load_weights(
     import torch
     import transformers
 
-    kind = transformers.AutoModelForCausalLM if head else transformers.AutoModel
+    kind: Any = transformers.AutoModelForCausalLM if head else transformers.AutoModel
     with loading(config), quiet(), torch.random.fork_rng():
         # Nothing should be drawn. If a library draws all the same, it draws the same every time.
         torch.manual_seed(0)

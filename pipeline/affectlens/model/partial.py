@@ -26,12 +26,12 @@ class Outcome:
     """What a pass gives.
 
     Attributes:
-        logits: float32, at the positions that were asked for; None if none were.
+        logits: float32, at the positions that were asked for.
         residuals: by layer, the residual stream after the edits, at all positions.
         cache: keys and values so far, if they are kept.
     """
 
-    logits: Float[Tensor, "rows kept vocabulary"] | None
+    logits: Float[Tensor, "rows kept vocabulary"]
     residuals: Mapping[int, Float[Tensor, "rows positions d_model"]]
     cache: Any = None
 
@@ -106,7 +106,7 @@ class PartialForward:
             output = bridge(tokens, **options)
         logits, cache = output if options.get("use_cache") else (output, None)
         if keep == 0:
-            logits = None
+            logits = tokens.new_zeros(len(tokens), 0, 0).float()
         elif keep is not None:
             logits = (logits[:, -keep:] if isinstance(keep, int) else self._at(logits, kept)).float()
         else:

@@ -267,7 +267,6 @@ class _Generation(Passes):
         repeated = {
             layer: values.repeat_interleave(self._samples, dim=0) for layer, values in outcome.residuals.items()
         }
-        assert outcome.logits is not None
         return Outcome(outcome.logits.repeat_interleave(self._samples, dim=0), repeated)
 
     @property
