@@ -12,10 +12,13 @@ import numpy as np
 import torch
 from affectlens.corpus.documents import Document
 from affectlens.experiments.config import ExperimentsConfig
+from affectlens.experiments.results import Measured
 from affectlens.model.subject import ModelConfig
 from affectlens.probing import control_vectors as controls
-from affectlens.stage import Setting
-from affectlens.stages.experiments import ExperimentsStage
+from affectlens.stage import Setting, Stage
+from affectlens.stages.conclude import ConcludeStage, Conclusions
+from affectlens.stages.grade import Grades, GradeStage
+from affectlens.stages.measure import Measurements, MeasureStage
 
 CONCEPTS = ("afraid", "calm", "proud", "sad")
 D, LAYER, NORM = 32, 1, 5.0
@@ -69,8 +72,8 @@ class Scripted:
         push = strength * NORM
         return (self.bias * SIZE + self.gain * push) / float(np.hypot(SIZE, push))
 
-    def stage(self, folder: Path, **config: Any) -> ExperimentsStage:
-        """The stage on this model, with experiments from ``folder``."""
+    def stage(self, folder: Path, **config: Any) -> MeasureStage:
+        """The stage that measures on this model, with experiments from ``folder``."""
         texts = documents()
         rows = np.random.default_rng(0).normal(size=(300, D)).astype(np.float32)
         corpus = SimpleNamespace(
@@ -94,7 +97,7 @@ class Scripted:
         }
         model = ModelConfig(name=str(self.folder), layer=LAYER, dtype="float32")
         setting = Setting(0, model, "cpu", 1, self.folder / "models")
-        return ExperimentsStage(ExperimentsConfig(folder=folder, **{"run": "all", **config}), setting, results)
+        return MeasureStage(ExperimentsConfig(folder=folder, **{"run": "all", **config}), setting, results)
 
 
 def documents() -> tuple[Document, ...]:
@@ -120,11 +123,40 @@ def write_experiment(root: Path, name: str, config: dict[str, Any], scenarios: S
     return folder
 
 
-def run_parts(stage: ExperimentsStage, folder: Path, order: int = 1) -> dict[str, Path]:
-    """Every part of the stage, in order or backwards; each into a folder of its own."""
+def run_parts(stage: Stage[Any, Any], folder: Path, order: int = 1) -> dict[str, Path]:
+    """Every part of a stage, in order or backwards; each into a folder of its own."""
     parts = {}
     for part in list(stage.parts())[::order]:
         parts[part.name] = folder / "parts" / part.name
         parts[part.name].mkdir(parents=True)
         stage.run_part(part, parts[part.name], lambda units: None)
     return {part.name: parts[part.name] for part in stage.parts()}
+
+
+class Finished:
+    """The three stages of the experiments, run to their end without the runner.
+
+    Attributes:
+        folder: holds a result folder for each stage.
+        metrics: of all three.
+        findings: what was concluded, an entry an experiment.
+    """
+
+    def __init__(self, measure: MeasureStage, folder: Path, order: int = 1) -> None:
+        self.folder = folder
+        opened: dict[str, Any] = {}
+        self.metrics: dict[str, float] = {}
+        made: list[tuple[Stage[Any, Any], type[Any]]] = [(measure, Measurements)]
+        made += [(GradeStage(measure.config, measure.setting, opened), Grades)]
+        made += [(ConcludeStage(measure.config, measure.setting, opened), Conclusions)]
+        for stage, result in made:
+            out = folder / stage.name
+            parts = run_parts(stage, out, order)
+            self.metrics |= stage.finish(parts, out)
+            opened[stage.name] = result(out)
+        self.findings = opened["conclude"].findings
+        self.concluding = made[-1][0]
+
+    def measured(self, name: str) -> Measured:
+        """Everything measured in one experiment, with its grades."""
+        return self.concluding.measured(name)

@@ -96,6 +96,12 @@ def test_the_profiles_that_come_along_are_right():
             assert settings.resources(settled, stage.name).time
 
 
+def test_the_section_of_the_last_release_is_read_with_a_warning():
+    with pytest.warns(FutureWarning, match="`measure` now"):
+        config = ClusterConfig.model_validate({"experiments": {"gpus": 1}})
+    assert config.measure.gpus == 1
+
+
 def test_mistakes_in_a_profile_are_one_line(tmp_path):
     profile = tmp_path / "site.yaml"
     profile.write_text("sae: {gpu: 1}\n", encoding="utf-8")

@@ -6,6 +6,8 @@ import csv
 import itertools
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +26,11 @@ from affectlens.model.partial import PartialForward
 from affectlens.model.subject import ModelConfig, Subject, load_tokenizer
 from affectlens.run import runner
 from affectlens.run.workspace import standing
-from affectlens.stages.experiments import NOTHING, Experiments, ExperimentsStage
+from affectlens.stages.conclude import ConcludeStage
+from affectlens.stages.grade import GradeStage
+from affectlens.stages.measure import NOTHING, MeasureStage
 from affectlens.study import Study
-from scripted import CONCEPTS, LAYER, NO, NORM, YES, Scripted, run_parts, write_experiment
+from scripted import CONCEPTS, LAYER, NO, NORM, YES, Finished, Scripted, write_experiment
 
 STRENGTHS = (-0.2, -0.1, 0.1, 0.2)
 STEERING = {"vectors": ["afraid", "calm"], "strengths": list(STRENGTHS), "rollout_controls": 3}
@@ -69,11 +73,10 @@ def scripted(model_folder, tmp_path_factory: pytest.TempPathFactory):
     return get
 
 
-def finished(stage, folder: Path, order: int = 1) -> tuple[dict[str, float], Experiments]:
-    """The stage run to its end, without the runner."""
-    parts = run_parts(stage, folder, order)
-    metrics = stage.finish(parts, folder)
-    return metrics, Experiments(folder)
+def finished(stage: MeasureStage, folder: Path, order: int = 1) -> tuple[dict[str, float], Finished]:
+    """The three stages run to their end, without the runner."""
+    done = Finished(stage, folder, order)
+    return done.metrics, done
 
 
 def blackmail(root: Path, **changes) -> Path:
@@ -165,48 +168,105 @@ SMALL = {
 }
 
 
-def test_an_interrupted_study_goes_on_where_it_stopped_and_two_workers_give_its_bytes(
-    study_values, write_study, tmp_path, monkeypatch
-):
-    """Through the runner: killed after its third part and run again, or shared by two processes."""
-    blackmail(tmp_path / "e")
-    values = {**study_values, **SMALL, "experiments": {"folder": str(tmp_path / "e"), "run": "all"}}
-    values["experiments"] |= {"scenarios_per_part": 16}
+STAGES = (MeasureStage, GradeStage, ConcludeStage)
+
+
+@contextmanager
+def computed() -> Iterator[dict[str, list[str]]]:
+    """Within, the parts of the three stages that are computed, by stage."""
+    names: dict[str, list[str]] = {stage.name: [] for stage in STAGES}
+
+    def recording(stage, run_part):
+        def record(self, part, out, progress):
+            names[stage.name].append(part.name)
+            run_part(self, part, out, progress)
+
+        return record
+
+    with pytest.MonkeyPatch.context() as patch:
+        for stage in STAGES:
+            patch.setattr(stage, "run_part", recording(stage, stage.run_part))
+        yield names
+
+
+def small_study(study_values, experiments: Path, **sections) -> dict:
+    values = {**study_values, **SMALL, "experiments": {"folder": str(experiments), "run": "all"}}
+    values["experiments"] |= {"scenarios_per_part": 16, "answers_per_part": 100}
     values["activations"] = {**study_values["activations"], "pooled_layers": [3]}
+    return values | sections
+
+
+def test_an_interrupted_study_goes_on_and_computes_again_only_what_reads_a_change(study_values, write_study, tmp_path):
+    """Through the runner: killed after its third part, run again, shared by two processes, changed in many ways."""
+    folder = blackmail(tmp_path / "e", readings=[{"name": "answer"}])
+    values = small_study(study_values, tmp_path / "e")
     runner.run(Study.load(write_study(values)), only=["match"])
     shutil.copytree(values["cache"], tmp_path / "second")
     once = Study.load(write_study(values))
-    measured, run_part = [], ExperimentsStage.run_part
 
-    def stopping(stage, part, out, progress):
-        if len(measured) == 3:
-            raise KeyboardInterrupt
-        measured.append(part.name)
-        run_part(stage, part, out, progress)
+    # Killed, and run again.
+    with computed() as first, pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        run_part = MeasureStage.run_part
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ExperimentsStage, "run_part", stopping)
-        runner.run(once, only=["experiments"])
-    again: list[str] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(ExperimentsStage, "run_part", lambda s, p, o, g: (again.append(p.name), run_part(s, p, o, g))[1])
-        runner.run(once, only=["experiments"])
-    assert len(measured) == 3 and not set(measured) & set(again)
+        def stopping(self, part, out, progress):
+            if len(first["measure"]) == 3:
+                raise KeyboardInterrupt
+            run_part(self, part, out, progress)
+
+        patch.setattr(MeasureStage, "run_part", stopping)
+        runner.run(once, only=["conclude"])
+    with computed() as again:
+        runner.run(once, only=["conclude"])
+    assert len(first["measure"]) == 3 and not set(first["measure"]) & set(again["measure"])
+    measured = {*first["measure"], *again["measure"]}
+    assert plan.experiments(once, standing(once, MeasureStage))[0].state == "done"
+
+    # Shared by two processes.
     shared = Study.load(write_study({**values, "cache": str(tmp_path / "second")}))
-    runner.run(shared, only=["experiments"], workers=2)
-    a, b = (study.folder(ExperimentsStage) for study in (once, shared))
-    records = ("manifest.json", "part.json")
-    names = [path.relative_to(a) for path in a.rglob("*") if path.is_file() and path.name not in records]
-    assert len([name for name in names if name.parts[0] != "parts"]) == 5
-    assert [name for name in names if (a / name).read_bytes() != (b / name).read_bytes()] == []
-    assert plan.experiments(once, standing(once, ExperimentsStage))[0].state == "done"
+    runner.run(shared, only=["conclude"], workers=2)
+    for stage in STAGES:
+        a, b = (study.folder(stage) for study in (once, shared))
+        names = [path.relative_to(a) for path in a.rglob("*") if path.is_file()]
+        names = [name for name in names if name.name not in ("manifest.json", "part.json")]
+        assert names and [name for name in names if (a / name).read_bytes() != (b / name).read_bytes()] == []
 
-    said = (a / "findings.json").read_bytes()
-    (a / "findings.json").write_bytes(b"[]")
-    with monkeypatch.context() as patch:
-        patch.setattr(ExperimentsStage, "run_part", lambda *given: pytest.fail("a finished part was measured again"))
-        runner.run(once, only=["experiments"])
-    assert (a / "findings.json").read_bytes() == said
+    # A damaged summary costs no part.
+    findings = once.folder(ConcludeStage) / "findings.json"
+    said = findings.read_bytes()
+    findings.write_bytes(b"[]")
+    with computed() as again:
+        runner.run(once, only=["conclude"])
+    assert findings.read_bytes() == said and not any(again.values())
+
+    def change(**sections) -> dict[str, set[str]]:
+        with computed() as names:
+            runner.run(Study.load(write_study(values | sections)), only=["conclude"])
+        return {stage: set(parts) for stage, parts in names.items()}
+
+    def edit(name: str, old: str, new: str) -> None:
+        path = folder / name
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+    nothing: set[str] = set()
+    graded = {"letters.grade-0000", "letters.grade-0001"}
+    edit("experiment.yaml", "claim: It does.", "claim: It does, now and then.")
+    assert change() == {"measure": nothing, "grade": nothing, "conclude": {"letters"}}
+    edit("experiment.yaml", "kind: dose", "kind: dose\n  lowers: [calm]")
+    assert change() == {"measure": nothing, "grade": nothing, "conclude": {"letters"}}
+    edit("experiment.yaml", YES.strip(), f"{YES.strip()}|were")
+    assert change() == {"measure": nothing, "grade": graded, "conclude": {"letters"}}
+    edit("scenarios.jsonl", '"level": 0', '"level": 9')
+    assert change() == {"measure": nothing, "grade": nothing, "conclude": {"letters"}}
+    write_experiment(tmp_path / "e", "another", {"readings": [{"name": "x"}], "analyses": []}, ASKED)
+    assert change() == {"measure": {"another.read-0000"}, "grade": nothing, "conclude": {"another"}}
+    assert change(match={**SMALL["match"], "permutations": 20}) == {stage.name: nothing for stage in STAGES}
+    assert change(directions={"permutations": 20}) == {stage.name: nothing for stage in STAGES}
+    edit("scenarios.jsonl", "Letter 5", "Letter 55")
+    assert change()["measure"] == {"letters.read-0000", "letters.choice-0002", "letters.rollout-0005"}
+    edit("experiment.yaml", "temperature: 0", "temperature: 1.0")
+    assert change()["measure"] == {name for name in measured if "rollout" in name}
 
 
 def test_how_the_work_is_cut_changes_no_number(scripted, tmp_path):
@@ -425,7 +485,7 @@ def test_nothing_is_run_unless_it_is_asked_for(scripted, tmp_path):
     stage = scripted(0.0).stage(tmp_path / "e", run=())
     assert [part.name for part in stage.parts()] == [NOTHING]
     metrics, found = finished(stage, tmp_path / "out")
-    assert metrics == {} and found.findings == []
+    assert metrics == {"completions": 0.0} and found.findings == []
 
 
 def test_adding_a_folder_adds_an_experiment(scripted, tmp_path):

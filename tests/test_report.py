@@ -575,12 +575,14 @@ def test_colours_can_be_read(name: palette.Name) -> None:
 def results(root: Path, moment: str) -> dict[str, Any]:
     """Artifacts as the stage gets them, with manifests written at ``moment``."""
     whole, opened = study(), {}
-    names = ("corpus", "activations", "sae", "directions", "match", "compare", "geometry", "causal", "experiments")
+    names = ("corpus", "activations", "sae", "directions", "match", "compare", "geometry", "causal", "measure", "grade",
+             "conclude")  # fmt: skip
     metrics = {"activations": {"rows": 1234.0}, "sae": {"features": 128.0}, **whole.metrics}
     for name in names:
         folder = root / name
         folder.mkdir(parents=True)
         record = {
+            **{"stage": name, "needs": {}, "parts": {}, "files": {}, "sizes": {}},
             "config": {"key": name},
             "version": 1,
             "fingerprint": "cd" * 32,
@@ -608,7 +610,7 @@ def results(root: Path, moment: str) -> dict[str, Any]:
     )
     vars(opened["geometry"]).update(data=whole.geometry)
     vars(opened["causal"]).update(page_figures=whole)
-    vars(opened["experiments"]).update(findings=whole.experiments)
+    vars(opened["conclude"]).update(findings=whole.experiments)
     return opened
 
 

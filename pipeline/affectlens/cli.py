@@ -23,7 +23,8 @@ app = typer.Typer(
     help=(
         "Measure how a language model represents emotion concepts, and what those representations cause.\n\n"
         "One YAML file describes a study; its stages are\n\n"
-        "corpus > activations > sae, directions > match > compare, geometry > causal, experiments > report.\n\n"
+        "corpus > activations > sae, directions > match > compare, geometry > causal, "
+        "measure > grade > conclude > report.\n\n"
         "Start with [bold]affectlens run configs/quickstart.yaml[/bold]; it needs no account, no network and no "
         "accelerator. Everything that is computed is kept in the cache folder and used again.\n\n"
         "A mistake is answered with one sentence; every command takes [bold]--debug[/bold], which prints the "
@@ -119,6 +120,16 @@ def run(
         sweep_agent.report(study, outcomes)
     if len(studies) > 1 and not dry_run:
         _show_sweep(studies)
+
+
+@app.command()
+def rescore(config: Config, overrides: Overrides = None, sweep: Sweep = False, debug: Debug = False) -> None:
+    """Grade and conclude the experiments again after a grader, an analysis or a claim has changed.
+
+    The same as [bold]affectlens run --stage conclude[/bold]: only what read the change is computed, and nothing is
+    sampled again unless prompts or steering have changed.
+    """
+    run(config, overrides, stage=["conclude"], sweep=sweep, debug=debug)
 
 
 @app.command()
@@ -264,7 +275,7 @@ def experiments(
     from affectlens.study import Study, StudyConfig, stage_named
 
     study = Study(StudyConfig(name="experiments"), "experiments") if config is None else _load(config, overrides)
-    there = standing(study, stage_named("experiments")) if study.config.experiments.run else plan.Standing()
+    there = standing(study, stage_named("measure")) if study.config.experiments.run else plan.Standing()
     for line in cost.lines(plan.experiments(study, there)):
         print(line)
 
@@ -384,8 +395,8 @@ def _print_plan(study: Any, names: Sequence[str]) -> None:
     activations = plan.activations(study, standing(study, stage_named("activations")))
     needs = {"activations": f"  {activations}"}
     if study.config.experiments.run:
-        rows = plan.experiments(study, standing(study, stage_named("experiments")))
-        needs["experiments"] = f"  {cost.summary(rows)}"
+        rows = plan.experiments(study, standing(study, stage_named("measure")))
+        needs["measure"] = f"  {cost.summary(rows)}"
     for stage in runner.needed_for(study, names):
         print(f"{stage.name:<12} {runner.inspect(study, stage).state:<8}{needs.get(stage.name, '')}".rstrip())
     print(f"{size(activations.free)} are free in {study.config.cache}.")

@@ -115,7 +115,7 @@ def activations(study: Study, standing: Standing) -> Cost:
 
 
 def experiments(study: Study, standing: Standing) -> list[cost.Listed]:
-    """The experiments that a study runs; where it runs none, those of its folder. The checks they share come last.
+    """The experiments that a study runs; where it runs none, those of its folder.
 
     Raises:
         UserError: an experiment cannot be read.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from affectlens.config import Config
 
@@ -94,6 +96,15 @@ class ClusterConfig(Config):
     """How long before its time limit a job is told to save what it has; it is then queued again."""
     requeues: int = Field(default=20, ge=0)
     """How often a job that reached its time limit is queued again before it counts as failed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_names(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or "experiments" not in values or "measure" in values:
+            return values
+        message = "the cluster section `experiments` is called `measure` now; the old name goes with the next release"
+        warnings.warn(message, FutureWarning, stacklevel=2)
+        return {"measure" if name == "experiments" else name: value for name, value in values.items()}
 
 
 class TrackingConfig(Config):

@@ -271,24 +271,12 @@ class Stage(ABC, Generic[C, A]):
         """
         return {}
 
-    @classmethod
-    def contents(cls, study: StudySettings, digest: Callable[[Path], str]) -> dict[str, str]:
-        """What else the stage reads from outside the cache, by role, as digests of the content that counts.
-
-        For files of which only some fields count, and for models, whose content is not a path.
-
-        Args:
-            study: the whole study config.
-            digest: sha256 of a file.
-        """
-        return {}
-
     def part_reads(self, part: Part) -> Mapping[str, Any] | None:
         """All that this part reads, as JSON, besides the stage's version and its ``reads_model`` and ``seeded``.
 
         Two parts of one stage that read the same are the same bytes, whatever the rest of the two studies is, so the
         finished one is taken over instead of computed. Under ``needs`` stand names of stages whose whole result counts,
-        under ``data`` roles of :meth:`identities` and :meth:`contents`. None: the part reads all that the stage reads.
+        under ``data`` roles of :meth:`identities`. None: the part reads all that the stage reads.
         """
         return None
 

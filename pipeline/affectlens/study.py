@@ -268,11 +268,6 @@ class Study:
             for role, what in stage.identities(self.config).items()
             if not isinstance(what, ModelConfig) and self.identity(what) != self._data(stage).get(role)
         ]
-        changed += [
-            role
-            for role, content in stage.contents(self.config, self.digest).items()
-            if self._data(stage).get(role) != content
-        ]
         if stage.reads_model and models.identity(self.config.model, self.digest) != self._model_identity:
             changed.append(f"the model's files (`model.name: {self.config.model.name}`)")
         if changed:
@@ -285,8 +280,7 @@ class Study:
         """What the stage reads from outside the cache, by content, as it was when it was first asked for."""
         if stage.name not in self._read_digests:
             identities = stage.identities(self.config)
-            content = {role: self.identity(what) for role, what in identities.items()}
-            self._read_digests[stage.name] = content | stage.contents(self.config, self.digest)
+            self._read_digests[stage.name] = {role: self.identity(what) for role, what in identities.items()}
         return self._read_digests[stage.name]
 
     def folder(self, stage: AnyStage) -> Path:

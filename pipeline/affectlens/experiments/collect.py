@@ -14,10 +14,10 @@ from affectlens.corpus.ratings import read_ratings
 from affectlens.corpus.texts import EMBEDDED
 from affectlens.experiments.conditions import compared, grid
 from affectlens.experiments.experiment import Experiment, RolloutConfig, Scenario, TournamentConfig
-from affectlens.experiments.manipulation import Check, for_experiment
+from affectlens.experiments.manipulation import for_experiment
 from affectlens.experiments.pairwise import steered_items
 from affectlens.experiments.results import Measured
-from affectlens.experiments.serialization import read_jsonl, rollout_of
+from affectlens.experiments.serialization import COMPLETIONS, items_of, read_jsonl, rollout_of
 from affectlens.probing.axes import AXES
 from affectlens.probing.control_vectors import unit_rows
 from affectlens.probing.methods import Vocabulary
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from affectlens.probing.directions import Directions
     from affectlens.stage import Part
 
-RESULT, ROLLOUTS = "part.safetensors", "rollouts.jsonl"
+RESULT = "part.safetensors"
+KINDS = ("manipulation", "read", "against", "choice", "tournament", "rollout")
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,14 @@ class Assembly:
         corpus, directions: results of the earlier stages.
         layer: the study's.
         readout_layer: where the state under steering was read.
-        checks: every push that was checked.
-        checked: what :func:`manipulation.measure` found of them.
+        tuned: emotions on whose stories the second model was tuned; empty where it was given.
     """
 
     corpus: Corpus
     directions: Directions
     layer: int
     readout_layer: int
-    checks: Sequence[Check]
-    checked: Mapping[str, np.ndarray]
+    tuned: tuple[str, ...] = ()
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -61,12 +60,12 @@ class Assembly:
         """Everything seen in one experiment."""
         config, steering = experiment.config, experiment.config.steering
         under = config.read_under_steering and steering is not None
-        found = {kind: _joined(parts, kind) for kind in ("read", "against", "choice", "tournament", "rollout")}
+        found = {kind: _joined(parts, kind) for kind in KINDS}
         layer = self.readout_layer if under else self.layer
         readings, against = self._readings(experiment, found, layer, under)
         rows = [row for part, folder in parts if part.payload["kind"] == "rollout" for row in _rows(folder)]
         tournament: TournamentConfig | None = config.outcome(TournamentConfig)
-        items = experiment.scenarios if tournament else ()
+        items = items_of(experiment)
         steered = np.isin(np.arange(len(items)), steered_items(len(items), tournament)) if tournament else None
         return Measured(
             experiment=experiment,
@@ -74,7 +73,7 @@ class Assembly:
             ratings=self._ratings(),
             directions=self.directions.unit(self.layer),
             cells=grid(steering),
-            manipulation=for_experiment(experiment, self.checks, self.checked, self.corpus.emotions),
+            manipulation=for_experiment(experiment, found["manipulation"], self.corpus.emotions),
             readings=readings,
             words=self.vocabulary.scores([words_of(scenario) for scenario in experiment.scenarios]).astype(np.float32),
             against=against,
@@ -87,7 +86,8 @@ class Assembly:
             tournament=found["tournament"].get("tournament"),
             tournament_cells=compared(config),
             steered=steered,
-            items=tuple((scenario.text, str(scenario.factors.get("category", ""))) for scenario in items),
+            items=items,
+            tuned=self.tuned if config.against else (),
             rollouts=tuple(rollout_of(row) for row in rows),
             **self._rollout_readings(experiment, found["rollout"], rows),
         )
@@ -162,7 +162,7 @@ def words_of(scenario: Scenario) -> str:
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
-    return read_jsonl(folder / ROLLOUTS)
+    return read_jsonl(folder / COMPLETIONS)
 
 
 def _joined(parts: Sequence[tuple[Part, Path]], kind: str) -> dict[str, np.ndarray]:

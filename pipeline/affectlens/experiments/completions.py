@@ -1,4 +1,4 @@
-"""Sampled answers under steering: what is said, what the model's state is meanwhile, what a grader makes of it."""
+"""Sampled answers under steering: what is said, and what the model's state is meanwhile."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def rolled_scenarios(experiment: Experiment) -> list[int]:
 def measure(
     bench: Bench, experiment: Experiment, start: int, end: int
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """Answers to a slice of the scenarios that are rolled out, graded.
+    """Answers to a slice of the scenarios that are rolled out.
 
     All cells get the same chances, so that two cells differ by what they add alone.
 
@@ -75,8 +75,6 @@ def measure(
             )
             assert answer.state is not None
             states.append((answer.state / answer.positions).astype(np.float32))
-    grades = _grade(bench, experiment, rows)
-    rows = [row | {"grade": grade} for row, grade in zip(rows, grades, strict=True)]
     return rows, {"state": np.stack(states), "text": text_residuals(bench, [row["text"] for row in rows])}
 
 
@@ -123,10 +121,3 @@ def text_residuals(bench: Bench, texts: Sequence[str]) -> Float[np.ndarray, "tex
     for number, values in read(subject, led, [site], tokens_per_batch=bench.config.tokens_per_batch, lead=subject.lead):
         means[filled[number]] = values[site][subject.lead :].float().mean(dim=0).cpu().numpy()
     return means
-
-
-def _grade(bench: Bench, experiment: Experiment, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    from affectlens.experiments.grade.graders import Answer as Graded
-
-    answers = [Graded(experiment.scenarios[row["scenario"]], row["text"]) for row in rows]
-    return [dict(grade) for grade in bench.grader(experiment).grade(answers)]

@@ -32,6 +32,8 @@ class ExperimentsConfig(Config):
     """Scenarios read as one part; an eighth of them for choices, a sixteenth for tournaments, a 32nd for rollouts."""
     cells_per_part: int = Field(default=96, ge=1)
     """Cells of a grid that are resumed as one."""
+    answers_per_part: int = Field(default=256, ge=1)
+    """Sampled answers graded as one part: so many a judge that fails half-way costs, at most."""
     tokens_per_batch: int = Field(default=2048, ge=1)
     """Most tokens that go through the model at once. Belongs to the part, not to the machine."""
     rollout_tokens_per_batch: int = Field(default=16384, ge=1)

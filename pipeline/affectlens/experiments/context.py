@@ -11,7 +11,7 @@ import numpy as np
 
 from affectlens.experiments.branching import Branching
 from affectlens.experiments.conditions import CONTROLS, number_of
-from affectlens.experiments.experiment import Experiment, RolloutConfig
+from affectlens.experiments.experiment import Experiment
 from affectlens.experiments.results import Cell
 from affectlens.interventions.inputs import random_families, token_sample
 from affectlens.model.partial import PartialForward
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from affectlens.activations import ActivationStore
     from affectlens.corpus.documents import Corpus
     from affectlens.experiments.config import ExperimentsConfig
-    from affectlens.experiments.grade.graders import Grader
     from affectlens.probing.directions import Directions
     from affectlens.probing.match import Match
     from affectlens.sae.model import Dictionary
@@ -118,22 +117,6 @@ class Bench:
         """What each of the cells adds, at full length, shape ``cells d_model``."""
         rows = [self.unit_vector(cell, by) * cell.strength * self.unit for cell in cells]
         return self.tensor(np.stack(rows))
-
-    def grader(self, experiment: Experiment) -> Grader[Any]:
-        """What grades an experiment's answers; loaded once."""
-        if experiment.name not in self._graders:
-            from affectlens.experiments.grade.graders import GradingContext, make_grader
-
-            seed = int(self.generator(f"grade {experiment.name}").integers(2**62))
-            self._graders[experiment.name] = make_grader(
-                experiment.config.outcome(RolloutConfig).grader,
-                GradingContext(self.setting.models, self.setting.device, seed),
-            )
-        return self._graders[experiment.name]
-
-    @cached_property
-    def _graders(self) -> dict[str, Grader[Any]]:
-        return {}
 
     def tensor(self, values: Any) -> torch.Tensor:
         """float32 on the study's device."""

@@ -56,7 +56,7 @@ def seconds(work: plan.Work, shape: subject.Shape | None) -> float | None:
 
 
 def listed(config: ExperimentsConfig, model: ModelConfig, done: Callable[[Part], bool]) -> list[Listed]:
-    """The experiments that are run; where none is, those of the folder. The checks they share come last.
+    """The experiments that are run; where none is, those of the folder.
 
     Args:
         config: the study's section.
@@ -69,22 +69,16 @@ def listed(config: ExperimentsConfig, model: ModelConfig, done: Callable[[Part],
     experiments = choosing.read_chosen(config.folder, config.run or "all", config.limit)
     shape = subject.shape(model)
     parts = plan.parts(experiments, config, plan.upper_share(model))
-    return [
-        _listed(experiment, parts, done if config.run else lambda part: False, shape)
-        for experiment in [*experiments, None]
-    ]
+    return [_listed(experiment, parts, done if config.run else lambda part: False, shape) for experiment in experiments]
 
 
 def _listed(
-    experiment: Experiment | None, parts: list[Part], finished: Callable[[Part], bool], shape: subject.Shape | None
+    experiment: Experiment, parts: list[Part], finished: Callable[[Part], bool], shape: subject.Shape | None
 ) -> Listed:
-    mine = [part for part in parts if part.payload["experiment"] == (experiment.name if experiment else "")]
+    mine = [part for part in parts if part.payload["experiment"] == experiment.name]
     work = sum((plan.work_of(part) for part in mine), plan.Work())
     done = sum(map(finished, mine))
     state = "done" if mine and done == len(mine) else f"{done} of {len(mine)} parts" if done else ""
-    if experiment is None:
-        cells = sum(part.payload["end"] - part.payload["start"] for part in mine)
-        return Listed("", "Manipulation checks of all vectors", 0, 0, cells, work, seconds(work, shape), state)
     groups = {scenario.group for scenario in experiment.scenarios}
     cells = len(grid(experiment.config.steering))
     return Listed(
@@ -117,5 +111,5 @@ def summary(rows: list[Listed]) -> str:
     """One line for a plan of the whole study."""
     work = sum((row.work for row in rows), plan.Work())
     times = [row.seconds for row in rows if row.seconds is not None]
-    text = f"{len(rows) - 1} experiments: about {work.forward:,.0f} tokens, at most {work.sampled:,.0f} sampled"
+    text = f"{len(rows)} experiments: about {work.forward:,.0f} tokens, at most {work.sampled:,.0f} sampled"
     return f"{text}, about {duration(sum(times))} on two processor cores" if times else text

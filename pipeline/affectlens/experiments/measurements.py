@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from affectlens.experiments.conditions import compared, grid, rolled
 from affectlens.experiments.experiment import ChoiceConfig, Experiment, RolloutConfig, Scenario, TournamentConfig
-from affectlens.experiments.manipulation import FRAMES, TEXTS, checks
+from affectlens.experiments.manipulation import FRAMES, TEXTS
 from affectlens.experiments.pairwise import met
 from affectlens.model import subject
 from affectlens.model.subject import ModelConfig
@@ -68,13 +68,16 @@ def parts(experiments: Sequence[Experiment], config: ExperimentsConfig, share: f
         share: of the model that lies above the layer of the steering.
     """
     # The checks come first: if a concept has no words of its own for this tokenizer, that shows at once.
-    found, wanted = [], checks(experiments)
+    checks = [part for experiment in experiments for part in _manipulation(experiment, config, share)]
+    return checks + [part for experiment in experiments for part in _of_experiment(experiment, config, share)]
+
+
+def _manipulation(experiment: Experiment, config: ExperimentsConfig, share: float) -> Iterator[Part]:
+    steered = len(grid(experiment.config.steering)) - 1
     tokens = 2 * FRAMES * FRAME + TEXTS * NEUTRAL
-    for index, (start, end) in enumerate(_slices(len(wanted), config.cells_per_part)):
+    for index, (start, end) in enumerate(_slices(steered, config.cells_per_part)):
         work = Work(share * tokens * (end - start) + tokens)
-        found.append(_part("", "manipulation", index, work, start=start, end=end))
-    found += [part for experiment in experiments for part in _of_experiment(experiment, config, share)]
-    return found
+        yield _part(experiment.name, "manipulation", index, work, start=start, end=end)
 
 
 def _of_experiment(experiment: Experiment, config: ExperimentsConfig, share: float) -> Iterator[Part]:
@@ -134,7 +137,7 @@ def _rollouts(experiment: Experiment, config: ExperimentsConfig) -> Iterator[Par
 
 
 def _part(experiment: str, kind: str, index: int, work: Work, **payload: Any) -> Part:
-    name = f"{experiment}.{kind}-{index:04d}" if experiment else f"{kind}-{index:04d}"
+    name = f"{experiment}.{kind}-{index:04d}"
     costs = {"forward": round(work.forward, 1), "sampled": round(work.sampled, 1)}
     return Part(name, work.size, {"experiment": experiment, "kind": kind, **payload, **costs})
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from affectlens.experiments.experiment import Experiment, Scenario
+from affectlens.experiments.grade.grader import Grade
 
 if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Bool, Float
 
+UNGRADED: Grade = {"label": None, "score": None, "reason": "not graded"}
 Family = Literal["none", "concept", "isotropic", "covariance", "permuted"]
 
 
@@ -42,19 +44,18 @@ class Rollout:
         scenario: index of the scenario.
         sample: which of the answers to it.
         text: what was said.
-        grade: what the grader says: ``label`` (a word, or None where it could not tell), ``score`` (0 to 1, or None),
-            ``reason``, and whatever else the grader knows.
         loss: nats a token of the answer under the untouched model.
         repetition: share of three-token runs that repeat.
+        grade: what the grader says of it.
     """
 
     cell: int
     scenario: int
     sample: int
     text: str
-    grade: Mapping[str, Any]
     loss: float
     repetition: float
+    grade: Grade = field(default_factory=lambda: UNGRADED)
 
 
 @dataclass(frozen=True)

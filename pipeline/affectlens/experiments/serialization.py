@@ -1,26 +1,27 @@
-"""What was seen in an experiment, as files: arrays in one safetensors file, the rest as JSON."""
+"""What was measured in an experiment, as files: arrays in one safetensors file, completions and the rest as JSON."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from affectlens.experiments.experiment import Experiment, ExperimentConfig, Scenario
+from affectlens.experiments.experiment import Experiment, TournamentConfig
+from affectlens.experiments.grade.grader import Grade
 from affectlens.experiments.results import Cell, Measured, Rollout
 
-ARRAYS, CARD, ROLLOUTS = "measured.safetensors", "measured.json", "rollouts.jsonl"
+ARRAYS, CARD, COMPLETIONS, GRADES = "measured.safetensors", "measured.json", "completions.jsonl", "grades.jsonl"
 SINGLE = ("words", "directions", "choice", "tournament", "steered", "rollout_state", "rollout_text", "rollout_words")
 BY_NAME = ("ratings", "manipulation", "readings", "against", "residuals")
 
 
 def save(measured: Measured, folder: Path) -> None:
-    """Write everything into a folder."""
+    """Write everything that was measured into a folder; not the experiment itself, and no grades."""
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -29,58 +30,71 @@ def save(measured: Measured, folder: Path) -> None:
         arrays |= {f"{name}.{key}": np.asarray(values) for key, values in getattr(measured, name).items()}
     save_file({name: np.ascontiguousarray(values) for name, values in sorted(arrays.items())}, folder / ARRAYS)
     card = {
-        "name": measured.experiment.name,
-        "config": measured.experiment.config.model_dump(mode="json"),
-        "scenarios": [asdict(scenario) for scenario in measured.scenarios],
         "concepts": list(measured.concepts),
         "cells": [asdict(cell) for cell in measured.cells],
         "tournament_cells": list(measured.tournament_cells),
-        "items": [list(item) for item in measured.items],
         "tuned": list(measured.tuned),
     }
     (folder / CARD).write_text(json.dumps(card, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     if measured.rollouts:
-        write_jsonl(folder / ROLLOUTS, [asdict(rollout) for rollout in measured.rollouts])
+        rows = [asdict(rollout) for rollout in measured.rollouts]
+        write_jsonl(folder / COMPLETIONS, [{name: row[name] for name in row if name != "grade"} for row in rows])
 
 
-def load(folder: Path) -> Measured:
-    """What :func:`save` wrote."""
+def load(folder: Path, experiment: Experiment) -> Measured:
+    """What :func:`save` wrote, of the experiment as it reads now; ungraded."""
     from safetensors.numpy import load_file
 
     card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    arrays = load_file(folder / ARRAYS)
-    rows = read_jsonl(folder / ROLLOUTS) if (folder / ROLLOUTS).is_file() else []
-    config = ExperimentConfig.model_validate(card["config"])
     named: dict[str, dict[str, np.ndarray]] = {name: {} for name in BY_NAME}
+    arrays = load_file(folder / ARRAYS)
     for key, values in arrays.items():
         name, dot, rest = key.partition(".")
         if dot:
             named[name][rest] = values
     single: dict[str, Any] = {name: arrays.get(name) for name in SINGLE}
     return Measured(
-        experiment=Experiment(card["name"], config, tuple(_scenario(row) for row in card["scenarios"])),
+        experiment=experiment,
         concepts=tuple(card["concepts"]),
         cells=tuple(Cell(**cell) for cell in card["cells"]),
         tournament_cells=tuple(card["tournament_cells"]),
-        items=tuple((text, category) for text, category in card["items"]),
-        rollouts=tuple(rollout_of(row) for row in rows),
-        tuned=tuple(card.get("tuned", ())),
+        items=items_of(experiment),
+        rollouts=read_completions(folder),
+        tuned=tuple(card["tuned"]),
         **named,
         **single,
     )
 
 
-def _scenario(row: Mapping[str, Any]) -> Scenario:
-    options = {key: tuple(wordings) for key, wordings in row["options"].items()}
-    return Scenario(**{**row, "messages": tuple(row["messages"]), "options": options})
+def items_of(experiment: Experiment) -> tuple[tuple[str, str], ...]:
+    """The items that are compared, with their categories; empty without a tournament."""
+    if experiment.config.outcome(TournamentConfig) is None:
+        return ()
+    return tuple((scenario.text, str(scenario.factors.get("category", ""))) for scenario in experiment.scenarios)
+
+
+def read_completions(folder: Path) -> tuple[Rollout, ...]:
+    """The sampled answers of a folder, ungraded; none where none were sampled."""
+    path = folder / COMPLETIONS
+    return tuple(rollout_of(row) for row in read_jsonl(path)) if path.is_file() else ()
 
 
 def rollout_of(row: Mapping[str, Any]) -> Rollout:
-    """A rollout from its row; a loss that is not known is NaN."""
+    """A completion from its row; a loss that is not known is NaN."""
     return Rollout(**{**row, "loss": math.nan if row["loss"] is None else row["loss"]})
 
 
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+def with_grades(measured: Measured, grades: Sequence[Grade]) -> Measured:
+    """The same with a grade for each completion, in order.
+
+    Raises:
+        ValueError: their numbers differ.
+    """
+    graded = [replace(each, grade=grade) for each, grade in zip(measured.rollouts, grades, strict=True)]
+    return replace(measured, rollouts=tuple(graded))
+
+
+def write_jsonl(path: Path, rows: Sequence[Any]) -> None:
     """One object a line, without numbers that JSON does not have."""
     lines = [json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows]
     path.write_text("".join(lines), encoding="utf-8", newline="\n")

@@ -11,7 +11,9 @@ MODULES = (
     "compare",
     "geometry",
     "causal",
-    "experiments",
+    "measure",
+    "grade",
+    "conclude",
     "report",
 )
 for _name in MODULES:

@@ -16,11 +16,13 @@ from affectlens.stage import MANIFEST, METRICS, Metrics, Part, Progress, Stage, 
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.causal import CausalStage
 from affectlens.stages.compare import CompareStage
+from affectlens.stages.conclude import ConcludeStage
 from affectlens.stages.corpus import CorpusStage
 from affectlens.stages.directions import DirectionsStage
-from affectlens.stages.experiments import ExperimentsStage
 from affectlens.stages.geometry import GeometryStage
+from affectlens.stages.grade import GradeStage
 from affectlens.stages.match import MatchStage
+from affectlens.stages.measure import MeasureStage
 from affectlens.stages.sae import SaeStage
 
 if TYPE_CHECKING:
@@ -65,7 +67,8 @@ class ReportStage(Stage[ReportConfig, Report]):
     name = "report"
     version = 2
     config_class = ReportConfig
-    needs = ("corpus", "activations", "sae", "directions", "match", "compare", "geometry", "causal", "experiments")
+    needs = ("corpus", "activations", "sae", "directions", "match", "compare", "geometry", "causal")
+    needs += ("measure", "grade", "conclude")
     unit = "pages"
 
     def parts(self) -> Sequence[Part]:
@@ -118,7 +121,7 @@ class ReportStage(Stage[ReportConfig, Report]):
             confounds=comparison.confounds,
             pursuit=comparison.pursuit,
             subspace=comparison.subspace,
-            experiments=self.need(ExperimentsStage).findings,
+            experiments=self.need(ConcludeStage).findings,
             geometry=self.need(GeometryStage).data,
             effects=causal.effects,
             matrix=causal.matrix,
@@ -134,7 +137,9 @@ class ReportStage(Stage[ReportConfig, Report]):
         from affectlens.report.evidence import Provenance
 
         settings: dict[str, Any] = {"seed": self.setting.seed, "model": self.setting.model.model_dump(mode="json")}
-        settings |= {name: record["config"] for name, record in records.items()}
+        sections = {stage.name: stage.section for stage in (MeasureStage, GradeStage, ConcludeStage)}
+        for name, record in records.items():
+            settings.setdefault(sections.get(name, name), {}).update(record["config"])
         settings[self.name] = self.config.model_dump(mode="json")
         data = {"model": records["activations"].get("model_identity", "")}
         for name, record in records.items():

@@ -15,9 +15,10 @@ from typing import Annotated, Any, ClassVar, Generic, Required, TypedDict, TypeV
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from affectlens.config import Config, nearest
-from affectlens.errors import UserError
+from affectlens.config import Config, nearest, validate
+from affectlens.errors import ConfigError, UserError
 from affectlens.experiments.scenario import Scenario
+from affectlens.stage import Identity
 
 
 class GraderConfig(Config):
@@ -30,8 +31,8 @@ class GraderConfig(Config):
         """What decides a grade, as JSON. Fields that only say where a grader is reached may be left out."""
         return self.model_dump(mode="json")
 
-    def identities(self) -> dict[str, str]:
-        """Anything outside the config that decides a grade, by role: for example the content of a judge's model."""
+    def identities(self) -> Mapping[str, Identity]:
+        """What outside the config decides a grade, by role: for example the content of a judge's model."""
         return {}
 
 
@@ -147,15 +148,17 @@ def read_config(value: Any) -> GraderConfig:
     """The config of a grader from the ``grader`` section, by its ``kind``.
 
     Raises:
-        ValueError: no such grader.
-        pydantic.ValidationError: the section does not fit that grader.
+        ValueError: no such grader, or the section does not fit it.
     """
     if isinstance(value, GraderConfig):
         return value
     kind = value.get("kind") if isinstance(value, Mapping) else None
     if kind not in GRADERS:
         raise ValueError(f"`kind: {kind}` is no grader; {nearest(str(kind), sorted(GRADERS))}")
-    return GRADERS[kind].config_class.model_validate(value)
+    try:
+        return validate(GRADERS[kind].config_class, dict(value), f"grader `{kind}`")
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
 
 
 RegisteredGrader = Annotated[SerializeAsAny[GraderConfig], BeforeValidator(read_config)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -27,7 +27,8 @@ from affectlens.experiments.grade.grader import (
     grader,
 )
 from affectlens.experiments.scenario import Scenario
-from affectlens.model.subject import ModelConfig, identity
+from affectlens.model.config import ModelConfig
+from affectlens.stage import Identity
 
 
 class ModelJudgeConfig(Config):
@@ -83,16 +84,13 @@ class JudgeConfig(GraderConfig):
         return self
 
     def provenance(self) -> dict[str, Any]:
-        """Without addresses and names of keys: the same judge elsewhere gives the same grade."""
-        return self.model_dump(mode="json", exclude={"judges": {"__all__": {"address", "key_variable"}}}) | {
-            "remote": [bool(judge.address) for judge in self.judges]
-        }
+        """Without addresses, paths and names of keys: the same judge elsewhere gives the same grade."""
+        judges = [{"name": judge.name, "server": judge.model if judge.address else None} for judge in self.judges]
+        return self.model_dump(mode="json", exclude={"judges"}) | {"judges": judges}
 
-    def identities(self) -> dict[str, str]:
-        """The content of each local judge; a server's model is known by its name alone."""
-        return {
-            judge.name: f"server:{judge.model}" if judge.address else identity(judge.local) for judge in self.judges
-        }
+    def identities(self) -> Mapping[str, Identity]:
+        """The model of each local judge, by content; a server's model is known by its name alone."""
+        return {judge.name: f"server: {judge.model}" if judge.address else judge.local for judge in self.judges}
 
 
 @dataclass(frozen=True)

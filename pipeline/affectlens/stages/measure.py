@@ -1,0 +1,272 @@
+"""Measuring the behavioural experiments: what steering does to readings, choices, preferences and sampled answers.
+
+Every experiment is a folder of data (``experiments/<name>/``); ``affectlens.experiments`` knows readings, choices,
+comparisons, completions, controls and manipulation checks, and nothing of any one experiment. What graders and analyses
+make of the measurements is the business of the stages ``grade`` and ``conclude``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from affectlens import results
+from affectlens.config import nearest
+from affectlens.corpus.texts import EMBEDDED, read_texts, texts_path
+from affectlens.errors import UserError
+from affectlens.experiments import measurements, provenance, tables, validation
+from affectlens.experiments.config import ExperimentsConfig
+from affectlens.experiments.experiment import Experiment, RolloutConfig
+from affectlens.experiments.provenance import SECOND_MODEL, SECOND_RECIPE, digest
+from affectlens.experiments.tuning import TunedConfig, tuned_folder
+from affectlens.model.config import ModelConfig
+from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
+from affectlens.stages.activations import ActivationsStage
+from affectlens.stages.corpus import CorpusStage
+from affectlens.stages.directions import DirectionsStage
+from affectlens.stages.match import MatchStage
+from affectlens.stages.sae import SaeStage
+
+if TYPE_CHECKING:
+    from affectlens.experiments.context import Bench
+    from affectlens.experiments.results import Measured, Rollout
+
+A = TypeVar("A")
+NOTHING = "nothing"
+"""The only part of a study without experiments."""
+
+
+class Measurements:
+    """What was measured in the experiments of a study.
+
+    Attributes:
+        folder: the result folder; a folder in it for each experiment.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def measured(self, experiment: Experiment) -> Measured:
+        """Everything measured in one experiment, ungraded."""
+        from affectlens.experiments.serialization import load
+
+        return load(self.folder / experiment.name, experiment)
+
+    def completions(self, name: str) -> tuple[Rollout, ...]:
+        """The sampled answers of one experiment, ungraded; none where none were sampled."""
+        from affectlens.experiments.serialization import read_completions
+
+        return read_completions(self.folder / name)
+
+
+class ExperimentStage(Stage[ExperimentsConfig, A]):
+    """What the three stages of the experiments share: one section, one choice of experiments."""
+
+    config_class = ExperimentsConfig
+    section = "experiments"
+    seeded = True
+    keeps_parts = True
+
+    @cached_property
+    def experiments(self) -> list[Experiment]:
+        """Those the study asks for."""
+        return chosen(self.config)
+
+
+def chosen(config: ExperimentsConfig) -> list[Experiment]:
+    """The experiments that a study asks for, read from their folders."""
+    return validation.read_chosen(config.folder, config.run, config.limit)
+
+
+@register
+class MeasureStage(ExperimentStage[Measurements]):
+    """Take the readings, score the choices, sample the answers."""
+
+    name = "measure"
+    fields = (
+        "run",
+        "readout_layer",
+        "limit",
+        "rollouts",
+        "scenarios_per_part",
+        "cells_per_part",
+        "tokens_per_batch",
+        "rollout_tokens_per_batch",
+    )
+    needs = ("corpus", "activations", "sae", "directions", "match")
+    reads_model = True
+    measured_needs = ("directions", "match")
+    unit = "tokens"
+    tables = (tables.READINGS, tables.CHOICES, tables.COMPARISONS, tables.COMPLETIONS, tables.MANIPULATION)
+
+    @classmethod
+    def check(cls, study: StudySettings) -> None:
+        config: ExperimentsConfig = study.experiments
+        experiments = chosen(config)
+        if not experiments:
+            return
+        concepts = _concepts(study.corpus)
+        for experiment in experiments:
+            validation.check_experiment(experiment, concepts, second=config.against is not None)
+        if isinstance(config.against, TunedConfig):
+            known = sorted({row["emotion"] for row in read_texts(EMBEDDED / "stories.jsonl", required=("emotion",))})
+            for emotion in config.against.tune:
+                if emotion not in known:
+                    raise ValueError(
+                        f"`experiments.against.tune: {emotion}`: no story has it; {nearest(emotion, known)}"
+                    )
+        cached = sorted({study.model.layer, *study.activations.token_layers, *study.activations.pooled_layers})
+        layer = config.readout_layer
+        above = [each for each in cached if each > study.model.layer]
+        if layer is not None and layer not in above:
+            raise ValueError(
+                f"`experiments.readout_layer: {layer}`: not a cached layer above {study.model.layer}; add it to "
+                "`activations.pooled_layers`"
+            )
+        unread = [each.name for each in experiments if _reads_above(each, config)]
+        if unread and not above:
+            raise ValueError(
+                f"`experiments.readout_layer`: {unread[0]} reads the state under steering, above layer "
+                f"{study.model.layer}; add a higher layer to `activations.pooled_layers`"
+            )
+
+    @classmethod
+    def identities(cls, study: StudySettings) -> Mapping[str, Identity]:
+        config: ExperimentsConfig = study.experiments
+        experiments = chosen(config)
+        if not experiments:
+            return {}
+        read: dict[str, Identity] = {name: EMBEDDED / name for name in ("lexicon.json", "frames.json", "ratings.csv")}
+        read |= {each.name: digest(provenance.measured(each)) for each in experiments}
+        if config.against is not None:
+            read[SECOND_RECIPE] = digest(config.against.model_dump(mode="json", exclude={"name", "revision"}))
+            tuned = isinstance(config.against, TunedConfig)
+            read[SECOND_MODEL] = EMBEDDED / "stories.jsonl" if tuned else config.against
+        return read
+
+    def parts(self) -> Sequence[Part]:
+        share = measurements.upper_share(self.setting.model)
+        parts = measurements.parts(self.experiments, self.config, share)
+        return parts or [Part(NOTHING, payload={"kind": NOTHING})]
+
+    def part_reads(self, part: Part) -> Mapping[str, Any] | None:
+        if part.name == NOTHING:
+            return {}
+        return provenance.part(self.bench, self.bench.experiments[part.payload["experiment"]], part.payload)
+
+    @property
+    def readout_layer(self) -> int:
+        """Where the state is read under steering; the study's own layer where none above is cached."""
+        if self.config.readout_layer is not None:
+            return self.config.readout_layer
+        layers = self.need(ActivationsStage).layers
+        return min((each for each in layers if each > self.setting.model.layer), default=self.setting.model.layer)
+
+    @cached_property
+    def bench(self) -> Bench:
+        """Models and vectors, loaded once."""
+        from affectlens.experiments.context import Bench
+
+        return Bench(
+            config=self.config,
+            setting=self.setting,
+            experiments={experiment.name: experiment for experiment in self.experiments},
+            corpus=self.need(CorpusStage),
+            activations=self.need(ActivationsStage),
+            sae=self.need(SaeStage),
+            directions=self.need(DirectionsStage),
+            match=self.need(MatchStage),
+            readout_layer=self.readout_layer,
+            find_other=self._other,
+            generator=self.generator,
+        )
+
+    def _other(self) -> ModelConfig:
+        """The second model; tuned on first use."""
+        against, setting = self.config.against, self.setting
+        if isinstance(against, ModelConfig):
+            return against
+        if against is None:
+            raise UserError("`experiments.against`: no second model is given; name a model, or `tune:` with emotions")
+        folder = tuned_folder(against, setting.model, setting.models, device=setting.device)
+        return setting.model.model_copy(update={"name": str(folder), "revision": None})
+
+    def run_part(self, part: Part, out: Path, progress: Progress) -> None:
+        if part.name != NOTHING:
+            from safetensors.numpy import save_file
+
+            from affectlens.experiments.collect import RESULT
+            from affectlens.experiments.serialization import COMPLETIONS, write_jsonl
+
+            arrays, rows = self._measure(part.payload)
+            if rows is not None:
+                write_jsonl(out / COMPLETIONS, rows)
+            save_file(arrays, out / RESULT)
+        progress(part.size)
+
+    def _measure(self, payload: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]] | None]:
+        """Arrays of a part, and rows where answers were sampled."""
+        from affectlens.experiments import choice, completions, manipulation, pairwise, readings
+
+        bench, kind, start, end = self.bench, payload["kind"], payload["start"], payload["end"]
+        experiment = bench.experiments[payload["experiment"]]
+        if kind == "manipulation":
+            return manipulation.measure(bench, experiment, start, end), None
+        if kind == "choice":
+            return choice.measure(bench, experiment, (start, end), payload["cells"]), None
+        if kind == "tournament":
+            return pairwise.measure(bench, experiment, start, end), None
+        if kind == "rollout":
+            rows, arrays = completions.measure(bench, experiment, start, end)
+            return arrays, rows
+        return readings.read(bench, experiment, start, end, other=kind == "against"), None
+
+    def finish(self, parts: Mapping[str, Path], out: Path) -> Metrics:
+        everything: list[Measured] = []
+        if self.experiments:
+            from affectlens.experiments.collect import Assembly
+            from affectlens.experiments.serialization import save
+
+            listed = self.parts()
+            assembly = Assembly(
+                corpus=self.need(CorpusStage),
+                directions=self.need(DirectionsStage),
+                layer=self.setting.model.layer,
+                readout_layer=self.readout_layer,
+                tuned=self.config.against.tune if isinstance(self.config.against, TunedConfig) else (),
+            )
+            for experiment in self.experiments:
+                own = [part for part in listed if part.payload["experiment"] == experiment.name]
+                everything.append(assembly.measured(experiment, [(part, parts[part.name]) for part in own]))
+                save(everything[-1], out / experiment.name)
+        for table, rows in (
+            (tables.READINGS, tables.readings),
+            (tables.CHOICES, tables.choices),
+            (tables.COMPARISONS, tables.comparisons),
+            (tables.COMPLETIONS, tables.completions),
+            (tables.MANIPULATION, tables.manipulation),
+        ):
+            results.write(out, table, [row for measured in everything for row in rows(measured)])
+        return {"completions": float(sum(len(measured.rollouts) for measured in everything))}
+
+    @classmethod
+    def open(cls, folder: Path) -> Measurements:
+        return Measurements(folder)
+
+
+def _concepts(corpus: Any) -> tuple[str, ...]:
+    """The concepts that a corpus section will give."""
+    if corpus.emotions != "all":
+        return tuple(sorted(corpus.emotions))
+    rows = read_texts(texts_path("stories", corpus.stories), required=("emotion",))
+    return tuple(sorted({row["emotion"] for row in rows}))
+
+
+def _reads_above(experiment: Experiment, config: ExperimentsConfig) -> bool:
+    """Whether the state under steering is read, which a layer above the steering is needed for."""
+    if experiment.config.steering is None:
+        return False
+    sampled = config.rollouts and experiment.config.outcome(RolloutConfig) is not None
+    return experiment.config.read_under_steering or sampled
