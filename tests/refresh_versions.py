@@ -45,7 +45,7 @@ def code(tree: ast.Module) -> str:
             statements = getattr(node, block, None)
             if isinstance(statements, list):
                 setattr(node, block, [each for each in statements if not _is_text(each)] or [ast.Pass()])
-    return ast.dump(tree)
+    return ast.unparse(tree)  # unlike ast.dump the same in every version of Python
 
 
 def _is_text(node: ast.AST) -> bool:

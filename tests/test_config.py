@@ -50,6 +50,9 @@ def test_missing_and_broken_files_are_named(tmp_path: Path):
     (tmp_path / "quickstart.yaml").write_text("name: x", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"no such file; did you mean .*quickstart\.yaml"):
         Study.load(tmp_path / "quickstrat.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(ConfigError, match="a folder; give"):
+        Study.load(tmp_path / "folder.yaml")
     broken = tmp_path / "broken.yaml"
     broken.write_text("name: x\nsae: [1, 2", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"line [23]"):

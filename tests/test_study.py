@@ -80,10 +80,14 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def command(tmp_path: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """``affectlens`` in a process of its own, so that no plugin stays registered in this one."""
-    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'own')!r}); from affectlens import cli; cli.main()"
+    own = tmp_path / "own"
+    own.mkdir(exist_ok=True)
+    # As the installed command does, and not as `python -c`: the current folder is not on the path.
+    code = "import sys; sys.path.remove(''); from affectlens import cli; cli.main()"
     return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False
-    )
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True, text=True, timeout=300, check=False, cwd=own,
+    )  # fmt: skip
 
 
 def test_a_plugin_adds_a_stage_with_its_section_and_its_jobs(study_values, write_study, plugin, tmp_path):

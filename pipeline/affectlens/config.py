@@ -114,6 +114,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; give the path of a study file")
+    if path.is_dir():
+        raise ConfigError(f"{path}: a folder; give the path of a study file")
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else "; give the path of a study file"

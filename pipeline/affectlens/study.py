@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
@@ -54,18 +55,20 @@ ClusterConfig: type[settings.ClusterConfig] = type(StudyConfig(name="none").clus
 
 @cache
 def load_plugin(name: str) -> tuple[AnyStage, ...]:
-    """Import a module that a study names; returns the stages that it registers.
+    """Import a module that a study names, installed or in the current folder; returns the stages that it registers.
 
     Raises:
         ConfigError: it cannot be imported.
     """
     before = set(registered())
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
     try:
         importlib.import_module(name)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             raise ConfigError(
-                f"`plugins: {name}`: there is no such module; install it, or put its folder into PYTHONPATH"
+                f"`plugins: {name}`: there is no such module; install it, or run in the folder that holds it"
             ) from None
         raise ConfigError(f"`plugins: {name}`: it cannot be imported ({type(error).__name__}: {error})") from error
     return tuple(stage for stage in registered() if stage not in before)
