@@ -26,7 +26,7 @@ from affectlens.stage import Folder, Identity, Part, Setting, Stage, StudySettin
 
 AnyStage = type[Stage[Any, Any]]
 
-STAGES: tuple[AnyStage, ...] = registered()
+STAGES: tuple[AnyStage, ...] = tuple(stage for stage in registered() if stage.__module__.startswith("affectlens."))
 """Those that come with the package, in the order of the data; a stage needs only stages before it."""
 
 
@@ -71,7 +71,10 @@ def load_plugin(name: str) -> tuple[AnyStage, ...]:
                 f"`plugins: {name}`: there is no such module; install it, or run in the folder that holds it"
             ) from None
         raise ConfigError(f"`plugins: {name}`: it cannot be imported ({type(error).__name__}: {error})") from error
-    return tuple(stage for stage in registered() if stage not in before)
+    # Somebody may have imported it before, as in a notebook.
+    return tuple(
+        stage for stage in registered() if stage not in before or f"{stage.__module__}.".startswith(f"{name}.")
+    )
 
 
 def plugin_digest(name: str) -> str:
