@@ -31,9 +31,9 @@ from affectlens.experiments.grade.graders import (
     RulesConfig,
     make_grader,
 )
-from affectlens.experiments.grade.judge import Asked, Vote
 from affectlens.experiments.grade.local import LocalJudge
 from affectlens.experiments.grade.remote import RemoteJudge
+from affectlens.experiments.grade.vote import Asked, Vote
 from affectlens.experiments.scenario import Scenario
 from affectlens.model.config import ModelConfig
 

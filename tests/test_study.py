@@ -20,48 +20,9 @@ from affectlens.stage import Stage, register, registered
 from affectlens.study import STAGES, ClusterConfig, Study, StudyConfig
 from pydantic import Field
 
-PLUGIN = '''
-"""A stage that counts the words of each concept's stories."""
-
-import json
-
-from affectlens.config import Config
-from affectlens.stage import Part, Stage, register
-
-
-class WordsConfig(Config):
-    """What is counted."""
-
-    least: int = 1
-    """Letters of the shortest word that counts."""
-
-
-@register
-class WordsStage(Stage[WordsConfig, dict]):
-    """Count words."""
-
-    name = "words"
-    config_class = WordsConfig
-    needs = ("corpus",)
-
-    def parts(self):
-        return [Part(emotion) for emotion in self.outlook.emotions]
-
-    def run_part(self, part, out, progress):
-        texts = [each.text for each in self.outlook.documents if each.emotion == part.name]
-        count = sum(len(word) >= self.config.least for text in texts for word in text.split())
-        (out / "count").write_text(str(count))
-        progress(part.size)
-
-    def finish(self, parts, out):
-        counts = {name: int((folder / "count").read_text()) for name, folder in parts.items()}
-        (out / "counts.json").write_text(json.dumps(counts))
-        return {"words": float(sum(counts.values()))}
-
-    @classmethod
-    def open(cls, folder):
-        return json.loads((folder / "counts.json").read_text())
-'''
+PAGE = Path(__file__).parents[1] / "docs" / "plugins.md"
+PLUGIN = PAGE.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+"""The example that the documents give."""
 
 
 @pytest.fixture

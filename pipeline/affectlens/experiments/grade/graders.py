@@ -11,8 +11,9 @@ from affectlens.experiments.grade.grader import (
     RegisteredGrader,
     make_grader,
 )
-from affectlens.experiments.grade.judge import JudgeConfig, JudgeGrader, ModelJudgeConfig
+from affectlens.experiments.grade.judge import JudgeConfig, JudgeGrader
 from affectlens.experiments.grade.rules import RulesConfig, RulesGrader
+from affectlens.experiments.grade.vote import ModelJudgeConfig
 
 __all__ = [
     "GRADERS",

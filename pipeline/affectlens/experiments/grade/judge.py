@@ -11,12 +11,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from pydantic import Field, model_validator
 
-from affectlens.config import Config
 from affectlens.experiments.grade.grader import (
     DEFAULT_CONTEXT,
     Answer,
@@ -26,38 +24,9 @@ from affectlens.experiments.grade.grader import (
     GradingContext,
     grader,
 )
+from affectlens.experiments.grade.vote import Asked, ModelJudgeConfig, Vote
 from affectlens.experiments.scenario import Scenario
-from affectlens.model.config import ModelConfig
 from affectlens.stage import Identity
-
-
-class ModelJudgeConfig(Config):
-    """A judge: a local model, or any address that speaks the OpenAI chat-completions protocol."""
-
-    name: str
-    """How tables call it."""
-    model: str
-    """`embedded`, a folder or a hub name; with `address`, what the server calls the model."""
-    revision: str | None = None
-    """Commit or branch of a hub model; without one, its newest."""
-    address: str = ""
-    """Base address of the server, ending in `/v1`; empty for a local model."""
-    key_variable: str = ""
-    """The environment variable that holds the key of the server, if it wants one."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> ModelJudgeConfig:
-        if self.address and not self.address.startswith(("http://", "https://")):
-            raise ValueError(
-                f"the address `{self.address}` of `{self.name}` is none; it must begin with http:// or https:// and "
-                "end in /v1"
-            )
-        return self
-
-    @property
-    def local(self) -> ModelConfig:
-        """The model that is loaded here."""
-        return ModelConfig(name=self.model, revision=self.revision)
 
 
 class JudgeConfig(GraderConfig):
@@ -91,33 +60,6 @@ class JudgeConfig(GraderConfig):
     def identities(self) -> Mapping[str, Identity]:
         """The model of each local judge, by content; a server's model is known by its name alone."""
         return {judge.name: f"server: {judge.model}" if judge.address else judge.local for judge in self.judges}
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a judge is asked: the question with the texts filled in, and the labels in the order it is shown them."""
-
-    question: str
-    labels: tuple[str, ...]
-
-    @property
-    def prompt(self) -> str:
-        """The question as it is put."""
-        choice = ", ".join(self.labels)
-        return f"{self.question}\n\nAnswer with exactly one of these and nothing else: {choice}."
-
-
-@dataclass(frozen=True)
-class Vote:
-    """What a judge said; without a label, why.
-
-    Attributes:
-        version: of the model, as its server reports it; empty for a local model.
-    """
-
-    label: str | None
-    reason: str = ""
-    version: str = field(default="", compare=False)
 
 
 class Judge(Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from affectlens.experiments.grade.judge import Asked, ModelJudgeConfig, Vote
+from affectlens.experiments.grade.vote import Asked, ModelJudgeConfig, Vote
 from affectlens.model.tokens import Chat, tokenise
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from affectlens.errors import UserError
-from affectlens.experiments.grade.judge import Asked, ModelJudgeConfig, Vote
+from affectlens.experiments.grade.vote import Asked, ModelJudgeConfig, Vote
 
 TIMEOUT = 60.0
 """Seconds that one request may take, from the first byte sent to the last byte read."""

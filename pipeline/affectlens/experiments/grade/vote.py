@@ -1,0 +1,66 @@
+"""What a single judge is, what it is asked and what it says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pydantic import model_validator
+
+from affectlens.config import Config
+from affectlens.model.config import ModelConfig
+
+
+class ModelJudgeConfig(Config):
+    """A judge: a local model, or any address that speaks the OpenAI chat-completions protocol."""
+
+    name: str
+    """How tables call it."""
+    model: str
+    """`embedded`, a folder or a hub name; with `address`, what the server calls the model."""
+    revision: str | None = None
+    """Commit or branch of a hub model; without one, its newest."""
+    address: str = ""
+    """Base address of the server, ending in `/v1`; empty for a local model."""
+    key_variable: str = ""
+    """The environment variable that holds the key of the server, if it wants one."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelJudgeConfig:
+        if self.address and not self.address.startswith(("http://", "https://")):
+            raise ValueError(
+                f"the address `{self.address}` of `{self.name}` is none; it must begin with http:// or https:// and "
+                "end in /v1"
+            )
+        return self
+
+    @property
+    def local(self) -> ModelConfig:
+        """The model that is loaded here."""
+        return ModelConfig(name=self.model, revision=self.revision)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a judge is asked: the question with the texts filled in, and the labels in the order it is shown them."""
+
+    question: str
+    labels: tuple[str, ...]
+
+    @property
+    def prompt(self) -> str:
+        """The question as it is put."""
+        choice = ", ".join(self.labels)
+        return f"{self.question}\n\nAnswer with exactly one of these and nothing else: {choice}."
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What a judge said; without a label, why.
+
+    Attributes:
+        version: of the model, as its server reports it; empty for a local model.
+    """
+
+    label: str | None
+    reason: str = ""
+    version: str = field(default="", compare=False)
