@@ -331,9 +331,10 @@ def _merge(study: Study, stage: AnyStage, space: Workspace, devices: Sequence[st
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     records = {name: manifest.read_part(folder) for name, folder in folders.items()}
     metrics = built.finish(folders, space.partial)
-    missing = {table.name for table in stage.tables} - set(results.names(space.partial))
-    if missing:
-        raise RuntimeError(f"stage `{stage.name}` declares tables that it did not write: {', '.join(sorted(missing))}")
+    written = results.names(space.partial)
+    for table in stage.tables:
+        if table.name not in written:  # this study has nothing to put in it; whoever reads it finds no rows
+            results.write(space.partial, table, [])
     study.require_same_inputs(stage)
     write_json(space.partial / manifest.METRICS, metrics)
     for path in space.parts.iterdir():
