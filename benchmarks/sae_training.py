@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from affectlens.model.subject import resolve_dtype
-from affectlens.sae.architectures import build
+from affectlens.sae.building import build
 from affectlens.sae.recipe import Recipe
 from affectlens.sae.rows import Statistics, Stream
 from affectlens.sae.training import Trainer
@@ -64,10 +64,12 @@ class Task:
     width: int
 
     def __post_init__(self) -> None:
-        chosen = np.arange(len(self.rows.values) - self.recipe.batch)
+        chosen = np.arange(len(self.rows.values) - self.recipe.train_batch_size_tokens)
         self.statistics = Statistics.of(self.rows, chosen)  # pyright: ignore[reportArgumentType]
-        self.stream = Stream(self.rows, chosen, seed=1)  # pyright: ignore[reportArgumentType]
-        self.held_out = torch.from_numpy(self.rows.values[-self.recipe.batch :]) * self.statistics.scale
+        self.stream = Stream.of_values(self.rows.values[chosen], size=self.recipe.train_batch_size_tokens, seed=1)
+        self.held_out = (
+            torch.from_numpy(self.rows.values[-self.recipe.train_batch_size_tokens :]) * self.statistics.scale
+        )
         centre = torch.from_numpy(self.statistics.centre) * self.statistics.scale
         self.start = build(self.recipe, d_in=D_MODEL, width=self.width, centre=centre, seed=0, metadata={})
 
@@ -75,8 +77,8 @@ class Task:
         return Trainer(self.recipe, copy.deepcopy(self.start), self.stream, self.statistics, "cpu", half)
 
     def sae_lens(self) -> SAETrainer[Any, Any]:
-        steps, batch = self.recipe.steps, self.recipe.batch
-        rise = round(self.recipe.sparsity_warm_up * steps)
+        steps, batch = self.recipe.steps, self.recipe.train_batch_size_tokens
+        rise = round(self.recipe.sparsity_warm_up)
         sae = copy.deepcopy(self.start)
         sae.W_enc.data = sae.W_enc.data.contiguous()
         for name in ("l1_warm_up_steps", "l0_warm_up_steps"):
@@ -85,18 +87,22 @@ class Task:
         settings = SAETrainerConfig(
             total_training_samples=steps * batch,
             train_batch_size_samples=batch,
-            lr=self.recipe.learning_rate,
-            lr_end=self.recipe.learning_rate / 100,
+            lr=self.recipe.lr,
+            lr_end=self.recipe.lr / 100,
             lr_warm_up_steps=round(WARM_UP * steps),
             lr_decay_steps=round(DECAY * steps),
-            dead_feature_window=self.recipe.dead_after,
+            dead_feature_window=self.recipe.dead_feature_window,
         )
-        batches = (self.batch(step) for step in range(10**9))
-        return SAETrainer(settings, sae, batches)
+        return SAETrainer(settings, sae, self.batches())
 
-    def batch(self, step: int) -> torch.Tensor:
-        rows = self.stream.batch(step * self.recipe.batch, self.recipe.batch)
-        return torch.from_numpy(rows) * self.statistics.scale
+    def rows_in_order(self) -> Iterator[torch.Tensor]:
+        """Unscaled batches from the first step on."""
+        with self.stream.batches(0) as batches:
+            yield from batches
+
+    def batches(self) -> Iterator[torch.Tensor]:
+        """The same, scaled."""
+        return (rows * self.statistics.scale for rows in self.rows_in_order())
 
     @torch.no_grad()
     def loss(self, sae: Any) -> float:
@@ -117,9 +123,9 @@ def _lens_steps(trainer: SAETrainer[Any, Any], count: int) -> None:
         trainer.n_training_steps += 1
 
 
-def _our_steps(trainer: Trainer, count: int) -> None:
+def _our_steps(trainer: Trainer, batches: Iterator[torch.Tensor], count: int) -> None:
     for _ in range(count):
-        trainer.step()
+        trainer.step(next(batches))
 
 
 def sparsify_steps(task: Task) -> Callable[[int], None] | None:
@@ -130,18 +136,16 @@ def sparsify_steps(task: Task) -> Callable[[int], None] | None:
     from sparsify.config import SparseCoderConfig  # pyright: ignore[reportMissingImports]
 
     coder = SparseCoder(D_MODEL, SparseCoderConfig(num_latents=task.width, k=task.recipe.k))
-    optimizer = torch.optim.Adam(coder.parameters(), lr=task.recipe.learning_rate)
-    done = 0
+    optimizer = torch.optim.Adam(coder.parameters(), lr=task.recipe.lr)
+    batches = task.batches()
 
     def run(count: int) -> None:
-        nonlocal done
         for _ in range(count):
             coder.set_decoder_norm_to_unit_norm()
-            coder(task.batch(done)).fvu.backward()
+            coder(next(batches)).fvu.backward()
             coder.remove_gradient_parallel_to_decoder_directions()
             optimizer.step()
             optimizer.zero_grad()
-            done += 1
 
     return run
 
@@ -152,11 +156,14 @@ def speed(task: Task, repeats: int, *, half: bool) -> list[Row]:
     lens = task.sae_lens()
     contenders: dict[str, Callable[[], None]] = {"sae-lens": partial(_lens_steps, lens, 1)}
     for kind in (False, True) if half else (False,):
-        contenders[OURS[kind]] = partial(_our_steps, task.ours(half=kind), 1)
+        contenders[OURS[kind]] = partial(_our_steps, task.ours(half=kind), task.rows_in_order(), 1)
     other = sparsify_steps(task) if task.recipe.architecture == "topk" else None
     if other is not None:
         contenders["sparsify"] = partial(other, 1)
-    rate = {key: task.recipe.batch / median(taken) for key, taken in interleaved(contenders, repeats).items()}
+    rate = {
+        key: task.recipe.train_batch_size_tokens / median(taken)
+        for key, taken in interleaved(contenders, repeats).items()
+    }
     return [
         Row(f"{name}, {kind}; peer: {peer}", rate[kind], rate[peer], "tokens/s", more=True)
         for peer in ("sae-lens", "sparsify")
@@ -169,9 +176,12 @@ def whole(task: Task, *, half: bool) -> list[Row]:
     """A whole short training, ours (as fast as this machine can) and sae-lens's in turns: speed and held-out loss."""
     ours, lens = task.ours(half=half), task.sae_lens()
     turns = task.recipe.steps // TURN
-    contenders = {"ours": partial(_our_steps, ours, TURN), "sae-lens": partial(_lens_steps, lens, TURN)}
+    contenders = {
+        "ours": partial(_our_steps, ours, task.rows_in_order(), TURN),
+        "sae-lens": partial(_lens_steps, lens, TURN),
+    }
     seconds = interleaved(contenders, turns, warmup=0)
-    rate = {key: TURN * task.recipe.batch / median(taken) for key, taken in seconds.items()}
+    rate = {key: TURN * task.recipe.train_batch_size_tokens / median(taken) for key, taken in seconds.items()}
     name = f"{task.recipe.architecture}, {task.width:,} features, {turns * TURN} steps, {OURS[half]}; peer: sae-lens"
     return [
         Row(f"{name}; whole training", rate["ours"], rate["sae-lens"], "tokens/s", more=True),
@@ -186,7 +196,7 @@ def main() -> None:
     torch.set_num_threads(1)
     half = resolve_dtype("auto", "cpu") is torch.bfloat16
     rows = Rows(4096 if given.quick else 32_768)
-    recipe = partial(Recipe, warm_up=WARM_UP, decay=DECAY)
+    recipe = Recipe
     table: list[Row] = []
     for width, repeats in ((1152, 3),) if given.quick else ((4608, 5), (16_384, 3)):
         for architecture in ARCHITECTURES:
@@ -195,7 +205,9 @@ def main() -> None:
     steps, batch, width = (40, 256, 576) if given.quick else (60, 512, 4608)
     for architecture in ARCHITECTURES:
         # Dead early, so that the auxiliary loss takes part.
-        chosen = recipe(architecture=architecture, steps=steps, batch=batch, dead_after=steps // 4)
+        chosen = recipe(
+            architecture=architecture, steps=steps, train_batch_size_tokens=batch, dead_feature_window=steps // 4
+        )
         table += whole(Task(chosen, rows, width), half=half)
     print_table(table)
     if given.json:

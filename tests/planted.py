@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
+from affectlens.activations.batches import Batches
+from affectlens.activations.source import RowSource
 from affectlens.corpus.documents import Document
 
 D_MODEL, FEATURES, ACTIVE = 32, 64, 3
@@ -48,5 +50,13 @@ def results(rows: PlantedRows) -> dict:
         indices=lambda *splits: [document.index for document in documents if document.split in splits],
     )
     norm = float(np.linalg.norm(rows.values, axis=1).mean())
-    store = SimpleNamespace(d_model=D_MODEL, tokens=lambda layer: rows, mean_norm=lambda layer: norm)
+    source = RowSource([rows.values], "float32")
+
+    def batches(size, seed, *, step, steps, rows, **_):
+        return Batches(
+            source, None, batch_size=size, seed=seed, epoch=0, step=step, steps=steps, chosen=rows, device="cpu",
+            dtype=None, prefetch=1,
+        )  # fmt: skip
+
+    store = SimpleNamespace(d_model=D_MODEL, tokens=lambda layer: rows, mean_norm=lambda layer: norm, batches=batches)
     return {"corpus": corpus, "activations": store}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from affectlens.sae import feature_activations as codes
-from affectlens.sae import kernels_relu as relu
-from affectlens.sae.architectures import build, project_decoder_gradient
+from affectlens.sae.architectures import REGISTRY, StepContext
+from affectlens.sae.building import build, project_decoder_gradient
 from affectlens.sae.recipe import Recipe
 
 D, F, TOKENS = 16, 96, 48
@@ -14,7 +14,7 @@ COEFFICIENTS = {"standard": {"l1": 0.7}, "gated": {"l1": 0.7}, "jumprelu": {"l0"
 
 
 def _sae(architecture: str):
-    recipe = Recipe.model_validate({"architecture": architecture, "threshold_bandwidth": 0.8})
+    recipe = Recipe.model_validate({"architecture": architecture, "jumprelu_bandwidth": 0.8})
     generator = torch.Generator().manual_seed(2)
     sae = build(recipe, d_in=D, width=F, centre=torch.randn(D, generator=generator), seed=1, metadata={})
     for name in ("b_enc", "b_gate", "b_mag", "r_mag"):
@@ -37,7 +37,7 @@ def test_loss_and_gradients_are_those_of_sae_lens(architecture, share, monkeypat
         TrainStepInput(sae_in=x, coefficients=weights, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False)
     )
     expected.loss.backward()
-    found = relu.step(fast, x, weights)
+    found = REGISTRY[architecture].step(fast, x, StepContext(coefficients=weights))
     for sae in (plain, fast):
         project_decoder_gradient(sae)
     torch.testing.assert_close(found.loss, expected.loss.detach(), rtol=1e-5, atol=0)
@@ -55,7 +55,8 @@ def test_loss_and_gradients_are_those_of_sae_lens(architecture, share, monkeypat
 def test_bfloat16_products_change_little(architecture) -> None:
     x = 3 * torch.randn(TOKENS, D, generator=torch.Generator().manual_seed(0))
     full, half = _sae(architecture), _sae(architecture)
-    losses = [float(relu.step(sae, x, COEFFICIENTS[architecture], half=sae is half).loss) for sae in (full, half)]
+    step, weights = REGISTRY[architecture].step, COEFFICIENTS[architecture]
+    losses = [float(step(sae, x, StepContext(coefficients=weights, half=sae is half)).loss) for sae in (full, half)]
     assert 0 < abs(losses[1] / losses[0] - 1) < 0.02
     for name in ("W_enc", "W_dec"):
         ours, theirs = (dict(sae.named_parameters())[name].grad for sae in (full, half))

@@ -12,7 +12,7 @@ import torch
 from affectlens.errors import UserError
 from affectlens.model.subject import ModelConfig, Shape
 from affectlens.sae import loading, source
-from affectlens.sae.architectures import build, save_folded
+from affectlens.sae.building import build, save_folded
 from affectlens.sae.formats import describe
 from affectlens.sae.formats.sae_lens import parse_hook
 from affectlens.sae.model import Dictionary, open_folder

@@ -5,12 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from affectlens.sae.architectures import build, save_folded
+from affectlens.sae.building import build, save_folded
 from affectlens.sae.model import Dictionary, open_folder
 from affectlens.sae.recipe import Recipe
 from affectlens.sae.rows import Statistics, Stream
@@ -18,7 +19,15 @@ from affectlens.sae.training import CHECKPOINT, Trainer, schedule
 from planted import ACTIVE, D_MODEL, FEATURES, PlantedRows
 
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "standard", "gated", "jumprelu")
-SHORT = {"width": 48, "k": 3, "batch": 32, "steps": 12, "checkpoint_steps": 4, "dead_after": 2, "auxiliary": 0.5}
+SHORT = {
+    "width": 48,
+    "k": 3,
+    "train_batch_size_tokens": 32,
+    "steps": 12,
+    "checkpoint_steps": 4,
+    "dead_feature_window": 2,
+    "aux_loss_coefficient": 0.5,
+}
 CUT = 6
 
 
@@ -30,7 +39,14 @@ def _train(settings: dict, folder: Path, *, seed: int = 0, at_step: tuple[int, i
     statistics = Statistics.of(rows, chosen)
     centre = torch.from_numpy(statistics.centre * np.float32(statistics.scale))
     sae = build(recipe, d_in=D_MODEL, width=recipe.width or FEATURES, centre=centre, seed=seed, metadata={})
-    trainer = Trainer(recipe, sae, Stream(rows, chosen, seed=1), statistics, "cpu", half=half)
+    trainer = Trainer(
+        recipe,
+        sae,
+        Stream.of_values(rows.values, size=recipe.train_batch_size_tokens, seed=1),
+        statistics,
+        "cpu",
+        half=half,
+    )
     folder.mkdir(exist_ok=True)
     steps = 0
 
@@ -126,7 +142,13 @@ def test_the_checkpoint_is_replaced_whole(undisturbed, tmp_path, monkeypatch) ->
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_planted_dictionary_is_found(architecture, tmp_path) -> None:
-    settings = {"architecture": architecture, "width": 2 * FEATURES, "k": ACTIVE, "batch": 256, "learning_rate": 4e-3}
+    settings = {
+        "architecture": architecture,
+        "width": 2 * FEATURES,
+        "k": ACTIVE,
+        "train_batch_size_tokens": 256,
+        "lr": 4e-3,
+    }
     trainer = _train(settings | {"steps": 400}, tmp_path)
     found = trainer.sae.W_dec.detach().numpy()
     best = (found @ PlantedRows().dictionary.T).max(axis=0)
@@ -165,15 +187,18 @@ def test_fast_and_plain_paths_train_to_the_same_weights(tmp_path) -> None:
             assert float((ours - theirs).detach().norm() / theirs.detach().norm()) < 1e-2
 
 
-def test_the_stream_shows_every_row_once_an_epoch_from_any_position() -> None:
-    rows = PlantedRows(documents=3, tokens=11)
-    chosen = np.arange(5, 25)
-    stream = Stream(rows, chosen, seed=3)
-    whole = np.concatenate([stream.batch(position, 7) for position in range(0, 63, 7)])
-    np.testing.assert_array_equal(Stream(rows, chosen, seed=3).batch(14, 40), whole[14:54])
-    for epoch in (whole[:20], whole[20:40]):
-        assert sorted(map(tuple, epoch)) == sorted(map(tuple, rows.values[5:25]))
-    assert not np.array_equal(whole[:20], whole[20:40])
+def test_the_stream_shows_every_row_once_an_epoch_from_any_step() -> None:
+    values = PlantedRows(documents=3, tokens=7).values
+
+    def taken(step: int, count: int) -> np.ndarray:
+        with Stream.of_values(values, size=6, seed=3).batches(step) as batches:
+            return np.concatenate([batch.numpy() for batch in islice(batches, count)])
+
+    whole = taken(0, 14)
+    np.testing.assert_array_equal(taken(2, 5), whole[12:42])
+    for epoch in (whole[:21], whole[21:42]):
+        assert sorted(map(tuple, epoch)) == sorted(map(tuple, values))
+    assert not np.array_equal(whole[:21], whole[21:42])
 
 
 def test_the_scale_does_not_depend_on_where_the_centre_lies() -> None:
@@ -187,7 +212,7 @@ def test_the_scale_does_not_depend_on_where_the_centre_lies() -> None:
 
 
 def test_the_learning_rate_rises_stays_and_falls_to_nearly_nothing() -> None:
-    recipe = Recipe(steps=100, warm_up=0.1, decay=0.2)
+    recipe = Recipe(steps=100, lr_warm_up_steps=10, lr_decay_steps=20)
     rates = [schedule(step, recipe) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == 1

@@ -24,7 +24,7 @@ from affectlens.model.steering import (
     set_features,
 )
 from affectlens.model.subject import ModelConfig, Subject
-from affectlens.sae import architectures
+from affectlens.sae import building
 from affectlens.sae.recipe import Recipe
 
 FAMILIES = ("llama", "gpt2", "qwen2")
@@ -68,9 +68,9 @@ def saved(architecture: str, folder: Path):
     from sae_lens import SAE
 
     recipe = Recipe(architecture=architecture, k=8)
-    training = architectures.build(recipe, d_in=D, width=WIDTH, centre=torch.zeros(D), seed=1, metadata={})
+    training = building.build(recipe, d_in=D, width=WIDTH, centre=torch.zeros(D), seed=1, metadata={})
     training.topk_threshold.data.fill_(0.005)
-    architectures.save_folded(training, 1.5, folder)
+    building.save_folded(training, 1.5, folder)
     return SAE.load_from_disk(folder)
 
 

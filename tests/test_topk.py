@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from affectlens.sae import kernels_topk as topk
-from affectlens.sae.architectures import build, project_decoder_gradient
+from affectlens.sae.architectures import REGISTRY, StepContext
+from affectlens.sae.building import build, project_decoder_gradient
 from affectlens.sae.feature_activations import Pairs
 from affectlens.sae.recipe import Recipe
 
@@ -19,7 +20,7 @@ DEAD = {
 
 
 def _sae(architecture: str, **changes: object):
-    recipe = Recipe.model_validate({"architecture": architecture, "k": 6, "auxiliary": 0.25, **changes})
+    recipe = Recipe.model_validate({"architecture": architecture, "k": 6, "aux_loss_coefficient": 0.25, **changes})
     generator = torch.Generator().manual_seed(2)
     sae = build(recipe, d_in=D, width=F, centre=torch.randn(D, generator=generator), seed=1, metadata={})
     sae.b_enc.data = 0.1 * torch.randn(F, generator=generator)
@@ -48,7 +49,7 @@ def test_loss_and_gradients_are_those_of_sae_lens(architecture, dead, block, mon
     monkeypatch.setattr(topk, "BLOCK", block)
     plain, fast, x = _sae(architecture), _sae(architecture), _rows()
     expected = _reference(plain, x, DEAD[dead])
-    found = topk.step(fast, x, DEAD[dead])
+    found = REGISTRY[architecture].step(fast, x, StepContext(dead=DEAD[dead]))
     project_decoder_gradient(fast)
     torch.testing.assert_close(found.loss, expected.loss.detach(), rtol=1e-5, atol=0)
     torch.testing.assert_close(found.mse, expected.losses["mse_loss"].detach(), rtol=1e-5, atol=0)
@@ -120,7 +121,9 @@ def test_bfloat16_decides_only_which_features_are_taken(architecture) -> None:
         pairs, value = topk.choose_batch(x, encoder, bias, 6 * TOKENS, half=True)
         exact = scores[pairs.token, pairs.feature]
     torch.testing.assert_close(value, exact, rtol=1e-5, atol=1e-5)
-    full, half = topk.step(sae, x, DEAD["none"]), topk.step(_sae(architecture), x, DEAD["none"], half=True)
+    step = REGISTRY[architecture].step
+    full = step(sae, x, StepContext(dead=DEAD["none"]))
+    half = step(_sae(architecture), x, StepContext(dead=DEAD["none"], half=True))
     assert abs(float(half.loss) / float(full.loss) - 1) < 0.05
 
 
@@ -145,7 +148,8 @@ def test_nothing_of_the_size_tokens_times_features_is_made() -> None:
     block, topk.BLOCK = topk.BLOCK, 256
     try:
         with Watch():
-            topk.step(sae, torch.randn(tokens, 8), torch.zeros(width, dtype=torch.bool))
+            dead = torch.zeros(width, dtype=torch.bool)
+            REGISTRY["topk"].step(sae, torch.randn(tokens, 8), StepContext(dead=dead))
     finally:
         topk.BLOCK = block
     assert tokens * 256 <= largest < tokens * width / 4

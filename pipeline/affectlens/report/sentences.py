@@ -100,40 +100,25 @@ def features(evidence: Evidence) -> Finding:
     return Finding("features", "Single SAE features match concepts", text, standing, more)
 
 
-WEAK_DEAD, BAD_DEAD = 0.2, 0.5
-WEAK_VARIANCE, BAD_VARIANCE = 0.7, 0.4
-WEAK_DENSE = 0.1
-
-
 def health(evidence: Evidence) -> Finding:
     """Whether the SAE is good enough for a weak result to mean something."""
     figures, random = evidence.health, evidence.health.get("random", {})
-    dead, dense = finite(figures.get("dead_share")), finite(figures.get("dense_share"))
+    dead = finite(figures.get("dead_share"))
     variance, noise = finite(figures.get("explained_variance")), finite(random.get("explained_variance"))
-    faults, grave = [], False
-    if dead is not None and dead > WEAK_DEAD:
-        faults.append(f"{percent(dead)} of its features never fire on the held-out text")
-        grave |= dead > BAD_DEAD
-    if dense is not None and dense > WEAK_DENSE:
-        faults.append(f"{percent(dense)} of its features fire on more than a tenth of the tokens")
-    if variance is not None and variance < WEAK_VARIANCE:
-        faults.append(f"it leaves {percent(1 - variance)} of the variance unexplained")
-        grave |= variance < BAD_VARIANCE
-    if variance is not None and noise is not None and variance <= noise:
-        faults.append(f"a random SAE explains as much ({percent(noise)})")
-        grave = True
     if dead is None or variance is None:
         return Finding("features", "Health of the SAE", f"The health of the SAE is {NOT_SHOWN}.", "not shown")
     text = (
         f"It explains {percent(variance)} of the variance of held-out tokens (a random SAE: {percent(noise)}) with "
         f"{general(figures.get('l0'))} active features per token; {percent(dead)} of the features are dead."
     )
-    if not faults:
+    verdict = figures.get("verdict", "sound")
+    if verdict == "sound":
         return Finding("features", "The SAE is sound", text, "shown")
-    verdict = "bad: do not read its features as evidence" if grave else "weak: a missing feature may be its fault"
-    text += f" This SAE is {verdict}, because {' and '.join(faults)}."
-    title = "The SAE is bad" if grave else "The SAE is weak"
-    return Finding("features", title, text, "not shown" if grave else "partly shown")
+    advice = (
+        "bad: do not read its features as evidence" if verdict == "bad" else "weak: a missing feature may be its fault"
+    )
+    text += f" This SAE is {advice[verdict]}, because {' and '.join(fault['text'] for fault in figures['faults'])}."
+    return Finding("features", f"The SAE is {verdict}", text, "not shown" if verdict == "bad" else "partly shown")
 
 
 def comparison(evidence: Evidence) -> Finding:

@@ -8,6 +8,7 @@ sae-lens's loss on unit decoder rows (``tests/test_topk.py`` pins the one to the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +21,14 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
+    from affectlens.sae.architectures.base import StepContext
+
+    Choose = Callable[[Any, Tensor, Tensor, StepContext], tuple[Pairs, Tensor]]
+
 BLOCK = 4096
 """Features per block of the encoder's product."""
+FLOOR_SHARE = 0.9
+"""Of the last batch's smallest chosen activation: where the next batch's search starts."""
 
 
 def choose_rows(
@@ -109,36 +116,36 @@ def _exact(pairs: Pairs, x: Tensor, encoder: Tensor, bias: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def step(
-    sae: Any, x: Float[Tensor, "tokens d"], dead: Bool[Tensor, "features"], *, floor: float = 0.0, half: bool = False
-) -> Outcome:
+def step(sae: Any, x: Float[Tensor, "tokens d"], context: StepContext, choose: Choose) -> Outcome:
     """Set the gradients of sae-lens's training loss of a TopK, BatchTopK or Matryoshka SAE.
 
     Args:
         sae: training SAE with unit decoder rows and a column-major ``W_enc``.
         x: scaled activations.
-        dead: which features the auxiliary loss is for.
-        floor: see :func:`choose_batch`.
-        half: see :func:`choose_rows`.
+        choose: :func:`by_rows` or :func:`by_batch`.
     """
     encoder = sae.W_enc.data.T
     centred = x - sae.b_dec.data
-    pairs, value = _choose(sae, centred, encoder, floor, half)
+    pairs, value = choose(sae, centred, encoder, context)
     loss, mse, error = _reconstruct(sae, x, centred, pairs, value)
-    if sae.cfg.aux_loss_coefficient > 0 and bool(dead.any()):
-        loss = loss + _revive(sae, centred, error, dead)
+    if sae.cfg.aux_loss_coefficient > 0 and context.dead is not None and bool(context.dead.any()):
+        loss = loss + _revive(sae, centred, error, context.dead)
     sae.b_dec.grad -= sae.b_enc.grad @ encoder
     live = torch.sign(value)
     smallest = float(value.min()) if len(value) else 0.0
     return Outcome.of(pairs, live, loss, mse, smallest)
 
 
-def _choose(sae: Any, centred: Tensor, encoder: Tensor, floor: float, half: bool) -> tuple[Pairs, Tensor]:
-    bias = sae.b_enc.data
-    if sae.cfg.architecture() == "topk":
-        feature, value = choose_rows(centred, encoder, bias, sae.cfg.k, half=half)
-        return row_pairs(feature, len(encoder)), rearrange(value.relu(), "tokens k -> (tokens k)")
-    return choose_batch(centred, encoder, bias, int(sae.cfg.k * len(centred)), floor=floor, half=half)
+def by_rows(sae: Any, centred: Tensor, encoder: Tensor, context: StepContext) -> tuple[Pairs, Tensor]:
+    """The k largest of every token."""
+    feature, value = choose_rows(centred, encoder, sae.b_enc.data, sae.cfg.k, half=context.half)
+    return row_pairs(feature, len(encoder)), rearrange(value.relu(), "tokens k -> (tokens k)")
+
+
+def by_batch(sae: Any, centred: Tensor, encoder: Tensor, context: StepContext) -> tuple[Pairs, Tensor]:
+    """k times tokens of the batch. The search starts a little below the smallest that the last batch chose."""
+    count, floor = int(sae.cfg.k * len(centred)), context.smallest * FLOOR_SHARE
+    return choose_batch(centred, encoder, sae.b_enc.data, count, floor=floor, half=context.half)
 
 
 def _reconstruct(

@@ -1,9 +1,10 @@
-"""How good a sparse autoencoder is on held-out text, in figures and in words, always beside a random one."""
+"""How good a sparse autoencoder is on held-out text, always beside a random one, and what is wrong with it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from einops import rearrange
@@ -15,12 +16,15 @@ if TYPE_CHECKING:
     from affectlens.activations import TokenRows
     from affectlens.model.subject import Subject
     from affectlens.sae.model import Dictionary
+    from affectlens.sae.recipe import SaeLimits
 
 DENSE = 0.1
 """A feature that is active on more than this share of tokens says little about any of them."""
 DENSITY_EDGES = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 CHUNK = 1024
+LONGEST = 2048
+"""Tokens that go through the model at once when cross-entropy is measured; memory grows with the square."""
 SAME_FEATURE = 0.7
 """Cosine from which two features of different SAEs count as the same (Paulo & Belrose 2025)."""
 
@@ -120,17 +124,25 @@ def cross_entropies(
 
     sums = dict.fromkeys(["clean", *replacements], 0.0)
     count = 0
-    for text in texts:
-        tokens = subject.pad([text])
+    # A text longer than the model's context goes through in pieces, each with a begin token of its own.
+    limit = min(subject.context or LONGEST, LONGEST) - subject.lead
+    for piece in (piece for text in texts for piece in _pieces(text, limit)):
+        tokens = subject.pad([piece])
         for name in sums:
             hooks = []
             if name != "clean":
                 hooks = [(hook_name(layer), _replacing(replacements[name], subject.lead))]
             logs = subject.log_probabilities(tokens, hooks)
             sums[name] -= float(_log_likelihood(logs, tokens, subject.lead))
-        count += len(text) - 1
-        progress(len(text))
+        count += len(piece) - 1
+        progress(len(piece))
     return {name: total / count for name, total in sums.items()}
+
+
+def _pieces(text: Sequence[int], limit: int) -> list[Sequence[int]]:
+    """Stretches of a text of at most ``limit`` tokens; a last one of a single token predicts nothing."""
+    pieces = [text[first : first + limit] for first in range(0, len(text), limit)]
+    return [piece for piece in pieces if len(piece) > 1]
 
 
 def _replacing(function: Any, lead: int) -> Any:
@@ -162,36 +174,54 @@ def recovered(entropies: Mapping[str, float], name: str) -> float:
     return (entropies["mean"] - entropies[name]) / max(cost, 1e-9)
 
 
-def verdict(health: Mapping[str, Any]) -> str:
-    """The figures in one sentence that a reader who knows no SAE jargon can act on."""
-    faults = _faults(health)
-    if faults:
-        return f"Poor SAE on this text: {'; '.join(faults)}."
-    figures = f"it explains {_percent(health['explained_variance'])} of the variance with {health['l0']:.0f} active "
-    figures += f"features a token, and {_percent(health['dead_share'])} of the features never fire"
-    return f"No fault found on this text: {figures}."
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong with an SAE.
+
+    Attributes:
+        text: a clause that goes on after "This SAE is weak, because".
+        grave: whether its features are no evidence at all.
+    """
+
+    text: str
+    grave: bool = False
 
 
-def _faults(health: Mapping[str, Any]) -> list[str]:
-    random = health["random"]
-    found = []
-    if health["dead_share"] > 0.1:
-        found.append(f"{_percent(health['dead_share'])} of the features never fire")
-    if health["explained_variance"] < random["explained_variance"] + 0.05:
-        found.append("it reconstructs hardly better than random features do")
-    elif health["explained_variance"] < 0.5:
-        found.append(f"it explains only {_percent(max(0.0, health['explained_variance']))} of the variance")
-    if health["dense_share"] > 0.05:
-        found.append(f"{_percent(health['dense_share'])} of the features are active on more than a tenth of all tokens")
-    if health["l0"] > 0.2 * health["width"]:
-        found.append(f"{health['l0']:.0f} of {health['width']} features are active at once, which is not sparse")
-    if health.get("ce_recovered", 1.0) < 0.7:
+def faults(health: Mapping[str, Any], limits: SaeLimits) -> list[Fault]:
+    """Where the figures of an SAE are beyond its limits.
+
+    Args:
+        health: what ``health.json`` holds.
+        limits: the study's section ``sae.limits``.
+    """
+    random, listed = health["random"], []
+    dead, dense, variance = health["dead_share"], health["dense_share"], health["explained_variance"]
+    if dead > limits.dead_share:
+        text = f"{_percent(dead)} of its features never fire on the held-out text"
+        listed.append(Fault(text, grave=dead > limits.grave_dead_share))
+    if variance < random["explained_variance"] + limits.margin_over_random:
+        listed.append(Fault("it reconstructs hardly better than random features do", grave=True))
+    elif variance < limits.explained_variance:
+        text = f"it explains only {_percent(max(0.0, variance))} of the variance"
+        listed.append(Fault(text, grave=variance < limits.grave_explained_variance))
+    if dense > limits.dense_share:
+        listed.append(Fault(f"{_percent(dense)} of its features are active on more than a tenth of all tokens"))
+    if health["l0"] > limits.active_share * health["width"]:
+        listed.append(
+            Fault(f"{health['l0']:.0f} of {health['width']} features are active at once, which is not sparse")
+        )
+    if health.get("ce_recovered", 1.0) < limits.ce_recovered:
         share = _percent(max(0.0, health["ce_recovered"]))
-        found.append(f"the model keeps only {share} of its predictions when reading through it")
-    if health.get("agreement", {}).get("matched_share", 1.0) < 0.3:
+        listed.append(Fault(f"the model keeps only {share} of its predictions when reading through it"))
+    if health.get("agreement", {}).get("matched_share", 1.0) < limits.matched_share:
         share = _percent(health["agreement"]["matched_share"])
-        found.append(f"only {share} of its features come back under another seed")
-    return found
+        listed.append(Fault(f"only {share} of its features come back under another seed"))
+    return listed
+
+
+def verdict(found: Sequence[Fault]) -> Literal["sound", "weak", "bad"]:
+    """One word for the faults of an SAE."""
+    return "bad" if any(fault.grave for fault in found) else "weak" if found else "sound"
 
 
 def _percent(share: float) -> str:

@@ -1,7 +1,9 @@
-"""The stream of token rows that sparse autoencoders are trained on: a pure function of (seed, position)."""
+"""The stream of token rows that sparse autoencoders are trained on: a pure function of (seed, step)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,9 +11,12 @@ import numpy as np
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
+    from torch import Tensor
 
-    from affectlens.activations import TokenRows
+    from affectlens.activations import ActivationStore, TokenRows
 
+ENDLESS = 1 << 40
+"""Steps that no training reaches."""
 STATISTICS_ROWS = 16_384
 """Rows from which centre and scale are estimated, and rows that are examined at once."""
 OUTLIER = 4.0
@@ -21,34 +26,61 @@ would own a tenth of the loss, and of every figure."""
 
 
 class Stream:
-    """Rows in a random order, epoch after epoch. Nothing needs saving to resume: a position is enough.
+    """Batches of token rows in a random order, epoch after epoch. Nothing needs saving to resume: a step is enough."""
 
-    Attributes:
-        rows: the store's token rows.
-        chosen: which of them are used.
-    """
+    def __init__(self, batches: Callable[[int], Iterable[Float[Tensor, "batch d_model"]]]) -> None:
+        """A stream over any source.
 
-    def __init__(self, rows: TokenRows, chosen: Int[np.ndarray, "n"], seed: int) -> None:
-        self.rows = rows
-        self.chosen = chosen
-        self._seed = seed
-        self._epochs: dict[int, np.ndarray] = {}
+        Args:
+            batches: step -> float32 batches from that step of the training on, on the device that trains.
+        """
+        self._batches = batches
 
-    def batch(self, position: int, size: int) -> Float[np.ndarray, "size d_model"]:
-        """The ``size`` rows from ``position`` on, float32; every epoch holds each row once."""
-        count = len(self.chosen)
-        where = np.arange(position, position + size)
-        picked = np.empty(size, dtype=np.int64)
-        for epoch in range(int(where[0]) // count, int(where[-1]) // count + 1):
-            mine = where // count == epoch
-            picked[mine] = self._order(epoch)[where[mine] % count]
-        return self.rows.read(self.chosen[picked])
+    @classmethod
+    def of_store(
+        cls, store: ActivationStore, layer: int, chosen: Int[np.ndarray, "n"], *, size: int, seed: int, device: str
+    ) -> Stream:
+        """Over cached rows: fetched ahead by threads, from memory or from the memory-mapped shards."""
+        import torch
 
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._epochs:
-            self._epochs = {key: value for key, value in self._epochs.items() if key == epoch - 1}
-            self._epochs[epoch] = np.random.default_rng([self._seed, epoch]).permutation(len(self.chosen))
-        return self._epochs[epoch]
+        return cls(
+            lambda step: store.batches(
+                size, seed, step=step, steps=ENDLESS, layer=layer, rows=chosen, device=device, dtype=torch.float32
+            )
+        )
+
+    @classmethod
+    def of_values(cls, values: Float[np.ndarray, "rows d_model"], *, size: int, seed: int) -> Stream:
+        """Over an array in memory."""
+        from affectlens.activations.batches import IN_MEMORY, Batches
+        from affectlens.activations.source import RowSource
+
+        source = RowSource([values], "float32")
+        return cls(
+            lambda step: Batches(
+                source,
+                None,
+                batch_size=size,
+                seed=seed,
+                epoch=0,
+                step=step,
+                steps=ENDLESS,
+                chosen=None,
+                device="cpu",
+                dtype=None,
+                prefetch=IN_MEMORY,
+            )
+        )
+
+    @contextmanager
+    def batches(self, step: int) -> Iterator[Iterator[Float[Tensor, "batch d_model"]]]:
+        """All batches from this step of the training on; what was fetched ahead is let go at the end."""
+        rows = iter(self._batches(step))
+        try:
+            yield rows
+        finally:
+            if isinstance(rows, Generator):
+                rows.close()
 
 
 def typical(rows: TokenRows, chosen: Int[np.ndarray, "n"]) -> Int[np.ndarray, "kept"]:

@@ -12,18 +12,19 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from affectlens.files import write_safetensors
-from affectlens.sae import kernels_relu as relu
-from affectlens.sae import kernels_topk as topk
-from affectlens.sae.architectures import normalise_decoder, project_decoder_gradient
+from affectlens.sae.architectures import REGISTRY, StepContext
+from affectlens.sae.building import normalise_decoder, project_decoder_gradient
 from affectlens.sae.feature_activations import Everything
+from affectlens.sae.kernels_topk import choose_batch
 from affectlens.sae.outcome import Outcome
-from affectlens.sae.recipe import TOPK_FAMILY, Recipe
+from affectlens.sae.recipe import Recipe
 
 if TYPE_CHECKING:
     from sae_lens import TrainingSAE
@@ -35,8 +36,6 @@ CHECKPOINT = "checkpoint/state.safetensors"
 RECORDS = 100
 """Points of the training curve."""
 CALIBRATION_BATCHES = 32
-FLOOR_SHARE = 0.9
-"""Of the last batch's smallest chosen activation: where the next batch's search starts."""
 
 
 @dataclass
@@ -61,7 +60,7 @@ class Trainer:
 
     Args:
         recipe: how.
-        sae: as :func:`affectlens.sae.architectures.build` makes it.
+        sae: as :func:`affectlens.sae.building.build` makes it.
         stream: the rows, unscaled.
         statistics: the scale they are multiplied by.
         device: where to compute.
@@ -79,7 +78,7 @@ class Trainer:
         self.half = half
         # The sparse sums use operators that only these devices have.
         self.fast = recipe.fast and torch.device(device).type in {"cpu", "cuda"}
-        self.optimizer = torch.optim.Adam(sae.parameters(), lr=recipe.learning_rate, fused=device != "mps")
+        self.optimizer = torch.optim.Adam(sae.parameters(), lr=recipe.lr, fused=device != "mps")
         self.at = Position(0, torch.zeros(sae.cfg.d_sae, dtype=torch.long, device=device), 0.0, [])
 
     def run(self, folder: Path, progress: Callable[[float], None]) -> list[dict[str, float]]:
@@ -89,11 +88,11 @@ class Trainer:
         """
         if (folder / CHECKPOINT).is_file():
             self.restore(folder / CHECKPOINT)
-            progress(float(self.at.step * self.recipe.batch))
-        with termination() as asked:
+            progress(float(self.at.step * self.recipe.train_batch_size_tokens))
+        with termination() as asked, self.stream.batches(self.at.step) as batches:
             while self.at.step < self.recipe.steps:
-                self.step()
-                progress(float(self.recipe.batch))
+                self.step(next(batches))
+                progress(float(self.recipe.train_batch_size_tokens))
                 due = self.at.step % self.recipe.checkpoint_steps == 0 and self.at.step < self.recipe.steps
                 if due or asked():
                     self.save(folder / CHECKPOINT)
@@ -102,17 +101,17 @@ class Trainer:
         if self.at.step < self.recipe.steps:
             # Whoever sent the signal also replaced its default action; training still ends here.
             raise SystemExit(128 + signal.SIGTERM)
-        if self.recipe.architecture in {"batchtopk", "matryoshka"}:
+        if REGISTRY[self.recipe.architecture].batch_threshold:
             self._calibrate()
         return self.at.curve
 
-    def step(self) -> None:
-        """One optimizer step."""
-        x = self._batch(self.at.step)
-        rate = self.recipe.learning_rate * schedule(self.at.step, self.recipe)
+    def step(self, rows: torch.Tensor) -> None:
+        """One optimizer step on a batch of unscaled rows."""
+        x = rows.to(self.device) * self.scale
+        rate = self.recipe.lr * schedule(self.at.step, self.recipe)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        dead = self.at.silent > self.recipe.dead_after
+        dead = self.at.silent > self.recipe.dead_feature_window
         outcome = self._gradients(x, dead) if self.fast else self._plain_gradients(x, dead)
         project_decoder_gradient(self.sae)
         self.optimizer.step()
@@ -125,24 +124,20 @@ class Trainer:
             self._record(outcome, x, int(dead.sum()))
         self.at.step += 1
 
-    def _batch(self, step: int) -> torch.Tensor:
-        rows = self.stream.batch(step * self.recipe.batch, self.recipe.batch)
-        return torch.from_numpy(rows).to(self.device) * self.scale
-
     def _coefficients(self) -> dict[str, float]:
         """Weights of the sparsity penalties at this step."""
         from sae_lens.saes.sae import TrainCoefficientConfig
 
-        rise = min(1.0, (self.at.step + 1) / max(1.0, self.recipe.sparsity_warm_up * self.recipe.steps))
+        rise = min(1.0, (self.at.step + 1) / max(1.0, self.recipe.sparsity_warm_up))
         return {
             name: (given.value if isinstance(given, TrainCoefficientConfig) else given) * rise
             for name, given in self.sae.get_coefficients().items()
         }
 
     def _gradients(self, x: torch.Tensor, dead: torch.Tensor) -> Outcome:
-        if self.recipe.architecture in TOPK_FAMILY:
-            return topk.step(self.sae, x, dead, floor=self.at.smallest * FLOOR_SHARE, half=self.half)
-        return relu.step(self.sae, x, self._coefficients(), half=self.half)
+        context = StepContext(dead, self._coefficients(), self.at.smallest, self.half)
+        with torch.no_grad():
+            return REGISTRY[self.recipe.architecture].step(self.sae, x, context)
 
     def _plain_gradients(self, x: torch.Tensor, dead: torch.Tensor) -> Outcome:
         """By sae-lens's forward pass and autograd."""
@@ -167,7 +162,7 @@ class Trainer:
         variance = float((x - x.mean(dim=0)).square().sum() / len(x))
         self.at.curve.append(
             {
-                "tokens": (self.at.step + 1) * self.recipe.batch,
+                "tokens": (self.at.step + 1) * self.recipe.train_batch_size_tokens,
                 "loss": float(outcome.loss),
                 "explained_variance": 1 - float(outcome.mse) / max(variance, 1e-12),
                 "l0": float(outcome.active),
@@ -183,12 +178,13 @@ class Trainer:
         """
         sae: Any = self.sae
         encoder, bias = sae.W_enc.data.T, sae.b_enc.data
-        found = []
-        for step in range(self.recipe.steps, self.recipe.steps + CALIBRATION_BATCHES):
-            x = self._batch(step) - sae.b_dec.data
-            _, value = topk.choose_batch(x, encoder, bias, int(sae.cfg.k * len(x)), floor=self.at.smallest / 2)
-            found.append(float(value.min()))
-        sae.topk_threshold = torch.tensor(sum(found) / len(found), dtype=torch.double, device=self.device)
+        smallest = []
+        with self.stream.batches(self.recipe.steps) as batches:
+            for rows in islice(batches, CALIBRATION_BATCHES):
+                x = rows.to(self.device) * self.scale - sae.b_dec.data
+                _, value = choose_batch(x, encoder, bias, int(sae.cfg.k * len(x)), floor=self.at.smallest / 2)
+                smallest.append(float(value.min()))
+        sae.topk_threshold = torch.tensor(sum(smallest) / len(smallest), dtype=torch.double, device=self.device)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint; the file is whole or absent at any moment."""
@@ -224,8 +220,8 @@ class Trainer:
 
 def schedule(step: int, recipe: Recipe) -> float:
     """The learning rate of a step as a share of its highest: a rise, a plateau, a fall to zero, all linear."""
-    rise = max(1.0, recipe.warm_up * recipe.steps)
-    fall = max(1.0, recipe.decay * recipe.steps)
+    rise = max(1.0, recipe.warm_up)
+    fall = max(1.0, recipe.decay)
     return min(1.0, (step + 1) / rise, (recipe.steps - step) / fall)
 
 

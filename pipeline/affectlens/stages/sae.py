@@ -9,19 +9,22 @@ import itertools
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from affectlens.config import Config
+from affectlens import results
+from affectlens.config import MERGE_ONLY, Config, nearest
 from affectlens.files import write_json
 from affectlens.model import subject as subjects
 from affectlens.sae import source
+from affectlens.sae.architectures import REGISTRY
 from affectlens.sae.formats import content, describe
 from affectlens.sae.formats.sae_lens import from_settings
-from affectlens.sae.recipe import Recipe
+from affectlens.sae.recipe import Recipe, SaeLimits
 from affectlens.sae.source import LoadConfig
 from affectlens.settings import Resources
 from affectlens.stage import RECORD, Folder, Identity, Metrics, Part, Progress, Stage, StudySettings, register
@@ -41,6 +44,19 @@ WIDER = 3
 """Default width as a multiple of the model's."""
 OTHERS = "others"
 TRAINING = "training.json"
+CURVE = results.Table(
+    "training",
+    "One point of the training curve of the study's SAE; none where it was loaded.",
+    (
+        results.integer("tokens", "token rows seen", "tokens"),
+        results.number("loss", "everything that was differentiated"),
+        results.number("explained_variance", "of the batch", "share"),
+        results.number("l0", "active features a token"),
+        results.integer("dead", "features that have not fired for long"),
+    ),
+    key=("tokens",),
+    charts=(results.Line("training_loss", "tokens", "loss"),),
+)
 FIGURES = ("l0", "explained_variance", "dead_share", "dense_share", "ce_recovered")
 
 
@@ -64,10 +80,19 @@ class SaeConfig(Recipe):
     """`{path: folder}`, `{release: ..., id: ...}`, `embedded` (of the embedded model's layer 15), or nothing: train."""
     also: AlsoConfig = AlsoConfig()
     """Further SAEs to train, for comparison; results are in `others/`."""
+    limits: SaeLimits = Field(default=SaeLimits(), json_schema_extra=MERGE_ONLY)
+    """Beyond which figures the SAE is called weak or bad."""
     health_rows: int = Field(default=20_000, ge=100)
     """At most so many held-out token rows for the figures."""
     health_texts: int = Field(default=8, ge=0)
     """Held-out texts on which the model is run with the SAE spliced in. 0: no cross-entropy."""
+
+    @field_validator("architecture")
+    @classmethod
+    def _registered(cls, name: str) -> str:
+        if name not in REGISTRY:
+            raise ValueError(f"no architecture `{name}`; {nearest(name, list(REGISTRY))}")
+        return name
 
     @property
     def source(self) -> LoadConfig | None:
@@ -80,12 +105,14 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
     """Train or load SAEs; report how good they are on held-out text."""
 
     name = "sae"
+    version = 2
     config_class = SaeConfig
     needs = ("corpus", "activations")
     seeded = True
     checkpoint = "checkpoint"
     resources = Resources(parts_per_job=1)  # a part is a whole training
     unit = "tokens"
+    tables = (CURVE,)
     headline = (("explained_variance", "variance of held-out tokens that the SAE explains"),)
 
     @classmethod
@@ -115,14 +142,13 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
     def parts(self) -> Sequence[Part]:
         if self.config.load is not None:
             return [Part("loaded", size=1, payload={"layer": self.setting.model.layer})]
-        size = self.config.steps * self.config.batch
+        size = self.config.steps * self.config.train_batch_size_tokens
         return [
             Part(grid.name, size=size, payload=grid._asdict())
             for grid in combinations(self.config, self.setting.model.layer, self.outlook.width)
         ]
 
     def run_part(self, part: Part, out: Path, progress: Progress) -> None:
-        from affectlens.sae import metrics as health
         from affectlens.sae.model import HEALTH, WEIGHTS, Dictionary, open_folder
         from affectlens.sae.training import CHECKPOINT
 
@@ -133,7 +159,7 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
             notes = self._load(self.config.source, out / WEIGHTS)
             progress(part.size)
         found = self._examine(Dictionary(open_folder(out / WEIGHTS)), part.payload["layer"])
-        write_json(out / HEALTH, found | {"notes": notes, "verdict": health.verdict(found)})
+        write_json(out / HEALTH, found | {"notes": notes})
         shutil.rmtree((out / CHECKPOINT).parent, ignore_errors=True)
 
     def rows(self, layer: int) -> TokenRows:
@@ -172,7 +198,7 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
         import torch
 
         from affectlens.sae import training
-        from affectlens.sae.architectures import build, save_folded
+        from affectlens.sae.building import build, save_folded
         from affectlens.sae.model import WEIGHTS
         from affectlens.sae.rows import Statistics, Stream
 
@@ -190,7 +216,10 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
         )
         device = self.setting.device
         half = subjects.resolve_dtype(recipe.precision, device) is torch.bfloat16
-        stream = Stream(rows, chosen, self.seed_of("stream"))
+        stream = Stream.of_store(
+            self.need(ActivationsStage), layer, chosen, size=recipe.train_batch_size_tokens,
+            seed=self.seed_of("stream"), device=device,
+        )  # fmt: skip
         curve = training.Trainer(recipe, sae, stream, statistics, device, half).run(out, progress)
         save_folded(sae, statistics.scale, out / WEIGHTS, dtype=recipe.storage)
         write_json(out / TRAINING, {"rows": len(chosen), "curve": curve})
@@ -206,7 +235,7 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
     def _load(self, load: LoadConfig, target: Path) -> list[str]:
         from affectlens.errors import UserError
         from affectlens.sae import loading
-        from affectlens.sae.architectures import write_sorted
+        from affectlens.sae.building import write_sorted
 
         store, model = self.need(ActivationsStage), self.setting.model
         module = loading.load(load, mean_norm=store.mean_norm(model.layer))
@@ -263,8 +292,12 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
             shutil.copytree(folder, target, dirs_exist_ok=True, ignore=skip)
         first = json.loads((out / HEALTH).read_text(encoding="utf-8"))
         first |= self._agreement(parts)
-        first["verdict"] = health.verdict(first)
+        listed = health.faults(first, self.config.limits)
+        first |= {"verdict": health.verdict(listed), "faults": [asdict(fault) for fault in listed]}
         write_json(out / HEALTH, first)
+        path = out / TRAINING
+        curve = json.loads(path.read_text(encoding="utf-8"))["curve"] if path.is_file() else []
+        results.write(out, CURVE, curve)
         metrics = {"features": float(first["width"])}
         for prefix, figures in (("", first), ("random_", first["random"])):
             metrics |= {prefix + key: figures[key] for key in FIGURES if key in figures}
@@ -287,15 +320,6 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
         from affectlens.sae.model import Sae
 
         return Sae(folder)
-
-    @classmethod
-    def track(cls, result: Sae, run: Any) -> None:
-        path = result.folder.parent / TRAINING
-        if path.is_file():
-            curve = json.loads(path.read_text(encoding="utf-8"))["curve"]
-            run.table("sae/training", list(curve[0]), [list(row.values()) for row in curve])
-            for row in curve:
-                run.log({f"sae/training/{name}": value for name, value in row.items()}, step=row["tokens"])
 
 
 class Grid(NamedTuple):

@@ -10,18 +10,13 @@ import torch
 from einops import einsum
 
 from affectlens.files import write_json
+from affectlens.sae.architectures import REGISTRY
 from affectlens.sae.recipe import Recipe
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from sae_lens import TrainingSAE
     from torch import Tensor
-
-SAE_LENS_NAMES = {"matryoshka": "matryoshka_batchtopk"}
-INITIAL_THRESHOLD = 0.1
-DENSE_GAIN = 0.1
-"""Encoder rows of the ReLU architectures start this long: with unit rows, half of all features would fire and the
-first reconstructions would be far too large."""
 
 
 def build(
@@ -39,21 +34,9 @@ def build(
     """
     from sae_lens import TrainingSAE
 
-    sae: TrainingSAE[Any] = TrainingSAE.from_dict(_settings(recipe, d_in, width) | {"metadata": metadata})
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(width, d_in, generator=generator)
-    rows /= rows.norm(dim=1, keepdim=True)
-    gain = 1.0 if "topk" in sae.cfg.architecture() else DENSE_GAIN
-    sae.W_dec.data = rows
-    sae.W_enc.data = (rows * gain).T
-    sae.b_dec.data = centre.clone()
-    return sae
-
-
-def _settings(recipe: Recipe, d_in: int, width: int) -> dict[str, Any]:
-    name = recipe.architecture
-    shared = {
-        "architecture": SAE_LENS_NAMES.get(name, name),
+    architecture = REGISTRY[recipe.architecture]
+    settings = {
+        "architecture": architecture.sae_lens,
         "d_in": d_in,
         "d_sae": width,
         "dtype": "float32",
@@ -61,21 +44,16 @@ def _settings(recipe: Recipe, d_in: int, width: int) -> dict[str, Any]:
         "apply_b_dec_to_input": True,
         "normalize_activations": "none",
         "decoder_init_norm": 1.0,
+        "metadata": metadata,
     }
-    if name in {"topk", "batchtopk", "matryoshka"}:
-        shared |= {"k": recipe.k, "aux_loss_coefficient": recipe.auxiliary, "rescale_acts_by_decoder_norm": True}
-    if name == "matryoshka":
-        levels = sorted({max(1, round(level * width)) for level in recipe.matryoshka_levels} - {width})
-        shared["matryoshka_widths"] = [*levels, width]
-    if name in {"standard", "gated"}:
-        shared["l1_coefficient"] = recipe.l1_coefficient
-    if name == "jumprelu":
-        shared |= {
-            "l0_coefficient": recipe.l0_coefficient,
-            "jumprelu_bandwidth": recipe.threshold_bandwidth,
-            "jumprelu_init_threshold": INITIAL_THRESHOLD,
-        }
-    return shared
+    sae: TrainingSAE[Any] = TrainingSAE.from_dict(settings | architecture.settings(recipe, width))
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(width, d_in, generator=generator)
+    rows /= rows.norm(dim=1, keepdim=True)
+    sae.W_dec.data = rows
+    sae.W_enc.data = (rows * architecture.encoder_length).T
+    sae.b_dec.data = centre.clone()
+    return sae
 
 
 @torch.no_grad()
