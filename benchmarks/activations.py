@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from affectlens import files
 from affectlens.activations import ActivationStore, to_bits
 from affectlens.activations.config import ActivationsConfig
 from affectlens.activations.joining import write_index
@@ -35,7 +34,7 @@ from affectlens.corpus.documents import CorpusConfig, Document, select
 from affectlens.model.loading import load_weights
 from affectlens.model.subject import ModelConfig, source
 from affectlens.model.tokens import Text, plan_batches
-from affectlens.run import manifest
+from affectlens.run import manifest, verify
 from affectlens.stage import Setting
 from affectlens.stages.activations import ActivationsStage
 from harness import Row, in_new_process, interleaved, machine, options, peak_memory, print_table, write_json
@@ -63,7 +62,8 @@ def cache(stage: ActivationsStage) -> int:
             out = parts[part.name] = folder / "parts" / part.name
             out.mkdir(parents=True)
             stage.run_part(part, out, lambda units: None)
-            files.write_json(out / manifest.PART, {"files": manifest.hash_files(out)})
+            sealed = manifest.seal_files(out)
+            manifest.write_part(out, {"files": sealed, "sizes": verify.sizes(out, sealed), "run": {}})
         return int(stage.finish(parts, folder)["rows"])
 
 
