@@ -162,8 +162,8 @@ class CausalStage(Stage[CausalConfig, Causal]):
                 rows, metrics = sampled.summarise(kind, concepts, families, scores, self.config)
                 summary.add(tables.SAMPLES, rows)
                 summary.metrics |= metrics
-        for table, rows in summary.tables.items():
-            results.write(out, table, rows)
+        for table in self.tables:
+            results.write(out, table, summary.tables.get(table, []))  # empty where nothing of its kind was asked for
         write_json(out / INPUTS, self.runner.scored_by())
         texts = [path / TEXTS for name, path in parts.items() if name.startswith(("sample", "knockout"))]
         if texts:
