@@ -27,7 +27,7 @@ LAYERS = (
     ("plan", "sweep"),
     ("run",),
     ("tracking", "cluster", "compare", "serve"),
-    ("cli", "console", "entry"),
+    ("api", "cli", "console", "entry"),
 )
 """From the ground up. A room imports rooms of its own layer and of those below. The report lies below the stages: one
 of them writes it, from results and nothing else."""
