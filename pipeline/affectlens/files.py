@@ -12,9 +12,11 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 WRITING = ".writing"
 """Suffix of whatever is being written."""
+WRITE_EVERY_S = 1.0
+"""Seconds between two writes of a growing memory of checksums."""
 LARGE = 1 << 20
 """Bytes from which a file's checksum is worth remembering."""
 
@@ -218,6 +222,8 @@ class DigestMemory:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._stamps: dict[str, tuple[list[int], str]] | None = None
+        self._new: dict[str, tuple[list[int], str]] = {}
+        self._written = -math.inf
 
     def file(self, path: Path) -> str:
         """sha256 of a file, as hex."""
@@ -232,19 +238,24 @@ class DigestMemory:
         if remembered is not None and remembered[0] == stamp:
             return remembered[1]
         digest = file_digest(path)
-        self.remember({path: digest})
+        self._new[key] = self._stamps[key] = (stamp, digest)
+        if time.monotonic() - self._written >= WRITE_EVERY_S:  # not for each of many files
+            self.flush()
         return digest
 
     def remember(self, digests: Mapping[Path, str]) -> None:
         """Keep digests that were just taken, of whichever of these files are large."""
-        stamps = {}
         for path, digest in digests.items():
             stat = path.stat()
             if stat.st_size >= LARGE:
-                stamps[str(path.resolve())] = (_stamp(stat), digest)
-        if not stamps:
+                self._new[str(path.resolve())] = (_stamp(stat), digest)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is new."""
+        if not self._new:
             return
-        self._stamps = self._read() | stamps
+        self._stamps, self._new, self._written = self._read() | self._new, {}, time.monotonic()
         # A cache that cannot be written is reported by what needs it; hashing again only costs time.
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)

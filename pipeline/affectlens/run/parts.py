@@ -42,11 +42,10 @@ def open_results(study: Study, names: Sequence[str]) -> dict[str, Any]:
     return opened
 
 
-def build(study: Study, stage: AnyStage, device: str) -> Stage[Any, Any]:
-    """The stage, with the results that it reads, whose bytes are those that were written.
+def require_sound_needs(study: Study, stage: AnyStage) -> None:
+    """Compare the bytes of what a stage is about to read with those that were written.
 
     Raises:
-        MissingResult: one of its needs is not finished.
         DamagedResult: one of its needs is damaged.
     """
     for name in stage.needs:
@@ -56,6 +55,15 @@ def build(study: Study, stage: AnyStage, device: str) -> Stage[Any, Any]:
             raise DamagedResult(
                 f"stage `{stage.name}` reads `{name}`, but {faults[0]}; run the study again to repair it"
             )
+    study.digests.flush()
+
+
+def build(study: Study, stage: AnyStage, device: str) -> Stage[Any, Any]:
+    """The stage, with the results that it reads.
+
+    Raises:
+        MissingResult: one of its needs is not finished.
+    """
     return stage(study.section(stage), study.setting(device), open_results(study, stage.needs))
 
 

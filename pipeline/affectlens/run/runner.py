@@ -103,6 +103,7 @@ def run_parts(
     """
     with Workers(_work) as pool:
         parts.adopt(study, stage, some)
+        parts.require_sound_needs(study, stage)
         Session(study, pool, workers=workers, reporter=reporter).compute(stage, some)
 
 
@@ -124,6 +125,7 @@ def merge_parts(
     space = Workspace(study, stage)
     if space.complete:
         return
+    parts.require_sound_needs(study, stage)
     every = parts_of(study, stage)
     missing = [part.name for part in every if not space.done(part)]
     if missing:
@@ -204,6 +206,7 @@ class Session:
             need = self.study.stage_named(name)
             if not self.sound(need, contents=True):
                 self.bring_up(need)
+        self.study.digests.flush()
         began = Began.now()
         every = parts_of(self.study, stage)
         failed = space.failures()
