@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from affectlens.corpus.texts import EMBEDDED
-from affectlens.errors import DamagedResult, MissingResult, PartFailed, UserError
+from affectlens.errors import ConfigError, DamagedResult, MissingResult, PartFailed, UserError
 from affectlens.run import runner, verify
 from affectlens.run.workspace import Workspace
 from affectlens.stages.activations import ActivationsStage
@@ -274,3 +274,13 @@ def test_changed_stories_change_every_stage(study_values, write_study, tmp_path)
     own.write_text(own.read_text(encoding="utf-8").replace("chickpea", "pea"), encoding="utf-8")
     after = Study.load(write_study(values))
     assert before != after.fingerprint(stage_named("report"))
+
+
+def test_stages_that_cannot_run_with_a_config_are_refused_before_any_that_can(study_values, write_study):
+    """SAEs need token rows; the same study runs as far as directions."""
+    study_values["activations"]["token_rows"] = False
+    study = Study.load(write_study(study_values))
+    with pytest.raises(ConfigError, match=r"study\.yaml: `activations\.token_rows: false`"):
+        runner.run(study)
+    assert not (Path(study_values["cache"]) / "corpus").exists()
+    assert [stage.name for stage in runner.needed_for(study, ["directions"])][-1] == "directions"

@@ -264,6 +264,14 @@ class Stage(ABC, Generic[C, A]):
         """
 
     @classmethod
+    def check_chosen(cls, study: StudySettings) -> None:
+        """Refuse a config with which this stage cannot run, though others can; asked of the stages of a run.
+
+        Raises:
+            ValueError: one sentence that begins with the offending key.
+        """
+
+    @classmethod
     def identities(cls, study: StudySettings) -> Mapping[str, Identity]:
         """What outside the cache the stage reads, by the role it plays; its content enters the fingerprint.
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from affectlens import results
-from affectlens.errors import DamagedResult, MissingResult, PartFailed, UnreadableResult, UserError
+from affectlens.errors import ConfigError, DamagedResult, MissingResult, PartFailed, UnreadableResult, UserError
 from affectlens.files import remove_leftovers, sync_folder, write_json
 from affectlens.model import subject
 from affectlens.run import manifest, parts, verify
@@ -43,17 +43,25 @@ Mode = Literal["cached", "retry", "force", "read-only"]
 
 
 def needed_for(study: Study, names: Sequence[str]) -> list[AnyStage]:
-    """The named stages of a study and everything they need, in order; all stages when none is named."""
-    if not names:
-        return list(study.stages)
+    """The named stages of a study and everything they need, in order; all stages when none is named.
+
+    Raises:
+        ConfigError: one of them cannot run with this study file.
+    """
     wanted: set[str] = set()
-    pending = list(names)
+    pending = list(names) or [stage.name for stage in study.stages]
     while pending:
         name = pending.pop()
         if name not in wanted:
             wanted.add(name)
             pending += study.stage_named(name).needs
-    return [stage for stage in study.stages if stage.name in wanted]
+    stages = [stage for stage in study.stages if stage.name in wanted]
+    try:
+        for stage in stages:
+            stage.check_chosen(study.config)
+    except ValueError as error:
+        raise ConfigError(f"{study.source}: {error}") from None
+    return stages
 
 
 def run(

@@ -116,6 +116,14 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
     headline = (("explained_variance", "variance of held-out tokens that the SAE explains"),)
 
     @classmethod
+    def check_chosen(cls, study: StudySettings) -> None:
+        if not study.activations.token_rows:
+            raise ValueError(
+                "`activations.token_rows: false`: SAEs are trained and examined on token rows; set it to true, or run "
+                "only stages that need none (`--stage directions`)"
+            )
+
+    @classmethod
     def check(cls, study: StudySettings) -> None:
         config: SaeConfig = study.sae
         known = subjects.shape(study.model)
