@@ -15,7 +15,7 @@ MAKE_VENV = $(PYTHON) -m venv $(VENV)
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 endif
 
-.PHONY: run test install check clean clean-cache
+.PHONY: run test install check docs clean clean-cache
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.run  ## install, then the main job on the embedded model
@@ -30,6 +30,10 @@ check: $(VENV)/.test  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(VENV)/.test  ## the generated pages: every key of a study file, and the API in build/api
+	$(BIN)/python docs/build.py
+	$(BIN)/pdoc --output-directory build/api affectlens affectlens.api affectlens.stage affectlens.results affectlens.activations affectlens.sae affectlens.probing affectlens.stats
 
 # Asked before anything is installed, so that a wrong Python costs no minutes and leaves no environment behind.
 $(VENV)/bin/python:
