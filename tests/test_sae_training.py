@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,7 @@ from affectlens.sae.model import Dictionary, open_folder
 from affectlens.sae.recipe import Recipe
 from affectlens.sae.rows import Statistics, Stream
 from affectlens.sae.training import CHECKPOINT, Trainer, schedule
+from affectlens.stage import LIVE
 from planted import ACTIVE, D_MODEL, FEATURES, PlantedRows
 
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "standard", "gated", "jumprelu")
@@ -155,6 +157,8 @@ def test_a_planted_dictionary_is_found(architecture, tmp_path) -> None:
     assert (best > 0.9).mean() > 0.75
     assert trainer.at.curve[-1]["explained_variance"] > 0.8
     assert trainer.at.curve[-1]["l0"] < 15
+    live = [json.loads(line) for line in (tmp_path / LIVE).read_text(encoding="utf-8").splitlines()]
+    assert live == [{"step": row["tokens"]} | row for row in trainer.at.curve]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -25,6 +25,7 @@ from affectlens.sae.feature_activations import Everything
 from affectlens.sae.kernels_topk import choose_batch
 from affectlens.sae.outcome import Outcome
 from affectlens.sae.recipe import Recipe
+from affectlens.stage import LIVE
 
 if TYPE_CHECKING:
     from sae_lens import TrainingSAE
@@ -89,9 +90,13 @@ class Trainer:
         if (folder / CHECKPOINT).is_file():
             self.restore(folder / CHECKPOINT)
             progress(float(self.at.step * self.recipe.train_batch_size_tokens))
-        with termination() as asked, self.stream.batches(self.at.step) as batches:
+        live = (folder / LIVE).open("a", encoding="utf-8", buffering=1)
+        with live, termination() as asked, self.stream.batches(self.at.step) as batches:
             while self.at.step < self.recipe.steps:
+                points = len(self.at.curve)
                 self.step(next(batches))
+                for row in self.at.curve[points:]:
+                    live.write(json.dumps({"step": row["tokens"]} | row) + "\n")
                 progress(float(self.recipe.train_batch_size_tokens))
                 due = self.at.step % self.recipe.checkpoint_steps == 0 and self.at.step < self.recipe.steps
                 if due or asked():
