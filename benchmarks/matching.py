@@ -105,14 +105,22 @@ def wide(features: int, repeats: int) -> list[Row]:
     ]
 
 
+def ranks_within(scores: np.ndarray, topics: np.ndarray) -> np.ndarray:
+    """Ranks of each feature among the documents of a topic; topics are contiguous."""
+    return np.concatenate([scipy.stats.rankdata(scores[topics == topic], axis=0) for topic in np.unique(topics)])
+
+
 def by_products(ranks: np.ndarray, labels: np.ndarray, topics: np.ndarray, permutations: int) -> np.ndarray:
     """The max-statistic null from ranks [features, docs] with one product in float64 for each permutation."""
-    rng, positives = np.random.default_rng(0), labels.sum(axis=0)
+    rng = np.random.default_rng(0)
+    positives = np.stack([labels[topics == topic].sum(axis=0) for topic in np.unique(topics)])
+    sizes = np.bincount(np.unique(topics, return_inverse=True)[1])[:, None]
     null = np.empty((permutations, labels.shape[1]))
     for index in range(permutations):
         order = np.lexsort([rng.random(len(labels)), topics])  # topics are contiguous
         null[index] = (ranks @ labels[order].astype(float)).max(axis=0)
-    return (null - positives * (positives + 1) / 2) / (positives * (len(labels) - positives))
+    least, pairs = positives * (positives + 1) / 2, positives * (sizes - positives)
+    return (null - least.sum(axis=0)) / pairs.sum(axis=0)
 
 
 def permutation_test(features: int, permutations: int, sample: int, repeats: int) -> list[Row]:
@@ -120,8 +128,8 @@ def permutation_test(features: int, permutations: int, sample: int, repeats: int
     scores, (labels, topics) = sae_like_scores(DOCS, features), crossed_labels(DOCS)
     contenders = {
         "ours": partial(stats.max_permutation_test, scores, labels, topics, permutations=permutations, rng=0),
-        "ranks": partial(scipy.stats.rankdata, scores, axis=0),
-        "products": partial(by_products, scipy.stats.rankdata(scores, axis=0).T.copy(), labels, topics, sample),
+        "ranks": partial(ranks_within, scores, topics),
+        "products": partial(by_products, ranks_within(scores, topics).T.copy(), labels, topics, sample),
     }
     taken = medians(contenders, repeats)
     title = f"{permutations:,} permutations within topics, best of {features:,} features for {CONCEPTS} concepts"

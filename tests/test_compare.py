@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from affectlens import results
 from affectlens.corpus.texts import EMBEDDED, read_jsonl
 from affectlens.errors import UserError
 from affectlens.model.subject import ModelConfig, load_tokenizer
@@ -26,7 +27,9 @@ from affectlens.probing import (
     methods as readouts,
 )
 from affectlens.probing.methods import Linear, Vocabulary
-from affectlens.stages.compare import CompareStage, confounded
+from affectlens.probing.readouts import confounded
+from affectlens.results.tables import averaged
+from affectlens.stages.compare import CompareStage
 from affectlens.stages.directions import DirectionsStage
 from affectlens.stages.match import MatchStage
 from test_planted import CONCEPTS, FAST, LAYER, Plant, run
@@ -146,7 +149,7 @@ def test_neighbours_in_affect_are_harder_to_tell_for_a_readout_of_valence():
     )
     noisy = valence[concept] + np.random.default_rng(0).normal(size=80)
     scores = -np.abs(noisy[:, None] - valence)
-    near = affect.near_areas(scores, labels, ratings, 2)
+    near = affect.near_areas(scores, labels, np.zeros(80), ratings, 2)
     assert near.mean() < detection.own_areas(scores, labels).mean() - 0.05
 
 
@@ -169,12 +172,43 @@ def test_the_better_of_two_readouts_is_better_by_an_interval_that_excludes_zero(
     labels = concept[:, None] == np.arange(4)
     good = labels * 3.0 + generator.normal(size=labels.shape)
     methods = {"good": good, "same": good.copy(), "noise": generator.normal(size=labels.shape)}
-    rows = detection.describe(methods, labels, topics, list("abcd"), lambda name: np.random.default_rng(1))
-    assert [row["method"] for row in rows] == ["good", "same", "noise"]
-    assert (rows[1]["difference"], rows[1]["concepts_better"]) == (0, 0)
-    assert rows[2]["difference_high"] < 0
-    assert rows[2]["concepts_worse"] == 4
-    assert rows[0]["mean"] > 0.95 > rows[2]["mean"] + 0.2
+    cells = {name: detection.within_topics(scores, labels, topics) for name, scores in methods.items()}
+    rows = detection.describe(cells, cross_validated=True)
+    assert [row.method for row in rows] == ["good", "same", "noise"]
+    assert rows[0].difference is None
+    assert (rows[1].difference.value, rows[1].better) == (0, 0)
+    assert rows[2].difference.high < 0
+    assert rows[2].worse == 4
+    assert rows[0].mean.value > 0.95 > rows[2].mean.value + 0.2
+    assert rows[0].mean.value == pytest.approx(np.mean([each.value for each in rows[0].concepts]))
+    searched = detection.describe(cells, cross_validated=True, searched={"noise"})
+    assert searched[2].mean.low < rows[2].mean.low
+    assert searched[2].difference.low < rows[2].difference.low
+    assert searched[1].mean == rows[1].mean
+
+
+def test_the_whole_table_of_readouts_is_within_left_out_topics(tmp_path, model_folder):
+    model = model_folder("llama")
+    opened = Plant(signal=3.0).build(tmp_path, model)
+    for stage in (DirectionsStage, MatchStage, CompareStage):
+        metrics = run(stage, opened, model, tmp_path)
+    comparison = opened["compare"]
+    methods = {row["method"]: row for row in comparison.detection}
+    expected = {"difference of means", "LDA (shrunk)", "logistic", "best SAE feature", "all SAE features"}
+    expected |= {"all SAE features, logistic", "all random-SAE features", "best random-SAE feature"}
+    expected |= {"best random direction", "best coordinate of the residual stream", "best principal component"}
+    assert expected <= set(methods)
+    assert methods["all SAE features"]["mean"] > 0.99
+    assert methods["best SAE feature"]["per_concept"]["calm"] > 0.99, "carried by one feature"
+    assert methods["best SAE feature"]["per_concept"]["sad"] < 0.9, "split over three"
+    for row in comparison.detection:
+        assert row["low"] <= row["mean"] <= row["high"]
+    table = results.read(comparison.folder, "readouts")
+    for metric, rows, column in averaged(table):
+        assert rows[column].mean() == pytest.approx(metrics[metric])
+    assert set(results.names(comparison.folder)) == {
+        "angles", "confounds", "cosines", "detection", "explained", "readouts"
+    }  # fmt: skip
 
 
 def test_a_readout_that_loses_half_its_excess_with_the_words_is_confounded():
@@ -192,10 +226,10 @@ def test_the_stage_reads_pairs_and_writes_the_whole_table(tmp_path, model_folder
     )
     monkeypatch.setitem(FAST, "compare", {**FAST["compare"], "pairs": str(path)})
     model = model_folder("llama")
-    results = Plant(signal=3.0).build(tmp_path, model)
+    opened = Plant(signal=3.0).build(tmp_path, model)
     for stage in (DirectionsStage, MatchStage, CompareStage):
-        run(stage, results, model, tmp_path)
-    comparison = results["compare"]
+        run(stage, opened, model, tmp_path)
+    comparison = opened["compare"]
     methods = {(row["method"], row["layer"], row["read"]): row for row in comparison.pairs}
     assert methods["TF-IDF", None, "text"]["ties"] == 2
     assert {("difference of means", LAYER, "mean"), ("best SAE feature", LAYER, "max")} <= set(methods)
@@ -204,7 +238,7 @@ def test_the_stage_reads_pairs_and_writes_the_whole_table(tmp_path, model_folder
     with (comparison.folder / "concepts.csv").open(encoding="utf-8") as stream:
         lines = list(csv.DictReader(stream))
     assert [row["concept"] for row in table] == list(CONCEPTS) == [row["concept"] for row in lines]
-    for row, line, match in zip(table, lines, results["match"].table, strict=True):
+    for row, line, match in zip(table, lines, opened["match"].table, strict=True):
         assert row["feature.auroc_test"] == match["auroc_test"] == pytest.approx(float(line["feature.auroc_test"]))
         assert row["auroc.best SAE feature"] == pytest.approx(match["auroc_test"])
         assert row["feature.probes.2"] == match["probes"]["2"]

@@ -9,8 +9,9 @@ import pytest
 from affectlens import stats
 from affectlens.errors import ConfigError
 from affectlens.probing import similarity
+from affectlens.probing.geometry import CLUSTERS, principal_components
 from affectlens.stages.directions import DirectionsStage
-from affectlens.stages.geometry import CLUSTERS, GeometryStage, principal_components
+from affectlens.stages.geometry import GeometryStage
 from affectlens.study import Study
 from test_planted import CONCEPTS, FAST, Plant, run
 

@@ -7,10 +7,12 @@ from itertools import permutations
 import h5py
 import numpy as np
 import pytest
+from affectlens import results
 from affectlens.probing import decomposition as pursuit
 from affectlens.probing import detection, matching
 from affectlens.probing import text_features as codes
-from affectlens.stages.match import MatchConfig, MatchStage
+from affectlens.probing.config import MatchConfig
+from affectlens.stages.match import MatchStage
 from affectlens.stats import auroc
 from pydantic import ValidationError
 from test_planted import CONCEPTS, FAST, FIRST, SPLIT, Plant, run
@@ -51,8 +53,12 @@ def test_codes_read_back_the_same_however_they_were_cut_into_parts(tmp_path, cut
     assert columns.shape == (3, 9)
     assert np.array_equal(columns[:, 2:5], expected[[4, 0, 2], 2:5])
     assert np.array_equal(columns[:, np.array([8, 1])], expected[[4, 0, 2]][:, [8, 1]])
-    found = dict(codes.token_values(folders, np.array([7, 2])))
-    assert all(np.array_equal(found[index], tokens[index][:, [7, 2]]) for index in range(5))
+    with h5py.File(tmp_path / "all.h5", "a") as file:
+        codes.keep_tokens(folders, file, np.array([2, 5, 7]))
+    kept = codes.TokenFeatures(tmp_path / "all.h5")
+    values, owners = kept.of([3, 1], np.array([7, 2]))
+    assert np.array_equal(values.toarray(), np.concatenate([tokens[3], tokens[1]])[:, [7, 2]])
+    assert owners.tolist() == [3, 3, 3, 1]
     matrix, owner = codes.token_matrix(folders, {1, 4})
     assert np.array_equal(matrix.toarray(), np.concatenate([tokens[1], tokens[4]]))
     assert owner.tolist() == [1, 4, 4, 4, 4, 4]
@@ -117,6 +123,7 @@ def test_features_are_pooled_over_the_tokens_that_are_read(matched, pooling):
     assert np.allclose(match.mean_codes([0, 1, 2]), means, atol=1e-5)
     other = "mean" if pooling == "max" else "max"
     assert {f"feature_{other}", f"auroc_test_{other}"} <= set(match.table[0])
+    assert set(results.read(match.folder, "concepts")["other_pooling"]) == {other}
     assert 0.5 < metrics[f"{other}_pooled_auroc"] <= 1
 
 
@@ -133,21 +140,38 @@ def test_single_tokens_are_scored_and_shown(matched):
     assert context["emotion"] == "calm"
     assert plant.documents[context["document"]].split == "train"
     every = match._array("auroc/test_tokens")
-    assert every[feature, CONCEPTS.index("calm")] == pytest.approx(row["auroc_tokens"], abs=1e-9)
+    assert every.shape == (32, 4)
+    assert every[:, CONCEPTS.index("calm")].argmax() == feature
     assert 0.5 < row["auroc_tokens"] < row["auroc_test"], "one token says less than a text"
     assert metrics["token_auroc"] > 0.5
 
 
 def test_every_figure_is_kept_and_agrees_with_the_table(matched):
-    _, match, _ = matched()
-    for name, key in (("auroc", "auroc_test"), ("smd", "smd_test"), ("ap", "ap_test")):
-        figures = match.figure(name, "test")
-        own = matching.own(figures, match.best)
-        assert [row[key] for row in match.table] == pytest.approx(own, abs=1e-9)
-    assert match.probe_scores.shape == (len(match.probe_sizes), 36, 4)
+    plant, match, _ = matched()
+    assert [row["auroc_selection"] for row in match.table] == pytest.approx(matching.own(match.auroc(), match.best))
+    assert match.figure("smd").shape == match.figure("ap").shape == (32, 4)
+    assert match.probe_scores.shape == (len(match.probe_sizes), len(plant.documents), 4)
     assert [len(row["probes"]) for row in match.table] == [4] * 4
     chosen = [row["assigned_feature"] for row in match.table]
     assert len(set(chosen)) == 4
+
+
+def test_every_story_is_read_by_the_features_of_the_other_topics(matched):
+    plant, match, metrics = matched()
+    topics = np.array([document.topic for document in plant.documents])
+    scores, codes_ = match.held_out("sae"), match.codes
+    for fold, name in enumerate(sorted(set(topics) - {""})):
+        rows = topics == name
+        assert np.allclose(scores[rows], codes_[rows][:, match.chosen(fold)], atol=1e-6)
+    assert np.isnan(scores[topics == ""]).all()
+    cells = detection.within_topics(
+        scores[topics != ""],
+        np.array([[document.emotion == c for c in CONCEPTS] for document in plant.documents])[topics != ""],
+        topics[topics != ""],
+    )
+    assert metrics["best_feature_auroc"] == pytest.approx(cells.mean(), abs=1e-6)
+    table = results.read(match.folder, "concepts")
+    assert table["auroc_test"].mean() == pytest.approx(metrics["best_feature_auroc"])
 
 
 @pytest.mark.parametrize("sizes", [(), (0, 1), (2, 1), (1, 1)])

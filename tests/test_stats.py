@@ -172,6 +172,41 @@ class TestAuroc:
             stats.auroc(np.zeros((3, 3)), np.eye(3, dtype=bool), block=0)
 
 
+class TestWithinStrata:
+    @pytest.fixture
+    def data(self):
+        rng = np.random.default_rng(0)
+        strata, labels = rng.integers(4, size=80), rng.random((80, 5)) < 0.3
+        labels[:, 4] = strata == 2  # compared within no stratum
+        return sparse_scores(rng, 80, 30) + 5 * strata[:, None], labels, strata
+
+    def test_only_pairs_of_one_stratum_are_compared(self, data):
+        scores, labels, strata = data
+        wins, pairs = np.zeros((30, 5)), np.zeros(5)
+        for concept, stratum in itertools.product(range(5), range(4)):
+            mine = strata == stratum
+            high, low = scores[mine & labels[:, concept]], scores[mine & ~labels[:, concept]]
+            gaps = high[:, None] - low
+            wins[:, concept] += (gaps > 0).sum(axis=(0, 1)) + 0.5 * (gaps == 0).sum(axis=(0, 1))
+            pairs[concept] += len(high) * len(low)
+        with np.errstate(invalid="ignore"):
+            expected = wins / pairs
+        np.testing.assert_allclose(stats.auroc(scores, labels, strata, block=7), expected, atol=1e-14)
+        np.testing.assert_array_equal(
+            stats.auroc(stats.rank_features(scores, strata), labels), stats.auroc(scores, labels, strata)
+        )
+
+    def test_the_best_feature_of_some_strata_is_that_of_their_documents(self, data):
+        scores, labels, strata = data
+        kept = np.array([[True] * 4, [True, False, True, True], [False, True, False, False]])
+        found = stats.best_features(scores, labels, strata, kept)
+        for row, choice in zip(kept, found, strict=True):
+            mine = row[strata]
+            areas = stats.auroc(scores[mine], labels[mine], strata[mine])[:, :4]
+            np.testing.assert_array_equal(choice[:4], areas.argmax(axis=0))
+        assert (found[:, 4] == -1).all()
+
+
 class TestAveragePrecision:
     def test_equals_sklearn(self, scores, labels):
         expected = by_sklearn(average_precision_score, scores, labels)
@@ -262,7 +297,7 @@ def every_within_stratum_maximum(scores, labels, strata) -> list[float]:
         permuted = labels.copy()
         for group, order in zip(groups, orders, strict=True):
             permuted[group] = labels[list(order)]
-        maxima.append(stats.auroc(scores, permuted).max())
+        maxima.append(stats.auroc(scores, permuted, strata).max())
     return maxima
 
 
@@ -307,7 +342,7 @@ class TestMaxPermutation:
 
         plain = null(scores)
         np.testing.assert_array_equal(null(scores, block=7), plain)
-        np.testing.assert_array_equal(null(stats.rank_features(scores)), plain)
+        np.testing.assert_array_equal(null(stats.rank_features(scores, strata)), plain)
         monkeypatch.setattr(permutation, "BATCH_ROWS", 50)
         np.testing.assert_array_equal(null(scores), plain)
         monkeypatch.setattr(ranking, "SPARSE_LABELS", 0.0 if share < 0.1 else 1.0)
@@ -344,12 +379,16 @@ class TestMaxPermutation:
         assert (within <= 0.05).mean() <= 0.25
         assert 0.3 < within.mean() < 0.7
 
-    def test_labels_fixed_by_the_strata_give_p_one(self):
+    def test_labels_fixed_by_the_strata_are_not_tested(self):
         topics = np.repeat([0, 1], 10)
         labels = topics[:, None] == 1
         found = stats.max_permutation_test(topics[:, None] * 1.0, labels, topics, permutations=20, rng=0)
-        assert found.observed[0] == 1.0
-        assert found.p[0] == 1.0
+        assert math.isnan(found.p[0]), "no topic holds both a positive and a negative"
+
+    def test_features_ranked_within_other_strata_are_refused(self):
+        ranked, labels = stats.rank_features(np.eye(6)), np.eye(6, dtype=bool)
+        with pytest.raises(ValueError, match="within other strata"):
+            stats.max_permutation_test(ranked, labels, np.arange(6) % 2, permutations=9, rng=0)
 
     def test_finds_planted_features(self):
         rng = np.random.default_rng(0)
@@ -517,6 +556,14 @@ class TestTInterval:
         ratio = (crossed.high - crossed.low) / (plain.high - plain.low)
         assert ratio == pytest.approx(math.sqrt(1 + 11 / 10))
         assert crossed.value == plain.value
+
+    def test_random_rows_add_the_interval_over_rows(self):
+        cells = np.random.default_rng(0).normal(size=(8, 5))
+        both = stats.t_interval(cells, random_rows=True)
+        sides = [stats.t_interval(cells), stats.t_interval(cells.mean(axis=1))]
+        half = [(each.high - each.low) / 2 for each in (both, *sides)]
+        assert half[0] == pytest.approx(math.hypot(*half[1:]))
+        assert both.n == 5
 
     def test_undefined_and_refused(self):
         assert math.isnan(stats.t_interval(np.full((2, 3), np.nan)).value)

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 
-from affectlens.probing import detection
-from affectlens.probing import methods as readouts
+from affectlens.probing import detection, methods
 from affectlens.probing.methods import Linear
 
 AXES = ("valence", "arousal")
@@ -43,18 +42,19 @@ def remainder(
         return linear, np.ones(len(weights))
     slopes = np.linalg.lstsq(ratings[known], weights[known] - weights[known].mean(axis=0), rcond=None)[0]
     plane = np.linalg.qr(slopes.T)[0].T
-    left = readouts.without(weights, plane)
+    left = methods.without(weights, plane)
     return Linear(left, linear.centre), (left**2).sum(axis=1) / np.maximum((weights**2).sum(axis=1), 1e-30)
 
 
 def near_areas(
     scores: Float[np.ndarray, "docs concepts"],
     labels: Bool[np.ndarray, "docs concepts"],
+    topics: Shaped[np.ndarray, " docs"],
     ratings: Float[np.ndarray, "concepts axes"],
     neighbours: int,
 ) -> Float[np.ndarray, " concepts"]:
-    """AUROC of each concept's stories against those of the concepts nearest to it in valence and arousal."""
-    found = np.full(labels.shape[1], np.nan)
+    """AUROC within topics of each concept's stories against those of the concepts nearest in valence and arousal."""
+    areas = np.full(labels.shape[1], np.nan)
     for index, mine in enumerate(ratings):
         distance = np.linalg.norm(ratings - mine, axis=1)
         distance[index] = np.inf
@@ -62,5 +62,7 @@ def near_areas(
         if not np.isfinite(distance[near]).all():
             continue
         rows = labels[:, near].any(axis=1) | labels[:, index]
-        found[index] = detection.own_areas(scores[rows][:, [index]], labels[rows][:, [index]])[0]
-    return found
+        cells = detection.within_topics(scores[rows][:, [index]], labels[rows][:, [index]], topics[rows])
+        if np.isfinite(cells).any():
+            areas[index] = float(np.nanmean(cells))
+    return areas

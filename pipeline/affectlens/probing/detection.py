@@ -1,14 +1,44 @@
-"""How well readouts tell concepts apart on documents never seen, and by how much one readout beats another."""
+"""How well readouts tell concepts apart on topics that built nothing, and by how much one readout beats another.
+
+The figure is AUROC *within a topic*: of the stories of one topic, the share of pairs of a story of the concept and a
+story of another one that the readout ranks rightly. What differs between topics can neither help nor blur it. Every
+topic gives one number a concept, and intervals are Student's t over topics (:func:`affectlens.stats.t_interval`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from affectlens import stats
+from affectlens.corpus.documents import Fold
+from affectlens.stats import Estimate
+
+ESTIMAND = "AUROC within a topic that had no part in building or choosing, mean over topics and concepts"
+"""What every detection figure is."""
+
+
+def held_out(
+    folds: Sequence[Fold],
+    documents: int,
+    concepts: int,
+    read: Callable[[Fold], Float[np.ndarray, "test concepts"]],
+) -> Float[np.ndarray, "docs concepts"]:
+    """Scores of every tested document by a readout that did not see its topic; NaN for the other documents.
+
+    Args:
+        folds: divisions of the documents.
+        documents: of the corpus.
+        concepts: columns.
+        read: builds and chooses on a fold's training documents and scores its test documents, in their order.
+    """
+    scores = np.full((documents, concepts), np.nan)
+    for fold in folds:
+        scores[np.asarray(fold.test)] = read(fold)
+    return scores
 
 
 def own_areas(
@@ -28,82 +58,85 @@ def within_topics(
     labels: Bool[np.ndarray, "docs concepts"],
     topics: Shaped[np.ndarray, " docs"],
 ) -> Float[np.ndarray, "concepts topics"]:
-    """AUROC of each concept's own readout within each topic: the cells that two readouts are compared in."""
+    """AUROC of each concept's own readout within each topic, topics in the order of their names."""
     return np.stack([own_areas(scores[topics == name], labels[topics == name]) for name in np.unique(topics)], axis=1)
 
 
-def own_p(
-    scores: Float[np.ndarray, "docs concepts"],
-    labels: Bool[np.ndarray, "docs concepts"],
-    topics: Shaped[np.ndarray, " docs"],
-    *,
-    permutations: int,
-    rng: np.random.Generator,
-) -> Float[np.ndarray, " concepts"]:
-    """One-sided p of each concept's own readout, with labels permuted within topics; 1 where it is not defined.
+def mean_area(
+    scores: Float[np.ndarray, "docs concepts"], target: Int[np.ndarray, " docs"], topics: Shaped[np.ndarray, " docs"]
+) -> float:
+    """Mean over concepts and topics of AUROC within topics, fast: for documents of exactly one concept each.
 
     Args:
-        scores: column c is the readout of concept c, chosen without these documents.
-        labels: which concept each document is of.
-        topics: documents change labels within these.
-        permutations: how many; p is at least 1 / (permutations + 1).
-        rng: of the permutations.
-    """
-    from scipy.stats import rankdata
+        scores: of the documents.
+        target: the concept that each is of.
+        topics: of each.
 
-    ranks = rankdata(scores, axis=0)
-    null = np.array([(ranks * labels[order]).sum(axis=0) for order in stats.permuted_within(topics, permutations, rng)])
-    p, _ = stats.permutation_p((ranks * labels).sum(axis=0), null)
-    defined = labels.any(axis=0) & ~labels.all(axis=0)
-    return np.where(defined, p, 1.0)
+    Returns:
+        NaN where no topic holds two concepts.
+    """
+    sums, counts = np.zeros(scores.shape[1]), np.zeros(scores.shape[1])
+    for name in np.unique(topics):
+        rows = topics == name
+        mine, values = target[rows], scores[rows]
+        other = mine[:, None] != mine
+        beaten, own = values[:, mine], values[np.arange(len(mine)), mine]
+        won = ((beaten < own) + 0.5 * (beaten == own)) * other
+        share = won.sum(axis=0) / np.maximum(other.sum(axis=0), 1)
+        stories = np.bincount(mine, minlength=len(sums))
+        known = (stories > 0) & (stories < len(mine))
+        sums += np.where(known, np.bincount(mine, weights=share, minlength=len(sums)) / np.maximum(stories, 1), 0)
+        counts += known
+    return float((sums[counts > 0] / counts[counts > 0]).mean()) if counts.any() else float("nan")
+
+
+@dataclass(frozen=True)
+class Detection:
+    """How one method reads all concepts.
+
+    Attributes:
+        method: its name.
+        cells: AUROC within each topic.
+        mean: over concepts, with its interval over topics.
+        concepts: each concept's mean over topics, with its interval.
+        difference: of the mean from that of the first method, paired within concepts and topics; None for the first.
+        better, worse: concepts that this method reads better, or worse, than the first.
+    """
+
+    method: str
+    cells: Float[np.ndarray, "concepts topics"]
+    mean: Estimate
+    concepts: tuple[Estimate, ...]
+    difference: Estimate | None = None
+    better: int = 0
+    worse: int = 0
 
 
 def describe(
-    methods: Mapping[str, Float[np.ndarray, "docs concepts"]],
-    labels: Bool[np.ndarray, "docs concepts"],
-    topics: Shaped[np.ndarray, " docs"],
-    concepts: Sequence[str],
-    generator: Any,
-) -> list[dict[str, Any]]:
-    """One row a method: its AUROC, per concept and in the mean, and its difference from the first method.
-
-    The difference is taken within each concept and topic, where both methods rank the same texts, and its interval
-    draws concepts and topics anew (Owen 2007, "The pigeonhole bootstrap").
+    cells: Mapping[str, Float[np.ndarray, "concepts topics"]],
+    *,
+    cross_validated: bool,
+    searched: Collection[str] = (),
+) -> list[Detection]:
+    """Every method with its difference from the first.
 
     Args:
-        methods: under its name, each method's readout.
-        labels: which concept each document is of.
-        topics: the topic of each document.
-        concepts: names of the columns.
-        generator: from a name to a random generator.
+        cells: under each method's name its AUROC within topics.
+        cross_validated: whether every topic was the test once while the others built.
+        searched: methods that search single columns for each concept; their intervals, and those of differences from
+            them, take concepts as a sample as well (see :func:`affectlens.stats.t_interval`).
     """
-    cells = {name: within_topics(scores, labels, topics) for name, scores in methods.items()}
-    first, rows = next(iter(methods)), []
-    for name, scores in methods.items():
-        found = stats.auroc_interval(scores, labels, topics, rng=generator(f"detection-{name}"))
-        row: dict[str, Any] = {
-            "method": name,
-            "mean": found.mean.value,
-            "low": found.mean.low,
-            "high": found.mean.high,
-            "per_concept": {concept: each.value for concept, each in zip(concepts, found.concepts, strict=True)},
-        }
-        if name != first and not np.isnan(cells[name] - cells[first]).all():
-            difference = stats.two_way_bootstrap(cells[name] - cells[first], rng=generator(f"difference-{name}"))
-            row |= {
-                "against": first,
-                "difference": difference.value,
-                "difference_low": difference.low,
-                "difference_high": difference.high,
-                "concepts_better": int(np.nansum(_concept_gap(cells[name], cells[first]) > 0)),
-                "concepts_worse": int(np.nansum(_concept_gap(cells[name], cells[first]) < 0)),
-            }
-        rows.append(row)
+    first, rows = next(iter(cells)), []
+    for name, values in cells.items():
+        mean = stats.t_interval(values, cross_validated=cross_validated, random_rows=name in searched)
+        concepts = tuple(stats.t_interval(row, cross_validated=cross_validated) for row in values)
+        if name == first:
+            rows.append(Detection(name, values, mean, concepts))
+            continue
+        gaps = values - cells[first]
+        random = name in searched or first in searched
+        difference = stats.t_interval(gaps, cross_validated=cross_validated, random_rows=random)
+        per_concept = np.nansum(gaps, axis=1)
+        better, worse = int((per_concept > 1e-12).sum()), int((per_concept < -1e-12).sum())
+        rows.append(Detection(name, values, mean, concepts, difference, better, worse))
     return rows
-
-
-def _concept_gap(
-    a: Float[np.ndarray, "concepts topics"], b: Float[np.ndarray, "concepts topics"]
-) -> Float[np.ndarray, " concepts"]:
-    known = np.isfinite(a - b)
-    return np.where(known, a - b, 0).sum(axis=1)

@@ -1,7 +1,10 @@
 """Directions in the formats of other tools: numpy's ``.npz``, and control-vector GGUF (repeng, llama.cpp).
 
 A control-vector file holds one concept: tensors ``direction.<layer>``, float32, added to the residual stream after
-that block. Its readers keep no room for block 0, so that layer is left out.
+that block. Its readers keep no room for block 0, so that layer is left out. Vectors keep the length that the recipe
+gives them; ``affectlens.direction.<layer>.norm`` and ``.residual_norm`` hold that length and the mean norm of the
+residual stream, so that the study's strength ``s`` at one layer is their scale ``s * residual_norm / norm`` with the
+layer range from that layer to that layer.
 """
 
 from __future__ import annotations
@@ -25,13 +28,16 @@ def write_npz(path: Path, concepts: tuple[str, ...], layers: Layers) -> None:
     np.savez(path, concepts=np.array(concepts), **arrays)  # type: ignore[arg-type]
 
 
-def write_gguf(folder: Path, concepts: tuple[str, ...], layers: Layers, model: str) -> list[Path]:
+def write_gguf(
+    folder: Path, concepts: tuple[str, ...], layers: Layers, norms: Mapping[int, float], model: str
+) -> list[Path]:
     """One control-vector file a concept.
 
     Args:
         folder: gets ``<concept>.gguf``; what is no letter, digit, ``-`` or ``_`` of a name becomes ``_``.
         concepts: names of the rows.
         layers: from layer to vectors.
+        norms: mean norm of the residual stream at each layer, the unit of steering strength.
         model: architecture the vectors are for, as llama.cpp names it (``model_hint``).
 
     Returns:
@@ -48,6 +54,11 @@ def write_gguf(folder: Path, concepts: tuple[str, ...], layers: Layers, model: s
         path = folder / f"{file_stem(concept)}.gguf"
         writer = GGUFWriter(path, ARCHITECTURE)
         writer.add_string(f"{ARCHITECTURE}.model_hint", model)
+        writer.add_string("affectlens.concept", concept)
+        for layer, values in usable.items():
+            # A strength s of the study at one layer is the scale s * residual_norm / norm of llama.cpp and repeng.
+            writer.add_float32(f"affectlens.direction.{layer}.norm", float(np.linalg.norm(values[index])))
+            writer.add_float32(f"affectlens.direction.{layer}.residual_norm", float(norms[layer]))
         writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(usable))
         for layer, values in usable.items():
             writer.add_tensor(f"direction.{layer}", np.ascontiguousarray(values[index], dtype=np.float32))

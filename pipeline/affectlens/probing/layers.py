@@ -2,14 +2,126 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from affectlens import stats
+from affectlens.corpus.documents import Corpus, Fold
+from affectlens.probing import detection
 from affectlens.probing.control_vectors import unit_rows
+
+
+@dataclass(frozen=True)
+class Stories:
+    """The stories of one layer, in the form in which directions are rebuilt thousands of times.
+
+    Attributes:
+        values: activations with the neutral components projected out; scores along a direction are then the same
+            whether the components are taken from the direction or from the activation.
+        target: the concept of each story.
+        topics: the topic of each.
+        folds: positions among the stories.
+        concepts: how many there are.
+        subtract_mean: whether the mean over concepts is taken from each concept's mean.
+    """
+
+    values: Float[np.ndarray, "stories d_model"]
+    target: Int[np.ndarray, " stories"]
+    topics: Shaped[np.ndarray, " stories"]
+    folds: Sequence[Fold]
+    concepts: int
+    subtract_mean: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        pooled: Float[np.ndarray, "docs d_model"],
+        corpus: Corpus,
+        neutral: Float[np.ndarray, "components d_model"],
+        *,
+        subtract_mean: bool,
+    ) -> Stories:
+        """The stories of a corpus; documents of no concept are left out."""
+        rows = np.flatnonzero([bool(document.emotion) for document in corpus.documents])
+        position = {int(row): index for index, row in enumerate(rows)}
+        folds = [
+            Fold(tuple(position[row] for row in fold.train), tuple(position[row] for row in fold.test))
+            for fold in corpus.folds
+        ]
+        values = pooled[rows] - (pooled[rows] @ neutral.T) @ neutral
+        target = corpus.labels(rows.tolist()).argmax(axis=1)
+        topics = corpus.topics(rows.tolist())
+        return cls(values.astype(np.float32), target, topics, folds, len(corpus.emotions), subtract_mean)
+
+    def weights(self, target: Int[np.ndarray, " train"]) -> Float[np.ndarray, "train concepts"]:
+        """How much each story counts in each concept's direction: a direction is these weights times the stories."""
+        member = (target[:, None] == np.arange(self.concepts)).astype(np.float32)
+        means = member / np.maximum(member.sum(axis=0), 1)
+        return means - means.mean(axis=1, keepdims=True) if self.subtract_mean else means
+
+
+def rebuilt_null(
+    stories: Stories, *, permutations: int, rng: np.random.Generator
+) -> Float[np.ndarray, " permutations"]:
+    """Mean AUROC within held-out topics when labels are permuted within topics and directions are built anew.
+
+    Scores are inner products of stories, so that a permutation costs one product with their Gram matrix per fold.
+
+    Args:
+        stories: of the layer.
+        permutations: how many.
+        rng: of the permutations; the same for every layer, so that the maximum over layers can be taken.
+    """
+    gram = (stories.values @ stories.values.T).astype(np.float32)
+    null = np.empty(permutations)
+    tested = np.concatenate([np.asarray(fold.test) for fold in stories.folds])
+    for draw, order in enumerate(stats.permuted_within(stories.topics, permutations, rng)):
+        target = stories.target[order]
+        scores = np.empty((len(target), stories.concepts), np.float32)
+        for fold in stories.folds:
+            train, test = np.asarray(fold.train), np.asarray(fold.test)
+            scores[test] = gram[np.ix_(test, train)] @ stories.weights(target[train])
+        null[draw] = detection.mean_area(scores[tested], target[tested], stories.topics[tested])
+    return null
+
+
+def read_null(
+    stories: Stories, vectors: Float[np.ndarray, "concepts d_model"], *, permutations: int, rng: np.random.Generator
+) -> Float[np.ndarray, " permutations"]:
+    """The same for directions that no story here built: only the labels of what is read are permuted."""
+    tested = np.concatenate([np.asarray(fold.test) for fold in stories.folds])
+    scores, topics = (stories.values @ vectors.T)[tested], stories.topics[tested]
+    orders = stats.permuted_within(topics, permutations, rng)
+    return np.array([detection.mean_area(scores, stories.target[tested][order], topics) for order in orders])
+
+
+def inner_areas(stories: Stories) -> Float[np.ndarray, " folds"]:
+    """What each fold may choose a layer by: AUROC within each training topic, built on the other training topics."""
+    names = np.unique(stories.topics)
+    rows_of = {name: np.flatnonzero(stories.topics == name) for name in names}
+
+    @cache
+    def direction(left_out: frozenset[str]) -> Float[np.ndarray, "d_model concepts"]:
+        rows = np.concatenate([rows for name, rows in rows_of.items() if name not in left_out])
+        return stories.values[rows].T @ stories.weights(stories.target[rows])
+
+    areas = np.full(len(stories.folds), np.nan)
+    for index, fold in enumerate(stories.folds):
+        tested = set(stories.topics[np.asarray(fold.test)])
+        training = [name for name in names if name not in tested]
+        if len(training) < 2:
+            continue
+        found = []
+        for name in training:
+            rows = rows_of[name]
+            scores = stories.values[rows] @ direction(frozenset(tested | {name}))
+            found.append(detection.mean_area(scores, stories.target[rows], stories.topics[rows]))
+        areas[index] = float(np.nanmean(found))
+    return areas
 
 
 @dataclass(frozen=True)
@@ -17,60 +129,27 @@ class LayerTest:
     """Mean AUROC of each layer against the best layer under permuted labels.
 
     Attributes:
-        observed: per layer the mean over concepts.
-        null: per permutation the largest of the layers' means.
-        p: per layer, corrected for having looked at all of them.
+        p: per layer, corrected for having looked at all of them (Westfall & Young 1993, max-statistic).
+        null_95: 95% quantile of the best of all layers under permuted labels.
         floor: the smallest p there can be.
     """
 
-    observed: Mapping[int, float]
-    null: Float[np.ndarray, " permutations"]
     p: Mapping[int, float]
+    null_95: float
     floor: float
 
-    @property
-    def best(self) -> int:
-        """The layer with the largest mean; the lowest of equals."""
-        return max(self.observed, key=lambda layer: (self.observed[layer], -layer))
 
-
-def layer_test(
-    scores: Mapping[int, Float[np.ndarray, "docs concepts"]],
-    labels: Bool[np.ndarray, "docs concepts"],
-    topics: Shaped[np.ndarray, " docs"],
-    *,
-    permutations: int,
-    rng: np.random.Generator,
-) -> LayerTest:
-    """Test every layer's mean AUROC with the largest over layers (Westfall & Young 1993, max-statistic).
+def layer_test(observed: Mapping[int, float], null: Mapping[int, Float[np.ndarray, " permutations"]]) -> LayerTest:
+    """Test every layer's mean AUROC with the largest over layers under the same permutations.
 
     Args:
-        scores: per layer, each concept's own readout.
-        labels: one concept a document.
-        topics: documents change labels within these.
-        permutations: how many.
-        rng: of the permutations.
+        observed: mean AUROC per layer.
+        null: the same under each permutation of the labels.
     """
-    from scipy.stats import rankdata
-
-    positives = labels.sum(axis=0)
-    defined = (positives > 0) & (positives < len(labels))
-    pairs = np.where(defined, positives * (len(labels) - positives), 1)
-    weight = np.where(defined, 1 / pairs, 0.0) / max(1, int(defined.sum()))
-    offset = float((weight * positives * (positives + 1) / 2).sum())
-    ranks = np.stack([rankdata(values, axis=0) * weight for values in scores.values()])
-    mine, rows = labels.argmax(axis=1), np.arange(len(labels))
-    observed = ranks[:, rows, mine].sum(axis=1) - offset
-    moved = mine[stats.permuted_within(topics, permutations, rng)]
-    null = np.array([ranks[:, rows, order].sum(axis=1).max() for order in moved]) - offset
-    p, floor = stats.permutation_p(observed, np.repeat(null[:, None], len(observed), axis=1))
-    layers = list(scores)
-    return LayerTest(
-        dict(zip(layers, observed.tolist(), strict=True)),
-        null,
-        dict(zip(layers, np.asarray(p).tolist(), strict=True)),
-        floor,
-    )
+    largest = np.max(list(null.values()), axis=0)
+    p, floor = stats.permutation_p(np.array(list(observed.values()))[:, None], largest[:, None])
+    by_layer = dict(zip(observed, np.asarray(p)[:, 0].tolist(), strict=True))
+    return LayerTest(by_layer, float(np.quantile(largest, 0.95)), floor)
 
 
 @dataclass(frozen=True)

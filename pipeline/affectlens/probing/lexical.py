@@ -43,9 +43,11 @@ def kept_tokens(tokenizer: Any, text: str, telling: Sequence[set[str]]) -> Bool[
     kept = np.ones((len(spans), len(telling)), dtype=bool)
     starts = np.array([start for start, _ in spans])
     ends = np.array([end for _, end in spans])
+    every = set().union(*telling)
     for match in WORD.finditer(text):
-        hit = np.array([match.group().lower() in words for words in telling])
-        if hit.any():
+        word = match.group().lower()
+        if word in every:
+            hit = np.array([word in words for words in telling])
             touched = (starts < match.end()) & (ends > match.start())
             kept[np.ix_(touched, hit)] = False
     return kept

@@ -1,7 +1,8 @@
-"""From feature activations to the features of concepts: chosen on some topics, tested, shared or one to one."""
+"""From feature activations to the features of concepts: chosen on some topics, read on others, shared or one to one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +10,52 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from affectlens import stats
+from affectlens.corpus.documents import Corpus
 from affectlens.probing import detection
 
-CANDIDATES = 64
-"""Features per concept that a k-sparse probe may choose from: those that tell it best on the training topics."""
+
+@dataclass(frozen=True)
+class Search:
+    """The best single column for each concept (a feature, a direction, a coordinate), chosen in every fold.
+
+    Attributes:
+        folds: the column chosen on each fold's training topics.
+        building: the one chosen on all topics but the ablated ones: what steers.
+        scores: every tested document by the column that was chosen without its topic; NaN for the others.
+    """
+
+    folds: Int[np.ndarray, "folds concepts"]
+    building: Int[np.ndarray, " concepts"]
+    scores: Float[np.ndarray, "docs concepts"]
+
+
+def search(columns: Callable[[Sequence[int]], Any], corpus: Corpus) -> Search:
+    """Choose columns by AUROC within topics, and read the topics that had no part in the choice.
+
+    Args:
+        columns: from document indices to their matrix ``[docs, columns]``, or what gives its columns.
+        corpus: concepts, topics and folds.
+    """
+    rows = sorted({row for fold in corpus.folds for row in (*fold.train, *fold.test)})
+    labels, topics = corpus.labels(rows), corpus.topics(rows)
+    names = np.unique(topics)
+    building = set(corpus.topics(corpus.indices("train", "validation")))
+    kept = [set(corpus.topics(fold.train)) for fold in corpus.folds] + [building]
+    mask = np.array([[name in each for name in names] for each in kept])
+    chosen = stats.best_features(columns(rows), labels, topics, mask)
+    by_fold = dict(zip(corpus.folds, chosen, strict=False))
+    scores = detection.held_out(
+        corpus.folds,
+        len(corpus.documents),
+        len(corpus.emotions),
+        lambda fold: taken(columns(fold.test), by_fold[fold]),
+    )
+    return Search(chosen[:-1], chosen[-1], scores)
+
+
+def taken(columns: Any, chosen: Int[np.ndarray, " concepts"]) -> Float[np.ndarray, "docs concepts"]:
+    """Each concept's own column; zeros, which tell nothing, where it has none."""
+    return np.where(chosen >= 0, columns[:, np.maximum(chosen, 0)], 0.0)
 
 
 @dataclass(frozen=True)
@@ -20,7 +63,7 @@ class Choice:
     """The best feature of each concept, and how surprising it is that the best is this good.
 
     Attributes:
-        feature: with the largest AUROC.
+        feature: with the largest AUROC within topics.
         area: that AUROC.
         p: against the best feature under labels permuted within topics, so corrected for the search over features; 1
             where it is not defined.
@@ -32,21 +75,10 @@ class Choice:
     p: Float[np.ndarray, " concepts"]
     floor: float
 
-
-@dataclass(frozen=True)
-class Finding:
-    """Which matches hold: found on the topics of the choice, and found again on topics never seen.
-
-    Attributes:
-        p_test: of the chosen feature on test topics; there was no search there.
-        p: the larger of the p of the choice and ``p_test``: that *either* is chance (Berger 1982, intersection-union).
-        adjusted: the same with the p of the choice corrected for the number of concepts (Benjamini & Hochberg 1995).
-            ``p_test`` stays as it is: it can only take away from what was found.
-    """
-
-    p_test: Float[np.ndarray, " concepts"]
-    p: Float[np.ndarray, " concepts"]
-    adjusted: Float[np.ndarray, " concepts"]
+    @property
+    def adjusted(self) -> Float[np.ndarray, " concepts"]:
+        """p corrected for the number of concepts (Benjamini & Hochberg 1995)."""
+        return stats.benjamini_hochberg(self.p)
 
 
 def choose(
@@ -62,37 +94,14 @@ def choose(
     Args:
         codes: pooled feature activations ``[docs, features]``, or what gives their columns.
         labels: which concept each document is of.
-        topics: labels are permuted within these.
+        topics: documents are compared, and labels permuted, within these.
         permutations: how many.
         rng: of the permutations.
     """
-    test = stats.max_permutation_test(stats.rank_features(codes), labels, topics, permutations=permutations, rng=rng)
+    ranked = stats.rank_features(codes, topics)
+    test = stats.max_permutation_test(ranked, labels, topics, permutations=permutations, rng=rng)
     p = np.where(np.isfinite(test.p), test.p, 1.0)
     return Choice(test.feature, test.observed, p, test.floor)
-
-
-def confirm(
-    choice: Choice,
-    scores: Float[np.ndarray, "docs concepts"],
-    labels: Bool[np.ndarray, "docs concepts"],
-    topics: Shaped[np.ndarray, " docs"],
-    *,
-    permutations: int,
-    rng: np.random.Generator,
-) -> Finding:
-    """Look at the chosen features again, on topics that had no part in the choice.
-
-    Args:
-        choice: what was chosen elsewhere.
-        scores: each concept's feature on the test documents.
-        labels: which concept each of them is of.
-        topics: labels are permuted within these.
-        permutations: how many.
-        rng: of the permutations.
-    """
-    again = detection.own_p(scores, labels, topics, permutations=permutations, rng=rng)
-    corrected = stats.benjamini_hochberg(choice.p)
-    return Finding(again, np.maximum(choice.p, again), np.maximum(corrected, again))
 
 
 def assign(areas: Float[np.ndarray, "features concepts"]) -> Int[np.ndarray, " concepts"]:
@@ -103,16 +112,9 @@ def assign(areas: Float[np.ndarray, "features concepts"]) -> Int[np.ndarray, " c
     from scipy.optimize import linear_sum_assignment
 
     features, concepts = linear_sum_assignment(np.where(np.isnan(areas), 0.5, areas), maximize=True)
-    found = np.full(areas.shape[1], -1)
-    found[concepts] = features
-    return found
-
-
-def candidates(areas: Float[np.ndarray, "features concepts"]) -> Int[np.ndarray, " chosen"]:
-    """The features that tell some concept best, in either direction, ascending."""
-    far = np.abs(np.where(np.isnan(areas), 0.5, areas) - 0.5)
-    count = min(CANDIDATES, len(far))
-    return np.unique(np.argpartition(-far, count - 1, axis=0)[:count])
+    assigned = np.full(areas.shape[1], -1)
+    assigned[concepts] = features
+    return assigned
 
 
 def topic_alone(
@@ -120,8 +122,7 @@ def topic_alone(
 ) -> Float[np.ndarray, " concepts"]:
     """How well a concept is told by knowing the topic and nothing of the text: AUROC of its share in the topic.
 
-    0.5 where concepts and topics are crossed. Far above it, whatever tells the topics apart also tells the concept,
-    and figures from the same topics are worth nothing.
+    0.5 where concepts and topics are crossed. Far above it, whatever tells the topics apart also tells the concept.
     """
     names, code = np.unique(topics, return_inverse=True)
     counts = np.zeros((len(names), labels.shape[1]))

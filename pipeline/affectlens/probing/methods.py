@@ -1,12 +1,13 @@
-"""Readouts: from a text to one score per concept, every method behind the same two steps, fit and score.
+"""Probes: from the activations of labelled texts to one linear readout a concept.
 
 All of them rank texts for one concept against the rest. A constant added to a concept's scores changes neither AUROC
-nor a comparison between two texts, so linear readouts keep no intercept.
+nor a comparison between two texts, so readouts keep no intercept. A probe is a function with the decorator
+:func:`probe`; the study file names it in `directions.baselines`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,23 @@ from jaxtyping import Bool, Float
 
 from affectlens.probing.control_vectors import unit_rows
 
-MEANS, DISCRIMINANT, LOGISTIC, VOCABULARY = "difference of means", "LDA (shrunk)", "logistic", "TF-IDF"
+RECIPE = "difference of means"
+"""The probe that directions are built by; the others stand beside it."""
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """What probes may be told.
+
+    Attributes:
+        neutral: orthonormal components of neutral text to project out of a difference of means; None keeps everything.
+        subtract_mean: whether the mean over concepts is taken from each concept's mean.
+        logistic_c: inverse L2 penalty of logistic regression.
+    """
+
+    neutral: Float[np.ndarray, "components d_model"] | None = None
+    subtract_mean: bool = True
+    logistic_c: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,23 @@ class Linear:
     def unit(self) -> Linear:
         """The same with weights of norm 1, so that scores are lengths along a direction."""
         return Linear(unit_rows(self.weights), self.centre)
+
+
+Fit = Callable[[Float[np.ndarray, "docs d_model"], Bool[np.ndarray, "docs concepts"], ProbeOptions], "Linear"]
+PROBES: dict[str, Fit] = {}
+"""By name, in the order of registration."""
+
+
+def probe(name: str) -> Callable[[Fit], Fit]:
+    """Register a probe: a function (activations, labels, options) -> :class:`Linear`."""
+
+    def register(fit: Fit) -> Fit:
+        if name in PROBES:
+            raise ValueError(f"there are two probes called {name!r}")
+        PROBES[name] = fit
+        return fit
+
+    return register
 
 
 def concept_means(
@@ -89,7 +123,19 @@ def difference_of_means(
     return Linear(vectors if neutral is None else without(vectors, neutral), centre)
 
 
-def discriminant(pooled: Float[np.ndarray, "docs d_model"], labels: Bool[np.ndarray, "docs concepts"]) -> Linear:
+@probe(RECIPE)
+def _difference_of_means(
+    pooled: Float[np.ndarray, "docs d_model"], labels: Bool[np.ndarray, "docs concepts"], options: ProbeOptions
+) -> Linear:
+    return difference_of_means(pooled, labels, options.neutral, subtract_mean=options.subtract_mean)
+
+
+@probe("LDA (shrunk)")
+def discriminant(
+    pooled: Float[np.ndarray, "docs d_model"],
+    labels: Bool[np.ndarray, "docs concepts"],
+    options: ProbeOptions = ProbeOptions(),
+) -> Linear:
     """Linear discriminant analysis of all concepts from one factorisation of one within-concept covariance.
 
     The covariance is shrunk towards a multiple of the identity by the amount of Ledoit & Wolf 2004 ("A
@@ -109,15 +155,18 @@ def discriminant(pooled: Float[np.ndarray, "docs d_model"], labels: Bool[np.ndar
     return Linear(cho_solve(factor, (means - centre).T).T, centre)
 
 
+@probe("logistic")
 def logistic(
-    pooled: Float[np.ndarray, "docs d_model"], labels: Bool[np.ndarray, "docs concepts"], c: float = 1.0
+    pooled: Float[np.ndarray, "docs d_model"],
+    labels: Bool[np.ndarray, "docs concepts"],
+    options: ProbeOptions = ProbeOptions(),
 ) -> Linear:
     """L2 multinomial logistic regression on standardised activations, its weights in units of the residual stream.
 
     Args:
         pooled: training documents; those of no concept are left out.
         labels: which concept each is of.
-        c: inverse penalty, as scikit-learn defines it.
+        options: the inverse penalty ``logistic_c``, as scikit-learn defines it.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -125,10 +174,25 @@ def logistic(
     pooled, labels = pooled[mine].astype(np.float64), labels[mine]
     centre, scale = pooled.mean(axis=0), pooled.std(axis=0)
     scale[scale == 0] = 1.0
+    columns = (pooled - centre) / scale
+    basis = None
+    if columns.shape[1] > len(columns):
+        # An L2 penalty does not change under rotation, so the space that the rows span holds the whole solution.
+        left, singular, basis = np.linalg.svd(columns, full_matrices=False)
+        columns = left * singular
     # Thousands of columns for some hundred rows: the penalty, not the iteration limit, decides the fit.
-    model = LogisticRegression(C=c, max_iter=200, tol=1e-3).fit((pooled - centre) / scale, labels.argmax(axis=1))
+    model = LogisticRegression(C=options.logistic_c, max_iter=200, tol=1e-3).fit(columns, labels.argmax(axis=1))
     weights = model.coef_ if len(model.coef_) > 1 else np.concatenate([-model.coef_, model.coef_])
+    weights = weights if basis is None else weights @ basis
     return Linear(weights / scale, concept_means(pooled, labels).mean(axis=0))
+
+
+def standardised(pooled: Float[np.ndarray, "docs features"], labels: Bool[np.ndarray, "docs concepts"]) -> Linear:
+    """Difference of means with every column in its own standard deviation: for columns whose scales differ widely."""
+    scale = pooled.std(axis=0, dtype=np.float64)
+    scale[scale <= 1e-9 * max(float(scale.max(initial=0)), 1e-30)] = np.inf  # a feature that never fires says nothing
+    fitted = difference_of_means(pooled / scale, labels)
+    return Linear(fitted.weights / scale, np.asarray(pooled.mean(axis=0, dtype=np.float64)))
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -19,6 +19,9 @@ from jaxtyping import Float
 from affectlens import stats
 from affectlens.corpus.texts import read_jsonl
 from affectlens.errors import UserError
+
+if TYPE_CHECKING:
+    from affectlens.probing.readouts import Study
 
 KEYS = ("id", "emotion_a", "emotion_b", "device", "text_a", "text_b")
 WORD = re.compile(r"\w+")
@@ -107,3 +110,47 @@ def describe(values: Float[np.ndarray, " pairs"], pairs: Sequence[Pair], rng: np
         "p": float(binomtest(int((values > 0).sum()), decided).pvalue) if decided else 1.0,
         "devices": {name: float(np.mean(hits)) for name, hits in sorted(devices.items())},
     }
+
+
+def compare(
+    pairs: Sequence[Pair],
+    residuals: Sequence[Mapping[int, Float[np.ndarray, "tokens d_model"]]],
+    study: Study,
+) -> list[dict[str, Any]]:
+    """Same-words pairs at every layer, by every method, read at the mean of all tokens and at the last.
+
+    Args:
+        pairs: at least one.
+        residuals: per text (all texts A, then all texts B) the residuals of its tokens at every layer.
+        study: what reads them; every readout is built on all topics but the ablated ones.
+    """
+    from affectlens.probing.methods import Vocabulary
+    from affectlens.probing.text_features import POOLINGS
+
+    corpus, directions, match, layer = study.corpus, study.directions, study.match, study.layer
+    build = corpus.indices("train", "validation")
+    readings: list[tuple[int | None, str, str, np.ndarray, np.ndarray]] = []
+    for at in directions.layers:
+        stories = study.store.pooled(at)[build]
+        pooled = {"mean": np.stack([rows[at].mean(axis=0) for rows in residuals])}
+        pooled["last"] = np.stack([rows[at][-1] for rows in residuals])
+        for method in directions.methods:
+            spread = directions.readout(at, stories, method).std(axis=0)
+            readings += [
+                (at, method, read, directions.readout(at, values, method), spread) for read, values in pooled.items()
+            ]
+    codes = [study.sae.encode(rows[layer])[:, match.best] for rows in residuals]
+    spread = match.scores("sae", build)[:, match.best].std(axis=0)
+    for read, pool in POOLINGS.items():
+        readings.append((layer, "best SAE feature", read, np.stack([pool(each) for each in codes]), spread))
+    words = Vocabulary.fit(study.texts(build), corpus.labels(build))
+    texts = [pair.text_a for pair in pairs] + [pair.text_b for pair in pairs]
+    readings.append((None, "TF-IDF", "text", words.scores(texts), words.scores(study.texts(build)).std(axis=0)))
+    rows = []
+    for at, method, read, scores, spread in readings:
+        gap = margins(scores[: len(pairs)], scores[len(pairs) :], pairs, corpus.emotions, spread)
+        # Sums in another order leave rounding errors of about 1e-16 where two texts score alike.
+        gap = np.where(np.abs(gap) < 1e-9, 0, gap)
+        figures = describe(gap, pairs, study.generator(f"pairs-{at}-{method}-{read}"))
+        rows.append({"layer": at, "method": method, "read": read, **figures})
+    return rows

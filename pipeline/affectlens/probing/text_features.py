@@ -22,7 +22,7 @@ def write_part(
     path: Path,
     documents: Sequence[int],
     pooled: Mapping[str, Sequence[Float[np.ndarray, " features"]]],
-    tokens: Sequence[Float[np.ndarray, "tokens features"]],
+    tokens: Sequence[Any],
 ) -> None:
     """Keep one slice of documents.
 
@@ -30,7 +30,8 @@ def write_part(
         path: the file.
         documents: their corpus indices.
         pooled: under a name each, one row a document.
-        tokens: feature activations of each document's tokens; zeros are not stored.
+        tokens: feature activations of each document's tokens [tokens, features], dense or (so that memory does not
+            grow with tokens times features) sparse; zeros are not stored.
     """
     import h5py
     from scipy.sparse import csr_array, vstack
@@ -39,7 +40,7 @@ def write_part(
     with h5py.File(path, "w") as opened:
         file: Any = opened
         file["documents"] = np.array(documents)
-        file["lengths"] = np.array([len(rows) for rows in tokens])
+        file["lengths"] = np.array([rows.shape[0] for rows in tokens])
         for name, rows in pooled.items():
             file[f"pooled/{name}"] = np.stack(rows).astype(np.float32)
         for name in ("data", "indices", "indptr"):
@@ -87,14 +88,51 @@ class Columns:
         return self._map[np.ix_(self._rows, columns)]
 
 
-def token_values(
-    parts: Sequence[Path], features: Int[np.ndarray, " chosen"]
-) -> Iterator[tuple[int, Float[np.ndarray, "tokens chosen"]]]:
-    """Per document its corpus index and these features' activations, token by token."""
-    for documents, lengths, sparse in _slices(parts):
-        values = sparse[:, features].toarray()
-        for document, rows in zip(documents, np.split(values, np.cumsum(lengths)[:-1]), strict=True):
-            yield int(document), rows
+def keep_tokens(parts: Sequence[Path], target: Any, features: Int[np.ndarray, " chosen"]) -> None:
+    """Copy some features' activations, token by token, into ``tokens`` of an open HDF5 file, sparse."""
+    from scipy.sparse import vstack
+
+    kept = [(documents, lengths, sparse[:, features]) for documents, lengths, sparse in _slices(parts)]
+    whole: Any = vstack([sparse for _, _, sparse in kept], format="csr")
+    for name in ("data", "indices", "indptr"):
+        target[f"tokens/{name}"] = getattr(whole, name)
+    target["tokens/features"] = features
+    target["tokens/documents"] = np.concatenate([documents for documents, _, _ in kept])
+    target["tokens/lengths"] = np.concatenate([lengths for _, lengths, _ in kept])
+
+
+class TokenFeatures:
+    """Some features' activations at every token, sparse.
+
+    Attributes:
+        features: numbers of the features, in the order of the columns.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import h5py
+        from scipy.sparse import csr_array
+
+        with h5py.File(path, "r") as opened:
+            file: Any = opened
+            arrays = tuple(file[f"tokens/{name}"][...] for name in ("data", "indices", "indptr"))
+            lengths, documents = file["tokens/lengths"][...], file["tokens/documents"][...]
+            self.features: np.ndarray = file["tokens/features"][...]
+        self._sparse = csr_array(arrays, shape=(int(lengths.sum()), len(self.features)))
+        ends = np.cumsum(lengths)
+        self._spans = {
+            int(each): (end - length, end) for each, length, end in zip(documents, lengths, ends, strict=True)
+        }
+        self._column = {int(feature): column for column, feature in enumerate(self.features)}
+
+    def of(
+        self, documents: Sequence[int], features: Int[np.ndarray, " wanted"]
+    ) -> tuple[Any, Int[np.ndarray, " tokens"]]:
+        """The tokens of some documents as a sparse matrix [tokens, wanted] by columns, and each token's document."""
+        spans = [self._spans[document] for document in documents]
+        rows = np.concatenate([np.arange(start, end) for start, end in spans])
+        owners = np.repeat(documents, [end - start for start, end in spans])
+        columns = np.array([self._column[int(feature)] for feature in features])
+        return self._sparse[rows].tocsc()[:, columns], owners
 
 
 def token_matrix(parts: Sequence[Path], wanted: set[int]) -> tuple[Any, Int[np.ndarray, " tokens"]]:

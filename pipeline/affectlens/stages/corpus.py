@@ -44,7 +44,7 @@ class CorpusStage(Stage[CorpusConfig, Corpus]):
         checks.check(study.corpus)
 
     @classmethod
-    def identities(cls, study: StudySettings) -> dict[str, Identity]:
+    def identities(cls, study: StudySettings) -> Mapping[str, Identity]:
         return {key: texts_path(key, getattr(study.corpus, key)) for key in ("stories", "neutral")}
 
     def parts(self) -> Sequence[Part]:

@@ -13,6 +13,7 @@ from affectlens.stats.ranking import (
     RankedFeatures,
     auroc,
     average_precision,
+    best_features,
     rank_features,
     standardized_mean_difference,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "auroc_interval",
     "average_precision",
     "benjamini_hochberg",
+    "best_features",
     "bootstrap_counts",
     "bootstrap_interval",
     "bootstrap_mean",

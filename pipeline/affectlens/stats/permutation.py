@@ -14,8 +14,11 @@ from affectlens.stats.ranking import (
     RankedFeatures,
     centred_rank_blocks,
     check_labels,
+    compared_pairs,
     exact_dtype,
     label_operator,
+    ranked_within,
+    strata_members,
 )
 
 BATCH_ROWS = 2048
@@ -98,14 +101,14 @@ def max_permutation_test(
 ) -> MaxPermutation:
     """Test each concept's best feature against the best feature under permuted labels.
 
-    Rows of ``labels`` change places within their stratum, so that topics keep their mix of concepts and
-    documents with several labels keep them together. The maximum over features of each permutation makes p
-    hold for the search over all of them (Westfall & Young 1993, "Resampling-based multiple testing"). For a
-    claim over all concepts as well, compare with ``null.max(axis=1)``. Features are ranked, not re-ranked:
-    each permutation costs one label product.
+    The statistic is AUROC within strata (see ``auroc``). Rows of ``labels`` change places within their stratum, so
+    that topics keep their mix of concepts and documents with several labels keep them together. The maximum over
+    features of each permutation makes p hold for the search over all of them (Westfall & Young 1993,
+    "Resampling-based multiple testing"). For a claim over all concepts as well, compare with ``null.max(axis=1)``.
+    Features are ranked, not re-ranked: each permutation costs one label product.
 
     Args:
-        scores: one column per feature, or features ranked before.
+        scores: one column per feature, or features ranked before within the same strata.
         labels: boolean, or numbers that are all 0 or 1.
         strata: one value per document, usually its topic; None permutes freely.
         permutations: how many; p is at least 1 / (permutations + 1).
@@ -122,14 +125,13 @@ def max_permutation_test(
         raise ValueError(f"nothing to test: scores have shape {scores.shape}, labels have shape {labels.shape}")
     if permutations < 1:
         raise ValueError(f"permutations is {permutations}: ask for at least one, better 1000")
+    strata = ranked_within(scores, strata)
     strata = np.zeros(docs, dtype=int) if strata is None else np.asarray(strata)
-    if strata.shape != (docs,):
-        raise ValueError(f"strata have shape {strata.shape}, there are {docs} documents: give one per document")
-    if len(np.unique(strata)) == docs:
+    if len(strata_members(strata, docs)) == docs:
         raise ValueError("every stratum holds a single document, so no labels can change places: use coarser strata")
     positives = labels.sum(axis=0)
     dtype = exact_dtype(positives, docs)
-    blocks: Blocks = partial(centred_rank_blocks, scores, dtype, block)
+    blocks: Blocks = partial(centred_rank_blocks, scores, dtype, block, strata)
     operator = label_operator(labels, dtype)
     largest, feature = _observed_max(blocks, operator)
     # As many permutations at a time as memory allows; every batch is another pass over the features.
@@ -137,7 +139,7 @@ def max_permutation_test(
     batches = (min(batch, permutations - start) for start in range(0, permutations, batch))
     null = np.concatenate([_null_max(blocks, operator, permuted_within(strata, draws, rng)) for draws in batches])
     # AUROC - 1/2 is the sum of centred doubled midranks over twice the pairs: monotone, so the maximum comes first.
-    pairs = 2.0 * positives * (docs - positives)
+    pairs = 2.0 * compared_pairs(labels, strata)
     observed, null = (sums / np.where(pairs == 0, np.nan, pairs) + 0.5 for sums in (largest, null))
     p, floor = permutation_p(observed, null)
     return MaxPermutation(observed, np.where(np.isnan(observed), -1, feature), null, p, floor)

@@ -37,9 +37,11 @@ class RankedFeatures:
 
     Attributes:
         ranks: twice each document's midrank, minus (documents + 1): integers that add up to 0 in each column.
+        strata: within which documents were ranked; None for all together.
     """
 
     ranks: Int[np.ndarray, "docs features"]
+    strata: Shaped[np.ndarray, " docs"] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -47,11 +49,17 @@ class RankedFeatures:
         return self.ranks.shape[0], self.ranks.shape[1]
 
 
-def rank_features(scores: Shaped[np.ndarray, "docs features"], *, block: int | None = None) -> RankedFeatures:
+def rank_features(
+    scores: Shaped[np.ndarray, "docs features"],
+    strata: Shaped[np.ndarray, " docs"] | None = None,
+    *,
+    block: int | None = None,
+) -> RankedFeatures:
     """Rank every feature over the documents, ties sharing the mean of their ranks.
 
     Args:
         scores: real numbers; also whatever gives an array of them for ``[:, a:b]`` (memmap, HDF5, CSC).
+        strata: one value per document; documents are ranked among those of their stratum.
         block: features ranked at once; by default as many as fit ``BLOCK_BYTES``. Changes no result.
 
     Returns:
@@ -63,13 +71,14 @@ def rank_features(scores: Shaped[np.ndarray, "docs features"], *, block: int | N
     docs, features = _check_scores(scores)
     ranks = np.empty((docs, features), dtype=np.int16 if docs <= 2**15 else np.int32)
     for columns, values in _score_blocks(scores, block):
-        ranks[:, columns] = _ranks(values, _centred_midrank(docs), ranks.dtype)
-    return RankedFeatures(ranks)
+        ranks[:, columns] = _centred_ranks(values, strata_members(strata, docs), ranks.dtype)
+    return RankedFeatures(ranks, strata)
 
 
 def auroc(
     scores: Shaped[np.ndarray, "docs features"] | RankedFeatures,
     labels: Bool[np.ndarray, "docs concepts"],
+    strata: Shaped[np.ndarray, " docs"] | None = None,
     *,
     block: int | None = None,
 ) -> Float[np.ndarray, "features concepts"]:
@@ -82,10 +91,12 @@ def auroc(
     Args:
         scores: one column per feature, as ``rank_features`` takes them, or features ranked before.
         labels: boolean, or numbers that are all 0 or 1.
+        strata: one value per document, usually its topic: only pairs of documents of one stratum are compared, so
+            that what differs between strata neither helps nor blurs. Ranked features bring their own.
         block: features handled at once. Changes no result.
 
     Returns:
-        float64 in [0, 1]; NaN for a concept without a positive or without a negative document.
+        float64 in [0, 1]; NaN for a concept without a pair of a positive and a negative document.
 
     Raises:
         ValueError: shapes do not fit, labels are not 0/1, or a score is NaN (the message names its column).
@@ -96,11 +107,87 @@ def auroc(
     dtype = exact_dtype(positives, docs)
     operator = label_operator(labels, dtype)
     area = np.empty((features, labels.shape[1]))
-    for columns, ranks in centred_rank_blocks(scores, dtype, block):
+    for columns, ranks in centred_rank_blocks(scores, dtype, block, strata):
         area[columns] = (operator @ ranks).T
-    area /= _nan_where_zero(2.0 * positives * (docs - positives))
+    strata = ranked_within(scores, strata)
+    area /= _nan_where_zero(2.0 * compared_pairs(labels, strata))
     area += 0.5
     return area
+
+
+def ranked_within(scores: Any, strata: Shaped[np.ndarray, " docs"] | None) -> Shaped[np.ndarray, " docs"] | None:
+    """The strata within which documents are compared: those given, or those of features ranked before.
+
+    Raises:
+        ValueError: features were ranked within other strata.
+    """
+    if not isinstance(scores, RankedFeatures):
+        return strata
+    if strata is not None and not np.array_equal(strata, scores.strata if scores.strata is not None else []):
+        raise ValueError("the features were ranked within other strata: rank them within these")
+    return scores.strata
+
+
+def strata_members(strata: Shaped[np.ndarray, " docs"] | None, docs: int) -> list[Int[np.ndarray, " members"]]:
+    """The documents of each stratum, in the order of its values.
+
+    Raises:
+        ValueError: not one value per document.
+    """
+    strata = np.zeros(docs, dtype=int) if strata is None else np.asarray(strata)
+    if strata.shape != (docs,):
+        raise ValueError(f"strata have shape {strata.shape}, there are {docs} documents: give one per document")
+    codes = np.unique(strata, return_inverse=True)[1]
+    return np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+
+
+def compared_pairs(
+    labels: Bool[np.ndarray, "docs concepts"], strata: Shaped[np.ndarray, " docs"] | None
+) -> Int[np.ndarray, " concepts"]:
+    """Pairs of a positive and a negative document of one stratum."""
+    counts = [(labels[members].sum(axis=0), len(members)) for members in strata_members(strata, len(labels))]
+    return np.sum([positives * (docs - positives) for positives, docs in counts], axis=0)
+
+
+def best_features(
+    scores: Shaped[np.ndarray, "docs features"],
+    labels: Bool[np.ndarray, "docs concepts"],
+    strata: Shaped[np.ndarray, " docs"],
+    kept: Bool[np.ndarray, "choices strata"],
+) -> Int[np.ndarray, "choices concepts"]:
+    """The feature with the largest AUROC within strata for each concept, chosen on several sets of strata at once.
+
+    Every stratum is ranked once; each set of strata then costs one sum.
+
+    Args:
+        scores: one column per feature, as ``rank_features`` takes them.
+        labels: boolean, or numbers that are all 0 or 1.
+        strata: one value per document.
+        kept: the strata, in the order of their values, that each choice is made on.
+
+    Returns:
+        The first of equally good features; -1 for a concept that no kept stratum compares.
+    """
+    docs, _ = _check_scores(scores)
+    labels, members = check_labels(labels, docs), strata_members(strata, docs)
+    operators = [label_operator(labels[rows], np.dtype(np.float64)) for rows in members]
+    pairs = kept @ np.stack([compared_pairs(labels[rows], None) for rows in members])
+    best = np.full((len(kept), labels.shape[1]), -1)
+    largest = np.full(best.shape, -np.inf)
+    for columns, values in _score_blocks(scores, None):
+        sums = np.stack(
+            [
+                operator @ _centred_ranks(values[rows], None, np.dtype(np.float64))
+                for operator, rows in zip(operators, members, strict=True)
+            ]
+        )
+        for choice, strata_kept in enumerate(kept):
+            total = sums[strata_kept].sum(axis=0)
+            feature = total.argmax(axis=1)
+            top = total[np.arange(len(total)), feature]
+            better = (top > largest[choice]) & (pairs[choice] > 0)
+            largest[choice, better], best[choice, better] = top[better], columns.start + feature[better]
+    return best
 
 
 def average_precision(
@@ -225,15 +312,16 @@ def label_operator(labels: Bool[np.ndarray, "docs concepts"], dtype: np.dtype) -
 
 
 def centred_rank_blocks(
-    scores: Any, dtype: np.dtype, block: int | None = None
+    scores: Any, dtype: np.dtype, block: int | None = None, strata: Shaped[np.ndarray, " docs"] | None = None
 ) -> Iterator[tuple[slice, Float[np.ndarray, "docs block"]]]:
-    """Blocks of features as centred doubled midranks, ranked on the fly unless they have been before."""
+    """Blocks of features as centred doubled midranks within strata, ranked on the fly unless they have been before."""
     if isinstance(scores, RankedFeatures):
         for columns in _column_blocks(*scores.shape, block):
             yield columns, scores.ranks[:, columns].astype(dtype, order="C")
         return
+    members = strata_members(strata, scores.shape[0])
     for columns, values in _score_blocks(scores, block):
-        yield columns, _ranks(values, _centred_midrank(len(values)), dtype)
+        yield columns, _centred_ranks(values, members, dtype)
 
 
 def unit_blocks(scores: Any, block: int | None = None) -> Iterator[tuple[slice, Float[np.ndarray, "docs block"]]]:
@@ -294,6 +382,18 @@ def _score_blocks(scores: Any, block: int | None) -> Iterator[tuple[slice, Shape
                     "the document, or find out where the NaN comes from"
                 )
         yield columns, values
+
+
+def _centred_ranks(
+    values: Shaped[np.ndarray, "docs block"], members: list[Int[np.ndarray, " members"]] | None, dtype: np.dtype
+) -> Shaped[np.ndarray, "docs block"]:
+    """Centred doubled midranks, each document among the members of its stratum; None takes all together."""
+    if members is None or len(members) == 1:
+        return _ranks(values, _centred_midrank(len(values)), dtype)
+    ranks = np.empty(values.shape, dtype=dtype)
+    for rows in members:
+        ranks[rows] = _ranks(values[rows], _centred_midrank(len(rows)), dtype)
+    return ranks
 
 
 def _centred_midrank(docs: int) -> Callable[[Any, Any], Any]:

@@ -178,6 +178,7 @@ def t_interval(
     values: Float[np.ndarray, " groups"] | Float[np.ndarray, "rows groups"],
     *,
     cross_validated: bool = False,
+    random_rows: bool = False,
     level: float = 0.95,
 ) -> Estimate:
     """A mean with Student's t interval over groups; sound for as few as two (Ibragimov & Mueller 2010).
@@ -192,6 +193,9 @@ def t_interval(
         cross_validated: each group was the test of a fold whose training set were all the others. Folds share
             training groups, so that their figures are correlated; the half-width is that of variance
             (1 / J + 1 / (J - 1)) s^2 (Nadeau & Bengio 2003, Mach. Learn. 52) in place of s^2 / J.
+        random_rows: rows are a sample as well: the squared half-width of a t interval over the rows' means is added.
+            For a claim about concepts that were not studied, and for figures of a search among thousands of columns:
+            which column wins is luck that all folds share, so that groups do not show it, but rows do.
         level: coverage of the interval.
 
     Returns:
@@ -217,6 +221,9 @@ def t_interval(
     deviations = groups * (np.where(measured, cells - own, 0.0) / share).mean(axis=0)
     variance = float((deviations**2).sum()) / (groups - 1)
     half = _t_quantile(groups, level) * math.sqrt(variance * (1 / groups + cross_validated / (groups - 1)))
+    if random_rows and len(own) > 1:
+        over_rows = _t_quantile(len(own), level) * float(own.std(ddof=1)) / math.sqrt(len(own))
+        half = math.hypot(half, over_rows)
     return Estimate(point, point - half, point + half, groups)
 
 
