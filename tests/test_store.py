@@ -71,7 +71,7 @@ def test_the_corpus_comes_along(store):
     from affectlens.stages.corpus import CorpusStage
 
     documents = CorpusStage.open(store.folder.parent / "corpus").documents
-    for column in ("kind", "emotion", "topic", "narrator", "split"):
+    for column in ("kind", "emotion", "topic", "narrator"):
         assert store.documents[column].tolist() == [getattr(document, column) for document in documents]
     assert store.documents["tokens"].sum() == store.index["rows"]
 
@@ -178,7 +178,7 @@ def test_steps_go_through_epochs_without_a_gap(store, everything):
 
 def test_rows_of_chosen_documents(store):
     rows = store.tokens(LAYER)
-    train = np.flatnonzero(store.documents["split"] == "train")
+    train = np.flatnonzero(store.documents["kind"] == "story")
     chosen = rows.rows_of(train)
     assert set(rows.document[chosen]) == set(train.tolist())
     assert len(chosen) == sum(len(rows.of(document)) for document in train.tolist())

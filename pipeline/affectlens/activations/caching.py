@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from affectlens.corpus.documents import Document
     from affectlens.model.subject import ModelConfig
 
-COLUMNS = ("kind", "emotion", "topic", "narrator", "split")
+COLUMNS = ("kind", "emotion", "topic", "narrator")
 """Of the corpus, kept per document."""
 MEAN = "mean"
 IN_FLIGHT = 2

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from affectlens.config import Config
+from affectlens.config import MERGE_ONLY, Config
 from affectlens.corpus.texts import read_jsonl, read_texts, texts_path
 
 if TYPE_CHECKING:
@@ -43,13 +43,13 @@ class CorpusConfig(Config):
     """`embedded`, or a JSONL file with the keys kind, text: what is projected out of directions, and SAE training."""
     emotions: tuple[str, ...] | Literal["all"] = "all"
     """The concepts; stories of other emotions are left out of the study."""
-    test_topics: tuple[str, ...] = ()
+    test_topics: tuple[str, ...] = Field(default=(), json_schema_extra=MERGE_ONLY)
     """A fixed test: nothing is built or chosen on these topics, and every detection figure is from them. Left empty,
     every topic is the test once while all others build and choose: far narrower intervals from the same stories."""
-    validation_topics: tuple[str, ...] = ()
+    validation_topics: tuple[str, ...] = Field(default=(), json_schema_extra=MERGE_ONLY)
     """No SAE of the study is trained on these, so that its quality is measured there; left empty, on the
     ablated topics."""
-    ablation_topics: tuple[str, ...] | None = None
+    ablation_topics: tuple[str, ...] | None = Field(default=None, json_schema_extra=MERGE_ONLY)
     """Whose stories are ablated; what steers is built without them. Left out: the test topics, or a quarter of all."""
     ngram: int = Field(default=8, ge=3)
     """Length in words of the runs that two texts must not share."""

@@ -25,11 +25,12 @@ class ActivationsStage(Stage[ActivationsConfig, "ActivationStore"]):
     """Cache what the model computes as HDF5 shards, one a part."""
 
     name = "activations"
-    version = 3
+    version = 4
     config_class = ActivationsConfig
     needs = ("corpus",)
     reads_model = True
     keeps_parts = True
+    measured_needs = ("corpus",)
     uploads = False
     unit = "texts"
 

@@ -34,8 +34,9 @@ class CorpusStage(Stage[CorpusConfig, Corpus]):
     """Select, split and check the texts."""
 
     name = "corpus"
-    version = 2
+    version = 3
     config_class = CorpusConfig
+    keeps_parts = True
     unit = "texts"
     tables = (QUALITY,)
 
@@ -51,18 +52,17 @@ class CorpusStage(Stage[CorpusConfig, Corpus]):
         return [Part("all", size=len(stories(self.config)))]
 
     def run_part(self, part: Part, out: Path, progress: Progress) -> None:
-        documents = select(self.config)
-        with (out / "documents.jsonl").open("w", encoding="utf-8") as stream:
-            for document in documents:
-                row = {key: value for key, value in asdict(document).items() if key not in CHAT or value}
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-        write_json(out / "corpus.json", {"fixed_split": bool(self.config.test_topics)})
-        write_json(out / "quality.json", quality.inspect(documents, ngram=self.config.ngram))
+        write_json(out / "quality.json", quality.inspect(select(self.config), ngram=self.config.ngram))
         progress(part.size)
 
     def finish(self, parts: Mapping[str, Path], out: Path) -> Metrics:
-        for name in ("documents.jsonl", "corpus.json", "quality.json"):
-            (out / name).write_bytes((parts["all"] / name).read_bytes())
+        (out / "quality.json").write_bytes((parts["all"] / "quality.json").read_bytes())
+        # Only here, because topics are merge-only: another split reads and caches nothing again.
+        with (out / "documents.jsonl").open("w", encoding="utf-8") as stream:
+            for document in select(self.config):
+                row = {key: value for key, value in asdict(document).items() if key not in CHAT or value}
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        write_json(out / "corpus.json", {"fixed_split": bool(self.config.test_topics)})
         corpus = Corpus(out)
         results.write(out, QUALITY, ({"concept": name, **row} for name, row in corpus.quality["concepts"].items()))
         splits = Counter(document.split for document in corpus.documents)
