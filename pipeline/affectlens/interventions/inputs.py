@@ -158,7 +158,7 @@ class InterventionInputs:
         A difference of means of stories is a direction of stories before it is one of an emotion; what these move is
         what any such direction moves (control tasks, Hewitt & Liang 2019).
         """
-        train = self.corpus.indices("train")
+        train = self.corpus.indices("train", "validation")
         stories, neutral = self.activations.pooled(self.layer)[train], self.directions.neutral(self.layer)
         # Where the recipe takes off the mean over concepts, the raw directions sum to zero; else their mean is it.
         common = np.linalg.norm(self.directions.raw(self.layer).mean(axis=0))
@@ -176,7 +176,7 @@ class InterventionInputs:
         shuffled = self._shuffled_labels(selection)
         labels = np.stack([draw[:, index % draw.shape[1]] for index, draw in enumerate(shuffled)], axis=1)
         activations: Any = self.match.scores("sae", selection)
-        areas = stats.auroc(activations, labels)
+        areas = stats.auroc(activations, labels, self.corpus.topics(selection))
         return np.nan_to_num(areas).argmax(axis=0)
 
     def mixed_controls(self, count: int) -> Float[np.ndarray, "count d_model"]:
