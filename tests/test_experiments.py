@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from affectlens import plan
 from affectlens.errors import ConfigError, UserError
 from affectlens.experiments import pairwise as tournament
@@ -21,6 +22,7 @@ from affectlens.experiments import validation as choosing
 from affectlens.experiments.branching import Branching, Push, Tree
 from affectlens.experiments.conditions import compared, extremes, grid, rolled
 from affectlens.experiments.experiment import ExperimentConfig, ReadingConfig, SteeringConfig, read_experiment
+from affectlens.experiments.grade import remote
 from affectlens.experiments.prompts import continuation, read_prompt
 from affectlens.model.partial import PartialForward
 from affectlens.model.subject import ModelConfig, Subject, load_tokenizer
@@ -30,6 +32,7 @@ from affectlens.stages.conclude import ConcludeStage
 from affectlens.stages.grade import GradeStage
 from affectlens.stages.measure import NOTHING, MeasureStage
 from affectlens.study import Study
+from judge_server import Server
 from scripted import CONCEPTS, LAYER, NO, NORM, YES, Finished, Scripted, write_experiment
 
 STRENGTHS = (-0.2, -0.1, 0.1, 0.2)
@@ -196,7 +199,9 @@ def small_study(study_values, experiments: Path, **sections) -> dict:
     return values | sections
 
 
-def test_an_interrupted_study_goes_on_and_computes_again_only_what_reads_a_change(study_values, write_study, tmp_path):
+def test_an_interrupted_study_goes_on_and_computes_again_only_what_reads_a_change(
+    study_values, write_study, tmp_path, monkeypatch
+):
     """Through the runner: killed after its third part, run again, shared by two processes, changed in many ways."""
     folder = blackmail(tmp_path / "e", readings=[{"name": "answer"}])
     values = small_study(study_values, tmp_path / "e")
@@ -267,6 +272,27 @@ def test_an_interrupted_study_goes_on_and_computes_again_only_what_reads_a_chang
     assert change()["measure"] == {"letters.read-0000", "letters.choice-0002", "letters.rollout-0005"}
     edit("experiment.yaml", "temperature: 0", "temperature: 1.0")
     assert change()["measure"] == {name for name in measured if "rollout" in name}
+
+    # A judge that is down half-way costs neither answers nor the grades that it gave.
+    down = True
+    server = Server(lambda prompt, _: (503, {}, b"") if down and "Letter 55" in prompt else "yes")
+    config = yaml.safe_load((folder / "experiment.yaml").read_text())
+    config["outcomes"][1]["grader"] = {
+        "kind": "judge",
+        "question": "{scenario} {answer} Is that so?",
+        "labels": ["yes", "no"],
+        "positive": "yes",
+        "judges": [{"name": "judge", "model": "m", "address": server.address}],
+    }
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(config))
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "PAUSES", (0.01,))
+        with computed() as names, pytest.raises(UserError, match="cannot be reached"):
+            runner.run(Study.load(write_study(values)), only=["conclude"])
+        assert names == {"measure": [], "grade": ["letters.grade-0000", "letters.grade-0001"], "conclude": []}
+        down = False
+        assert change() == {"measure": nothing, "grade": {"letters.grade-0001"}, "conclude": {"letters"}}
+    server.close()
 
 
 def test_how_the_work_is_cut_changes_no_number(scripted, tmp_path):
