@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from affectlens.experiments.conclude.analysis import conclude
 from affectlens.experiments.experiment import Experiment, ExperimentConfig
-from affectlens.experiments.results import Cell, Measured, Rollout
+from affectlens.experiments.results import Cell, GradedCompletion, Measured
 from affectlens.experiments.scenario import Scenario
 from affectlens.results.figures import Finding
 
@@ -132,7 +132,9 @@ class Steered:
         return measured(what, None, cells, seed, **({"choice": choice} | values))
 
 
-def rollouts(cells: Sequence[Cell], scenarios: int, label: Any, samples: int = 2, seed: int = 0) -> tuple[Rollout, ...]:
+def completions(
+    cells: Sequence[Cell], scenarios: int, label: Any, samples: int = 2, seed: int = 0
+) -> tuple[GradedCompletion, ...]:
     """Sampled answers whose grade is ``label(cell, scenario, generator)``."""
     generator = np.random.default_rng(seed)
     found = []
@@ -141,7 +143,7 @@ def rollouts(cells: Sequence[Cell], scenarios: int, label: Any, samples: int = 2
             for sample in range(samples):
                 grade = label(cell, number, generator)
                 grade = grade if isinstance(grade, dict) else {"label": grade, "score": None, "reason": ""}
-                found.append(Rollout(index, number, sample, "text", grade, 2.0, 0.0))
+                found.append(GradedCompletion(index, number, sample, "text", grade, 2.0, 0.0))
     return tuple(found)
 
 

@@ -15,11 +15,11 @@ from synthetic_measurements import (
     FAST,
     FAST_STEERING,
     WIDTH,
+    completions,
     experiment,
     grid,
     manipulation,
     measured,
-    rollouts,
     run,
     scenario,
 )
@@ -115,7 +115,7 @@ def answers(
     """State and text share a part ``together``; pushing desperate up moves the state alone by ``apart``."""
     generator = np.random.default_rng(seed)
     cells = grid(["desperate"], (-0.1, 0.1), controls)
-    seen = rollouts(cells, scenarios, lambda *_: "said", 3, seed)
+    seen = completions(cells, scenarios, lambda *_: "said", 3, seed)
     common = generator.normal(size=(len(seen), len(CONCEPTS)))
     state, text = (together * common + (1 - together) * generator.normal(size=common.shape) for _ in range(2))
     pushed = np.array([cells[each.cell].vector == "desperate" and cells[each.cell].strength > 0 for each in seen])
@@ -125,7 +125,12 @@ def answers(
         [{"kind": "dissociation", "concepts": ["desperate", "calm", "happy", "angry"]} | asked],
     )
     return measured(
-        what, cells=cells, rollouts=seen, rollout_state=state, rollout_text=text, rollout_words=np.zeros_like(text)
+        what,
+        cells=cells,
+        completions=seen,
+        completion_state=state,
+        completion_text=text,
+        completion_words=np.zeros_like(text),
     )
 
 
@@ -151,21 +156,21 @@ class TestDissociation:
         assert run(seen).verdict == "untestable"
         failed = replace(seen, manipulation=manipulation(seen.cells, moves=()))
         assert run(failed).verdict == "untestable"
-        assert run(replace(seen, rollout_state=None)).verdict == "untestable"
-        assert seen.rollout_text is not None
-        assert run(replace(seen, rollout_text=np.full_like(seen.rollout_text, np.nan))).verdict == "untestable"
+        assert run(replace(seen, completion_state=None)).verdict == "untestable"
+        assert seen.completion_text is not None
+        assert run(replace(seen, completion_text=np.full_like(seen.completion_text, np.nan))).verdict == "untestable"
 
     def test_without_steering_it_is_described(self) -> None:
         seen = answers(0.9)
-        plain = [each.cell == 0 for each in seen.rollouts]
-        assert seen.rollout_state is not None and seen.rollout_text is not None
+        plain = [each.cell == 0 for each in seen.completions]
+        assert seen.completion_state is not None and seen.completion_text is not None
         finding = run(
             replace(
                 seen,
-                rollouts=tuple(each for each in seen.rollouts if each.cell == 0),
-                rollout_state=seen.rollout_state[plain],
-                rollout_text=seen.rollout_text[plain],
-                rollout_words=None,
+                completions=tuple(each for each in seen.completions if each.cell == 0),
+                completion_state=seen.completion_state[plain],
+                completion_text=seen.completion_text[plain],
+                completion_words=None,
             )
         )
         assert finding.verdict == "described"
@@ -341,7 +346,7 @@ class TestAccuracy:
             right = generator.random() < (0.2 if number % 3 == 1 else 0.8)
             return {"label": "right" if right else "wrong", "score": float(right), "reason": ""}
 
-        finding = run(replace(seen, choice=None, rollouts=rollouts(seen.cells, 90, grade, 12)))
+        finding = run(replace(seen, choice=None, completions=completions(seen.cells, 90, grade, 12)))
         assert finding.metrics["change_urgent"] == pytest.approx(-0.6, abs=0.15)
 
     def test_ceilings_and_missing_baselines(self) -> None:

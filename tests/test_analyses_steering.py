@@ -18,11 +18,11 @@ from synthetic_measurements import (
     FAST_STEERING,
     ORDERS,
     Steered,
+    completions,
     experiment,
     grid,
     manipulation,
     measured,
-    rollouts,
     run,
     scenario,
 )
@@ -252,9 +252,9 @@ def rates(
             return chance(cell, generator)
         return "cheat" if names[number].condition == ORDERS[0] else "honest"
 
-    answers = rollouts(cells, len(names), grade, samples)
+    answers = completions(cells, len(names), grade, samples)
     rolled = [cell.family in ("none", "concept") or place(cell) < controls for cell in cells]
-    return measured(what, cells=cells, rollouts=tuple(each for each in answers if rolled[each.cell]))
+    return measured(what, cells=cells, completions=tuple(each for each in answers if rolled[each.cell]))
 
 
 def place(cell: Cell) -> int:
@@ -331,4 +331,4 @@ class TestRate:
         assert found.value == pytest.approx(0.4) and found.low < 0.4 < found.high
 
     def test_no_answers(self) -> None:
-        assert run(replace(rates(cheats(0.5, 0.5)), rollouts=())).verdict == "untestable"
+        assert run(replace(rates(cheats(0.5, 0.5)), completions=())).verdict == "untestable"

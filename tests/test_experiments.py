@@ -21,6 +21,7 @@ from affectlens.experiments import serialization as keeping
 from affectlens.experiments import validation as choosing
 from affectlens.experiments.branching import Branching, Push, Tree
 from affectlens.experiments.conditions import compared, extremes, grid, rolled
+from affectlens.experiments.config import ExperimentsConfig
 from affectlens.experiments.experiment import ExperimentConfig, ReadingConfig, SteeringConfig, read_experiment
 from affectlens.experiments.grade import remote
 from affectlens.experiments.prompts import continuation, read_prompt
@@ -90,7 +91,7 @@ def blackmail(root: Path, **changes) -> Path:
 def rates(measured) -> dict[tuple[str, str, float], float]:
     """Share of answers labelled yes, by cell."""
     said: dict[tuple[str, str, float], list[bool]] = {}
-    for rollout in measured.rollouts:
+    for rollout in measured.completions:
         cell = measured.cells[rollout.cell]
         said.setdefault((cell.family, cell.vector, cell.strength), []).append(rollout.grade["label"] == "yes")
     return {cell: float(np.mean(answers)) for cell, answers in said.items()}
@@ -139,9 +140,9 @@ def test_without_steering_many_scenarios_are_scored_at_once(scripted, tmp_path):
 
 def test_controls_have_the_norm_of_the_push_and_are_the_same_for_every_experiment(scripted, tmp_path):
     blackmail(tmp_path / "e")
-    bench = scripted(0.0).stage(tmp_path / "e").bench
-    cells = grid(bench.experiments["letters"].config.steering)
-    pushes = bench.pushes(cells, "directions").numpy()
+    context = scripted(0.0).stage(tmp_path / "e").context
+    cells = grid(context.experiments["letters"].config.steering)
+    pushes = context.pushes(cells, "directions").numpy()
     np.testing.assert_allclose(np.linalg.norm(pushes, axis=1), [abs(cell.strength) * NORM for cell in cells], rtol=1e-5)
     families = [cell.family for cell in cells if cell.strength == 0.2 and cell.family != "concept"]
     assert {name: families.count(name) for name in families} == {"isotropic": 7, "covariance": 7, "permuted": 7}
@@ -149,8 +150,8 @@ def test_controls_have_the_norm_of_the_push_and_are_the_same_for_every_experimen
     write_experiment(
         tmp_path / "e", "more", {"outcomes": [{"kind": "choice"}], "steering": more, "analyses": []}, ASKED
     )
-    again = scripted(0.0).stage(tmp_path / "e").bench.pushes(cells, "directions").numpy()
-    np.testing.assert_allclose(again, pushes, atol=1e-5)
+    again = scripted(0.0).stage(tmp_path / "e").context.pushes(cells, "directions").numpy()
+    np.testing.assert_array_equal(again, pushes)
 
 
 def test_parts_in_any_order_and_again_give_the_same_bytes(scripted, tmp_path):
@@ -301,15 +302,15 @@ def test_how_the_work_is_cut_changes_no_number(scripted, tmp_path):
     rollout = {**ROLLOUT, "temperature": 1.0}
     blackmail(tmp_path / "e", readings=readings, read_under_steering=True, outcomes=[{"kind": "choice"}, rollout])
     whole = finished(scripted(0.0).stage(tmp_path / "e"), tmp_path / "one")[1].measured("letters")
-    small = {"scenarios_per_part": 8, "cells_per_part": 20, "tokens_per_batch": 100, "rollout_tokens_per_batch": 100}
+    small = {"scenarios_per_part": 8, "cells_per_part": 20, "tokens_per_batch": 100, "completion_tokens_per_batch": 100}
     pieces = finished(scripted(0.0).stage(tmp_path / "e", **small), tmp_path / "two")[1].measured("letters")
     np.testing.assert_allclose(pieces.choice, whole.choice, atol=1e-5)
     assert whole.readings["day"].shape == (len(whole.cells), len(ASKED), len(CONCEPTS))
     for name in ("answer", "day"):
         np.testing.assert_allclose(pieces.readings[name], whole.readings[name], atol=1e-4)
-    assert [rollout.text for rollout in pieces.rollouts] == [rollout.text for rollout in whole.rollouts]
-    assert 0 < np.mean([rollout.grade["label"] == "yes" for rollout in whole.rollouts]) < 1
-    np.testing.assert_allclose(pieces.rollout_state, whole.rollout_state, atol=1e-4)
+    assert [rollout.text for rollout in pieces.completions] == [rollout.text for rollout in whole.completions]
+    assert 0 < np.mean([rollout.grade["label"] == "yes" for rollout in whole.completions]) < 1
+    np.testing.assert_allclose(pieces.completion_state, whole.completion_state, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
@@ -439,22 +440,23 @@ def test_steering_an_item_reaches_its_words_and_nothing_else(model_folder, tmp_p
     write_experiment(tmp_path / "e", "games", config, items)
     stage = Scripted(model_folder("llama"), tmp_path / "unused", 0.0).stage(tmp_path / "e")
     stage.setting.__dict__["model"] = source
-    bench = stage.bench
-    found = tournament.measure(bench, bench.experiments["games"], 0, 3)["tournament"]
+    context = stage.context
+    found = tournament.measure(context, context.experiments["games"], 0, 3)["tournament"]
     cells = [
-        grid(bench.experiments["games"].config.steering)[index] for index in compared(bench.experiments["games"].config)
+        grid(context.experiments["games"].config.steering)[index]
+        for index in compared(context.experiments["games"].config)
     ]
-    settings = bench.experiments["games"].config.outcomes[0]
+    settings = context.experiments["games"].config.outcomes[0]
     for first, second in ((0, 1), (2, 0)):
-        ids, a, b = tournament._pair(bench, settings, items[first]["text"], items[second]["text"], 0)
+        ids, a, b = tournament._pair(context, settings, items[first]["text"], items[second]["text"], 0)
         mine = a if first == 0 else b
-        assert bench.subject.tokenizer.decode([ids[place] for place in mine]).strip() == "a stone"
+        assert context.subject.tokenizer.decode([ids[place] for place in mine]).strip() == "a stone"
         tree = Tree(ids)
         mask = torch.zeros(len(ids), dtype=torch.bool)
         mask[mine] = True
-        push = Push(bench.pushes(cells, "directions"), mask)
-        alone = bench.branching.log_probabilities(tree, bench.branching.lower(tree), push, [len(ids) - 1])[:, 0]
-        yes, no = (bench.subject.encode(word)[0] for word in (YES, NO))
+        push = Push(context.pushes(cells, "directions"), mask)
+        alone = context.branching.log_probabilities(tree, context.branching.lower(tree), push, [len(ids) - 1])[:, 0]
+        yes, no = (context.subject.encode(word)[0] for word in (YES, NO))
         np.testing.assert_allclose(found[:, first, second], (alone[:, yes] - alone[:, no]).numpy(), atol=1e-4)
     assert np.isnan(found[1:, 1, 2]).all() and np.isfinite(found[0, 1, 2])
     assert np.ptp(found[:, 0, 1]) > 1e-4
@@ -498,6 +500,11 @@ def test_cells_are_the_grid_with_controls_at_the_extremes():
     assert [(cells[index].family, cells[index].strength) for index in rolled(config)] == [
         ("none", 0.0), ("concept", 0.1), ("concept", 0.1), ("isotropic", 0.1), ("covariance", 0.1)
     ]  # fmt: skip
+
+
+def test_keys_of_the_last_release_are_read_with_a_warning():
+    with pytest.warns(FutureWarning, match="`completions` now"):
+        assert not ExperimentsConfig.model_validate({"rollouts": False}).completions
 
 
 def test_whatever_a_model_says_is_kept_as_it_was_said(tmp_path):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from affectlens.config import validate
 from affectlens.errors import ConfigError, UserError
-from affectlens.experiments.experiment import RolloutConfig as CompletionsConfig
+from affectlens.experiments.experiment import CompletionConfig
 from affectlens.experiments.grade import code, remote, sandbox
 from affectlens.experiments.grade.grader import GRADERS, Grade, Grader, GraderConfig
 from affectlens.experiments.grade.grader import grader as register
@@ -66,8 +66,8 @@ def test_placeholders_are_taken_literally_and_repetitions_are_left_alone():
     assert labels == ["right", "long", "listed", "none", "long"]
 
 
-def rollout(**section: Any) -> CompletionsConfig:
-    return validate(CompletionsConfig, {"grader": section}, "experiment.yaml")
+def rollout(**section: Any) -> CompletionConfig:
+    return validate(CompletionConfig, {"grader": section}, "experiment.yaml")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_grader_is_a_class_with_its_own_section():
         config = rollout(kind="length", longest=3).grader
         assert config == LengthConfig(longest=3)
         assert (
-            validate(CompletionsConfig, rollout(kind="length", longest=3).model_dump(mode="json"), "").grader == config
+            validate(CompletionConfig, rollout(kind="length", longest=3).model_dump(mode="json"), "").grader == config
         )
         assert [grade["label"] for grade in grader(config).grade(answers("yes", "never"))] == ["short", "long"]
         with pytest.raises(ValueError, match="registered already"):

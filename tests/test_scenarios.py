@@ -12,10 +12,10 @@ import pytest
 import yaml
 from affectlens.experiments.experiment import (
     ChoiceConfig,
+    CompletionConfig,
     Experiment,
-    RolloutConfig,
+    PairwiseConfig,
     Scenario,
-    TournamentConfig,
     read_experiment,
 )
 from affectlens.experiments.grade.graders import Answer, CodeConfig, RulesConfig
@@ -80,7 +80,7 @@ def test_placeholders_are_filled_and_no_scenario_stands_twice(name, experiments)
 @each_folder
 def test_chats_are_short_and_await_an_answer_where_one_is_scored(name, experiments):
     experiment = experiments[name]
-    scored = experiment.config.outcome(ChoiceConfig) or experiment.config.outcome(RolloutConfig)
+    scored = experiment.config.outcome(ChoiceConfig) or experiment.config.outcome(CompletionConfig)
     for scenario in experiment.scenarios:
         assert len(words(scenario).split()) <= 260, f"{scenario.id} is too long for a laptop"
         if scored:
@@ -99,7 +99,7 @@ def test_analyses_ask_for_what_the_folder_has(name, experiments):
     experiment = experiments[name]
     config, conditions = experiment.config, by_condition(experiment)
     readings = {reading.name for reading in config.readings}
-    rollout = config.outcome(RolloutConfig)
+    rollout = config.outcome(CompletionConfig)
     for analysis in config.analyses:
         values = analysis.model_dump()
         assert {values.get("reading"), *values.get("readings", ())} - {None} <= readings
@@ -205,7 +205,7 @@ def test_intensity_has_twelve_levels_in_three_paraphrases_and_twins(experiments)
 
 
 def test_preferences_are_64_activities_in_8_categories(experiments):
-    assert experiments["preferences"].config.outcome(TournamentConfig) is not None
+    assert experiments["preferences"].config.outcome(PairwiseConfig) is not None
     assert list(factor(experiments["preferences"], "category").values()) == [8] * 8
 
 
@@ -252,7 +252,7 @@ def test_rules_know_most_target_wordings_and_take_no_other_for_one(name, target,
     from affectlens.experiments.grade.rules import RulesGrader
 
     config = experiments[name].config
-    grader = RulesGrader(config.outcome(RolloutConfig).grader)
+    grader = RulesGrader(config.outcome(CompletionConfig).grader)
     other = config.outcome(ChoiceConfig).other
     labels = {key: Counter() for key in (target, other)}
     for scenario in by_condition(experiments[name])["main"]:
@@ -267,7 +267,7 @@ def test_rules_tell_a_heated_text_from_a_composed_one(experiments):
     from affectlens.experiments.grade.rules import RulesGrader
 
     experiment = experiments["decoupling"]
-    grader = RulesGrader(experiment.config.outcome(RolloutConfig).grader)
+    grader = RulesGrader(experiment.config.outcome(CompletionConfig).grader)
     texts = {
         "Service is interrupted. We will report again at four.": "composed",
         "The plums are ripe and the shop opens at nine.": "composed",
@@ -285,7 +285,7 @@ def code_grader(experiments):
     from affectlens.experiments.grade import sandbox
     from affectlens.experiments.grade.code import CodeGrader
 
-    config = experiments["reward_hacking"].config.outcome(RolloutConfig).grader
+    config = experiments["reward_hacking"].config.outcome(CompletionConfig).grader
     assert isinstance(config, CodeConfig)
     refusal = sandbox.protections().refusal
     if refusal:

@@ -9,7 +9,7 @@ import numpy as np
 
 from affectlens.experiments.branching import Push, Tree
 from affectlens.experiments.conditions import grid
-from affectlens.experiments.context import Bench
+from affectlens.experiments.context import ExperimentContext
 from affectlens.experiments.experiment import ChoiceConfig, Experiment, Scenario
 from affectlens.experiments.prompts import Prompt, continuation
 from affectlens.experiments.readings import prompts_of, value_of
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def measure(
-    bench: Bench, experiment: Experiment, scenarios: Sequence[int], cells: Sequence[int]
+    context: ExperimentContext, experiment: Experiment, scenarios: Sequence[int], cells: Sequence[int]
 ) -> dict[str, np.ndarray]:
     """A block of scenarios under a block of cells.
 
@@ -37,63 +37,63 @@ def measure(
     """
     config = experiment.config
     start, end = scenarios
-    prompts = prompts_of(bench, experiment, start, end, bench.subject)
+    prompts = prompts_of(context, experiment, start, end, context.subject)
     if config.steering is None:
-        return {"choice": _plain(bench, experiment, experiment.scenarios[start:end], prompts)[None]}
+        return {"choice": _plain(context, experiment, experiment.scenarios[start:end], prompts)[None]}
     chosen = grid(config.steering)[slice(*cells)]
     found: dict[str, list[np.ndarray]] = {}
     for scenario, prompt in zip(experiment.scenarios[start:end], prompts, strict=True):
-        for key, values in _scenario(bench, experiment, scenario, prompt, chosen).items():
+        for key, values in _scenario(context, experiment, scenario, prompt, chosen).items():
             found.setdefault(key, []).append(values)
     return {key: np.stack(values, axis=1).astype(np.float32) for key, values in found.items()}
 
 
 def _plain(
-    bench: Bench, experiment: Experiment, scenarios: Sequence[Scenario], prompts: Sequence[Prompt]
+    context: ExperimentContext, experiment: Experiment, scenarios: Sequence[Scenario], prompts: Sequence[Prompt]
 ) -> Float[np.ndarray, "scenarios"]:
     """Log-odds of the untouched model, many scenarios at once."""
     choice: ChoiceConfig = experiment.config.outcome(ChoiceConfig)
-    budget = bench.config.tokens_per_batch
+    budget = context.config.tokens_per_batch
     pieces = [
         (index, piece)
         for index, (scenario, prompt) in enumerate(zip(scenarios, prompts, strict=True))
-        for piece in bench.branching.split(Tree(prompt.ids, _branches(bench, scenario, choice)), budget)
+        for piece in context.branching.split(Tree(prompt.ids, _branches(context, scenario, choice)), budget)
         if piece.branches
     ]
     scores: dict[int, list[tuple[int, np.ndarray]]] = {}
     for batch in plan_batches([len(piece.ids) for _, piece in pieces], budget):
-        found = bench.branching.plain_scores([pieces[number][1] for number in batch])
+        found = context.branching.plain_scores([pieces[number][1] for number in batch])
         for number, values in zip(batch, found, strict=True):
             scores.setdefault(pieces[number][0], []).append((number, values.cpu().numpy()))
     result = np.full(len(scenarios), np.nan, np.float32)
     for index, each in scores.items():
         scenario, values = scenarios[index], np.concatenate([values for _, values in sorted(each, key=lambda e: e[0])])
-        lengths = [len(branch) for branch in _branches(bench, scenario, choice)]
+        lengths = [len(branch) for branch in _branches(context, scenario, choice)]
         result[index] = log_odds(values[None], lengths, len(scenario.options.get(choice.target, ())), choice)[0]
     return result
 
 
 def _scenario(
-    bench: Bench, experiment: Experiment, scenario: Scenario, prompt: Prompt, cells: Sequence[Cell]
+    context: ExperimentContext, experiment: Experiment, scenario: Scenario, prompt: Prompt, cells: Sequence[Cell]
 ) -> dict[str, np.ndarray]:
     """One scenario under the cells: ``choice`` and residuals, as :func:`measure` returns them."""
     choice: ChoiceConfig | None = experiment.config.outcome(ChoiceConfig)
-    branches = _branches(bench, scenario, choice)
+    branches = _branches(context, scenario, choice)
     tree = Tree(prompt.ids, branches)
     found: dict[str, np.ndarray] = {}
     scores = []
-    for number, piece in enumerate(bench.branching.split(tree, bench.config.tokens_per_batch)):
-        lower = bench.branching.lower(piece)
+    for number, piece in enumerate(context.branching.split(tree, context.config.tokens_per_batch)):
+        lower = context.branching.lower(piece)
         parts, seen = [], []
-        for run in runs(len(cells), len(piece.ids), bench.config.tokens_per_batch):
-            push = push_of(bench, experiment, cells[run], len(piece.ids), prompt)
-            with capturing(bench.subject.bridge, bench.reading_layer(experiment)) as residuals:
+        for run in runs(len(cells), len(piece.ids), context.config.tokens_per_batch):
+            push = push_of(context, experiment, cells[run], len(piece.ids), prompt)
+            with capturing(context.subject.bridge, context.reading_layer(experiment)) as residuals:
                 if piece.branches:
-                    parts.append(bench.branching.branch_scores(piece, lower, push).cpu().numpy())
+                    parts.append(context.branching.branch_scores(piece, lower, push).cpu().numpy())
                 else:
-                    bench.branching.residuals(piece, lower, push, bench.reading_layer(experiment))
+                    context.branching.residuals(piece, lower, push, context.reading_layer(experiment))
             if number == 0 and experiment.config.read_under_steering:
-                seen += [_read(bench, experiment, prompt, row) for row in residuals[-1]]
+                seen += [_read(context, experiment, prompt, row) for row in residuals[-1]]
         scores += [np.concatenate(parts)] if parts else []
         found |= {key: np.stack([row[key] for row in seen]) for key in (seen[0] if seen else ())}
     if choice is not None:
@@ -103,32 +103,36 @@ def _scenario(
     return found
 
 
-def _branches(bench: Bench, scenario: Scenario, choice: ChoiceConfig | None) -> tuple[tuple[int, ...], ...]:
+def _branches(
+    context: ExperimentContext, scenario: Scenario, choice: ChoiceConfig | None
+) -> tuple[tuple[int, ...], ...]:
     """Token ids of the candidate answers, those of the target first."""
     if choice is None:
         return ()
     before = scenario.answer if scenario.messages else scenario.text
     wordings = [*scenario.options.get(choice.target, ()), *scenario.options.get(choice.other, ())]
-    return tuple(tuple(continuation(bench.subject.tokenizer, before, wording)) for wording in wordings)
+    return tuple(tuple(continuation(context.subject.tokenizer, before, wording)) for wording in wordings)
 
 
 def _read(
-    bench: Bench, experiment: Experiment, prompt: Prompt, residual: Float[Tensor, "positions d_model"]
+    context: ExperimentContext, experiment: Experiment, prompt: Prompt, residual: Float[Tensor, "positions d_model"]
 ) -> dict[str, np.ndarray]:
     """All readings of one scenario in one cell."""
     found: dict[str, np.ndarray] = {}
     for reading in experiment.config.readings:
-        found |= value_of(bench, reading, prompt, residual)
+        found |= value_of(context, reading, prompt, residual)
     return found
 
 
-def push_of(bench: Bench, experiment: Experiment, cells: Sequence[Cell], width: int, prompt: Prompt) -> Push:
+def push_of(
+    context: ExperimentContext, experiment: Experiment, cells: Sequence[Cell], width: int, prompt: Prompt
+) -> Push:
     """What a run of cells adds, and where: to the whole text, or from the opening of the answer on."""
     import torch
 
     steering = experiment.config.steering
-    mask = torch.arange(width, device=bench.setting.device) >= first_pushed(experiment, prompt)
-    return Push(bench.pushes(cells, steering.by if steering else "directions"), mask)
+    mask = torch.arange(width, device=context.setting.device) >= first_pushed(experiment, prompt)
+    return Push(context.pushes(cells, steering.by if steering else "directions"), mask)
 
 
 def first_pushed(experiment: Experiment, prompt: Prompt) -> int:

@@ -13,11 +13,11 @@ import numpy as np
 from affectlens.corpus.ratings import read_ratings
 from affectlens.corpus.texts import EMBEDDED
 from affectlens.experiments.conditions import compared, grid
-from affectlens.experiments.experiment import Experiment, RolloutConfig, Scenario, TournamentConfig
+from affectlens.experiments.experiment import CompletionConfig, Experiment, PairwiseConfig, Scenario
 from affectlens.experiments.manipulation import for_experiment
 from affectlens.experiments.pairwise import steered_items
 from affectlens.experiments.results import Measured
-from affectlens.experiments.serialization import COMPLETIONS, items_of, read_jsonl, rollout_of
+from affectlens.experiments.serialization import COMPLETIONS, completion_of, items_of, read_jsonl
 from affectlens.probing.axes import AXES
 from affectlens.probing.control_vectors import unit_rows
 from affectlens.probing.methods import Vocabulary
@@ -64,7 +64,7 @@ class Assembly:
         layer = self.readout_layer if under else self.layer
         readings, against = self._readings(experiment, found, layer, under)
         rows = [row for part, folder in parts if part.payload["kind"] == "rollout" for row in _rows(folder)]
-        tournament: TournamentConfig | None = config.outcome(TournamentConfig)
+        tournament: PairwiseConfig | None = config.outcome(PairwiseConfig)
         items = items_of(experiment)
         steered = np.isin(np.arange(len(items)), steered_items(len(items), tournament)) if tournament else None
         return Measured(
@@ -88,8 +88,8 @@ class Assembly:
             steered=steered,
             items=items,
             tuned=self.tuned if config.against else (),
-            rollouts=tuple(rollout_of(row) for row in rows),
-            **self._rollout_readings(experiment, found["rollout"], rows),
+            completions=tuple(completion_of(row) for row in rows),
+            **self._completion_readings(experiment, found["rollout"], rows),
         )
 
     def _ratings(self) -> dict[str, Float[np.ndarray, "concepts"]]:
@@ -127,21 +127,21 @@ class Assembly:
         norms = np.linalg.norm(moved, axis=-1, keepdims=True)
         return (moved / np.where(norms > 0, norms, 1) @ unit_rows(self.directions.unit(layer)).T).astype(np.float32)
 
-    def _rollout_readings(
+    def _completion_readings(
         self, experiment: Experiment, found: Mapping[str, np.ndarray], rows: Sequence[Mapping[str, Any]]
     ) -> dict[str, Any]:
-        if experiment.config.outcome(RolloutConfig) is None or not rows:
+        if experiment.config.outcome(CompletionConfig) is None or not rows:
             return {}
         plain = np.array([row["cell"] == 0 for row in rows])
         groups = [experiment.scenarios[row["scenario"]].group for row in rows]
         read = {}
         for name in ("state", "text"):
             own = [group for group, mine in zip(groups, plain, strict=True) if mine]
-            read[f"rollout_{name}"] = self._cosines(
+            read[f"completion_{name}"] = self._cosines(
                 found[name], group_centre(found[name][plain], own), self.readout_layer
             )
         words = self.vocabulary.scores([row["text"] for row in rows]).astype(np.float32)
-        return read | {"rollout_words": words}
+        return read | {"completion_words": words}
 
 
 def group_centre(residuals: Float[np.ndarray, "rows d_model"], groups: Sequence[str]) -> Float[np.ndarray, "d_model"]:

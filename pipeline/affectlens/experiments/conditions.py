@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import get_args
 
-from affectlens.experiments.experiment import ExperimentConfig, RolloutConfig, SteeringConfig, TournamentConfig
+from affectlens.experiments.experiment import CompletionConfig, ExperimentConfig, PairwiseConfig, SteeringConfig
 from affectlens.experiments.results import Cell, Family
 
 CONTROLS: tuple[Family, ...] = get_args(Family)[2:]
@@ -34,7 +34,7 @@ def grid(steering: SteeringConfig | None) -> tuple[Cell, ...]:
 def rolled(config: ExperimentConfig) -> tuple[int, ...]:
     """Indices of the cells under which answers are sampled; none where nothing is."""
     steering = config.steering
-    if config.outcome(RolloutConfig) is None:
+    if config.outcome(CompletionConfig) is None:
         return ()
     if steering is None:
         return (0,)
@@ -50,7 +50,7 @@ def rolled(config: ExperimentConfig) -> tuple[int, ...]:
 
 def compared(config: ExperimentConfig) -> tuple[int, ...]:
     """Indices of the cells of a tournament: no steering, and the extreme strengths where items are steered."""
-    tournament = config.outcome(TournamentConfig)
+    tournament = config.outcome(PairwiseConfig)
     if tournament is None:
         return ()
     if config.steering is None or not tournament.steered:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from affectlens.config import Config
 from affectlens.experiments.tuning import TunedConfig
 from affectlens.model.subject import ModelConfig
+
+FORMER_NAMES = {"rollouts": "completions", "rollout_tokens_per_batch": "completion_tokens_per_batch"}
+"""Keys of the last release."""
 
 
 class ExperimentsConfig(Config):
@@ -26,15 +31,25 @@ class ExperimentsConfig(Config):
     """Where the state is read under steering: a cached layer above the study's; the lowest such by default."""
     limit: int | None = Field(default=None, ge=1)
     """Of each experiment only so many groups of scenarios, for trying it out."""
-    rollouts: bool = True
+    completions: bool = True
     """Whether answers are sampled, where experiments ask for it. It is most of the time."""
     scenarios_per_part: int = Field(default=128, ge=1)
-    """Scenarios read as one part; an eighth of them for choices, a sixteenth for tournaments, a 32nd for rollouts."""
+    """Scenarios read as one part; an eighth of them for choices, a sixteenth for comparisons, a 32nd for answers."""
     cells_per_part: int = Field(default=96, ge=1)
     """Cells of a grid that are resumed as one."""
     answers_per_part: int = Field(default=256, ge=1)
     """Sampled answers graded as one part: so many a judge that fails half-way costs, at most."""
     tokens_per_batch: int = Field(default=2048, ge=1)
     """Most tokens that go through the model at once. Belongs to the part, not to the machine."""
-    rollout_tokens_per_batch: int = Field(default=16384, ge=1)
+    completion_tokens_per_batch: int = Field(default=16384, ge=1)
     """Most tokens that a batch of sampled answers may grow to, prompts included."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_names(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        for former in FORMER_NAMES.keys() & values.keys():
+            message = f"`experiments.{former}` is called `{FORMER_NAMES[former]}` now; it goes with the next release"
+            warnings.warn(message, FutureWarning, stacklevel=2)
+        return {FORMER_NAMES.get(name, name): value for name, value in values.items()}

@@ -31,8 +31,12 @@ if TYPE_CHECKING:
     from affectlens.stage import Setting
 
 
+BLOCK = 16
+"""Controls of a family are drawn in multiples of this."""
+
+
 @dataclass(eq=False)
-class Bench:
+class ExperimentContext:
     """Loaded once per process, used by every part.
 
     Attributes:
@@ -95,7 +99,8 @@ class Bench:
     @cached_property
     def _controls(self) -> dict[str, Float[np.ndarray, "count d_model"]]:
         wanted = [each.config.steering.controls for each in self.experiments.values() if each.config.steering]
-        count = -(-max(wanted, default=0) // len(CONTROLS))
+        # In blocks, so that an experiment that asks for a few more leaves the vectors of the others as they are.
+        count = BLOCK * -(-max(wanted, default=0) // (len(CONTROLS) * BLOCK))
         directions = controls.unit_rows(self.directions.unit(self.layer))
         rows = token_sample(self.activations, self.corpus, self.layer, self.generator("rows"))
         return random_families(count, directions, rows, self.generator)

@@ -47,7 +47,7 @@ class ChoiceConfig(Config):
     """Whether a candidate's log-probability is divided by its tokens, so that length weighs nothing."""
 
 
-class TournamentConfig(Config):
+class PairwiseConfig(Config):
     """Every ordered pair of scenarios put side by side; each scenario's `text` is one item."""
 
     kind: Literal["tournament"] = "tournament"
@@ -67,7 +67,7 @@ class TournamentConfig(Config):
     """A CSV with the columns `text` and `category` in place of the scenarios of the folder."""
 
 
-class RolloutConfig(Config):
+class CompletionConfig(Config):
     """Sampled answers and what a grader says of them."""
 
     kind: Literal["rollout"] = "rollout"
@@ -99,13 +99,13 @@ class SteeringConfig(Config):
     positions: Literal["all", "answer"] = "all"
     """Every text token, or only those from the read position of the answer on."""
     rollout_controls: int = Field(default=21, ge=0)
-    """How many of the controls are rolled out too, where there are rollouts; a rate beside fewer than 20 is never
+    """How many of the controls are rolled out too, where there are completions; a rate beside fewer than 20 is never
     counted as shown. They are most of the time."""
     rollout_strengths: tuple[float, ...] = ()
     """The strengths that are rolled out; the largest of each sign by default."""
 
 
-Outcome = Annotated[ChoiceConfig | TournamentConfig | RolloutConfig, Field(discriminator="kind")]
+Outcome = Annotated[ChoiceConfig | PairwiseConfig | CompletionConfig, Field(discriminator="kind")]
 
 
 class ExperimentConfig(Config):

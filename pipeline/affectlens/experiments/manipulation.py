@@ -15,7 +15,7 @@ from affectlens.experiments.experiment import Experiment
 if TYPE_CHECKING:
     import numpy as np
 
-    from affectlens.experiments.context import Bench
+    from affectlens.experiments.context import ExperimentContext
 
 WORDS = 6
 """Most words a concept is scored by."""
@@ -25,7 +25,7 @@ TEXTS = 2
 """Neutral texts whose perplexity is measured."""
 
 
-def measure(bench: Bench, experiment: Experiment, start: int, end: int) -> dict[str, np.ndarray]:
+def measure(context: ExperimentContext, experiment: Experiment, start: int, end: int) -> dict[str, np.ndarray]:
     """Change of every concept's words in nats, and the perplexity ratio, for a slice of the cells that are steered.
 
     Returns:
@@ -36,18 +36,18 @@ def measure(bench: Bench, experiment: Experiment, start: int, end: int) -> dict[
     from affectlens.interventions.frames import choose_words, read_frames, read_lexicon
     from affectlens.interventions.scoring import Scorer, injection
 
-    subject, frames = bench.subject, read_frames()
-    words = choose_words(subject.tokenizer, bench.concepts, read_lexicon(), WORDS)
-    scorer = Scorer(bench.branching.upper, words, bench.config.tokens_per_batch)
-    contexts = [scorer.context(frame) for kind in ("person", "speaker") for frame in frames[kind][:FRAMES]]
+    subject, frames = context.subject, read_frames()
+    words = choose_words(subject.tokenizer, context.concepts, read_lexicon(), WORDS)
+    scorer = Scorer(context.branching.upper, words, context.config.tokens_per_batch)
+    prompts = [scorer.context(frame) for kind in ("person", "speaker") for frame in frames[kind][:FRAMES]]
     texts = [subject.encode(text) for text in frames["neutral"][:TEXTS]]
     steering = experiment.config.steering
     assert steering is not None
     cells = grid(steering)[1:][start:end]
-    vectors = bench.tensor(np.stack([bench.unit_vector(cell, steering.by) for cell in cells]))
-    doses, units = bench.tensor([cell.strength for cell in cells]), {bench.layer: bench.unit}
+    vectors = context.tensor(np.stack([context.unit_vector(cell, steering.by) for cell in cells]))
+    doses, units = context.tensor([cell.strength for cell in cells]), {context.layer: context.unit}
     last = injection(vectors, doses, units, subject.lead, "last" if steering.positions == "answer" else "all")
-    effect = np.mean([scorer.score(context, len(cells), last).effect for context in contexts], axis=0)
+    effect = np.mean([scorer.score(prompt, len(cells), last).effect for prompt in prompts], axis=0)
     everywhere = injection(vectors, doses, units, subject.lead)
     gained = [scorer.losses(text, len(cells), everywhere) - scorer.losses(text, 1, None) for text in texts]
     perplexity = np.exp(np.average(gained, axis=0, weights=[len(text) for text in texts]))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from affectlens.experiments.conditions import compared, grid, rolled
-from affectlens.experiments.experiment import ChoiceConfig, Experiment, RolloutConfig, Scenario, TournamentConfig
+from affectlens.experiments.experiment import ChoiceConfig, CompletionConfig, Experiment, PairwiseConfig, Scenario
 from affectlens.experiments.manipulation import FRAMES, TEXTS
 from affectlens.experiments.pairwise import met
 from affectlens.model import subject
@@ -105,7 +105,7 @@ def _of_experiment(experiment: Experiment, config: ExperimentsConfig, share: flo
 
 
 def _tournament(experiment: Experiment, config: ExperimentsConfig, share: float) -> Iterator[Part]:
-    tournament: TournamentConfig | None = experiment.config.outcome(TournamentConfig)
+    tournament: PairwiseConfig | None = experiment.config.outcome(PairwiseConfig)
     if tournament is None:
         return
     items, cells = len(experiment.scenarios), len(compared(experiment.config))
@@ -120,8 +120,8 @@ def _tournament(experiment: Experiment, config: ExperimentsConfig, share: float)
 
 
 def _rollouts(experiment: Experiment, config: ExperimentsConfig) -> Iterator[Part]:
-    rollout: RolloutConfig | None = experiment.config.outcome(RolloutConfig)
-    if rollout is None or not config.rollouts:
+    rollout: CompletionConfig | None = experiment.config.outcome(CompletionConfig)
+    if rollout is None or not config.completions:
         return
     chosen = [
         scenario

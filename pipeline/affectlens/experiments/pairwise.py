@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from affectlens.errors import UserError
 from affectlens.experiments.conditions import compared, grid
-from affectlens.experiments.experiment import Experiment, Scenario, TournamentConfig
+from affectlens.experiments.experiment import Experiment, PairwiseConfig, Scenario
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from affectlens.experiments.context import Bench
+    from affectlens.experiments.context import ExperimentContext
     from affectlens.experiments.results import Cell
 
 
-def items_file(folder: Path, tournament: TournamentConfig | None) -> Path | None:
+def items_file(folder: Path, tournament: PairwiseConfig | None) -> Path | None:
     """The file of items, if the tournament takes them from one: beside the scenarios, or where the path says.
 
     Raises:
@@ -60,12 +60,12 @@ def with_items(experiment: Experiment, path: Path | None) -> Experiment:
     return experiment if path is None else replace(experiment, scenarios=read_items(path))
 
 
-def steered_items(items: int, tournament: TournamentConfig) -> list[int]:
+def steered_items(items: int, tournament: PairwiseConfig) -> list[int]:
     """Indices of the items that are steered."""
     return list(range(0, items, 2))[: tournament.steered]
 
 
-def opponents(items: int, tournament: TournamentConfig) -> dict[int, list[int]]:
+def opponents(items: int, tournament: PairwiseConfig) -> dict[int, list[int]]:
     """The items that are not steered which each steered item meets: each of them about as often as the others."""
     steered = steered_items(items, tournament)
     others = [index for index in range(items) if index not in set(steered)]
@@ -78,32 +78,32 @@ def opponents(items: int, tournament: TournamentConfig) -> dict[int, list[int]]:
     }
 
 
-def met(item: int, items: int, tournament: TournamentConfig) -> list[int]:
+def met(item: int, items: int, tournament: PairwiseConfig) -> list[int]:
     """The items that ``item``, standing first, meets under steering."""
     pairs = opponents(items, tournament)
     return pairs.get(item) or sorted(steered for steered, others in pairs.items() if item in others)
 
 
-def measure(bench: Bench, experiment: Experiment, start: int, end: int) -> dict[str, np.ndarray]:
+def measure(context: ExperimentContext, experiment: Experiment, start: int, end: int) -> dict[str, np.ndarray]:
     """The rows of some first items: ``tournament`` of shape ``tournament_cells rows items``, in nats."""
     import numpy as np
 
-    tournament: TournamentConfig = experiment.config.outcome(TournamentConfig)
+    tournament: PairwiseConfig = experiment.config.outcome(PairwiseConfig)
     items = [scenario.text for scenario in experiment.scenarios]
     cells = [grid(experiment.config.steering)[index] for index in compared(experiment.config)]
     found = np.full((len(cells), end - start, len(items)), np.nan, np.float32)
     for row, first in enumerate(range(start, end)):
         against = [second for second in range(len(items)) if second != first]
-        pairs = {second: _pair(bench, tournament, items[first], items[second], second) for second in against}
-        found[0, row, against] = _compare(bench, experiment, pairs, cells[:1], first)[0]
+        pairs = {second: _pair(context, tournament, items[first], items[second], second) for second in against}
+        found[0, row, against] = _compare(context, experiment, pairs, cells[:1], first)[0]
         meets = met(first, len(items), tournament) if len(cells) > 1 else []
         if meets:
             chosen = {second: pairs[second] for second in meets}
-            found[1:, row, meets] = _compare(bench, experiment, chosen, cells[1:], first)
+            found[1:, row, meets] = _compare(context, experiment, chosen, cells[1:], first)
     return {"tournament": found}
 
 
-def _pair(bench: Bench, tournament: TournamentConfig, first: str, second: str, number: int) -> Any:
+def _pair(context: ExperimentContext, tournament: PairwiseConfig, first: str, second: str, number: int) -> Any:
     """Token ids of the question about two items, and the positions of each item's own tokens."""
     from affectlens.corpus.documents import Document
     from affectlens.experiments.prompts import beginning, tokenise_document
@@ -116,8 +116,8 @@ def _pair(bench: Bench, tournament: TournamentConfig, first: str, second: str, n
         question += text
     messages = ({"role": "user", "content": question},)
     document = Document(number, "item", "", "", "", "test", question, messages, spans)
-    text = tokenise_document(bench.subject.tokenizer, document, "the question of the tournament", ["answer"])
-    ids = (*text.lead, *text.ids.tolist(), *beginning(bench.subject.tokenizer, tournament.answer))
+    text = tokenise_document(context.subject.tokenizer, document, "the question of the tournament", ["answer"])
+    ids = (*text.lead, *text.ids.tolist(), *beginning(context.subject.tokenizer, tournament.answer))
     places = {
         name: [len(text.lead) + int(text.kept[index]) for low, high in text.spans[name] for index in range(low, high)]
         for name in ("a", "b")
@@ -135,7 +135,7 @@ def _pieces(question: str) -> list[str]:
 
 
 def _compare(
-    bench: Bench, experiment: Experiment, pairs: dict[int, Any], cells: Sequence[Cell], first: int
+    context: ExperimentContext, experiment: Experiment, pairs: dict[int, Any], cells: Sequence[Cell], first: int
 ) -> np.ndarray:
     """Log-odds that ``first`` is preferred to each of the others, shape ``cells others``."""
     import numpy as np
@@ -144,28 +144,28 @@ def _compare(
     from affectlens.experiments.branching import Push, Tree
     from affectlens.experiments.choice import runs
 
-    tournament: TournamentConfig = experiment.config.outcome(TournamentConfig)
+    tournament: PairwiseConfig = experiment.config.outcome(PairwiseConfig)
     steered = set(steered_items(len(experiment.scenarios), tournament))
     by = experiment.config.steering.by if experiment.config.steering else "directions"
-    labels = _labels(bench, tournament, experiment.name)
+    labels = _labels(context, tournament, experiment.name)
     stem = _common([ids for ids, _, _ in pairs.values()], min(b[0] for _, _, b in pairs.values()))
     prompts = list(pairs.items())
     tree = Tree(prompts[0][1][0][:stem], tuple(ids[stem:] for _, (ids, _, _) in prompts))
     found, taken = [], 0
-    for piece in bench.branching.split(tree, bench.config.tokens_per_batch):
+    for piece in context.branching.split(tree, context.config.tokens_per_batch):
         mask, mine = torch.zeros(len(piece.ids), dtype=torch.bool), prompts[taken : taken + len(piece.branches)]
         for begin, (second, (_, a, b)) in zip(piece.starts, mine, strict=True):
             places = (a if first in steered else []) + (b if second in steered else [])
             mask[[place if place < stem else begin + place - stem for place in places]] = True
         taken += len(mine)
         lower, last = (
-            bench.branching.lower(piece),
+            context.branching.lower(piece),
             [s + len(b) - 1 for s, b in zip(piece.starts, piece.branches, strict=True)],
         )
         rows = []
-        for run in runs(len(cells), len(piece.ids), bench.config.tokens_per_batch):
-            push = Push(bench.pushes(cells[run], by), mask.to(bench.setting.device))
-            chances = bench.branching.log_probabilities(piece, lower, push, last)
+        for run in runs(len(cells), len(piece.ids), context.config.tokens_per_batch):
+            push = Push(context.pushes(cells[run], by), mask.to(context.setting.device))
+            chances = context.branching.log_probabilities(piece, lower, push, last)
             rows.append((chances[..., labels[0]] - chances[..., labels[1]]).cpu().numpy())
         found.append(np.concatenate(rows))
     return np.concatenate(found, axis=1)
@@ -176,7 +176,7 @@ def _common(rows: Sequence[Sequence[int]], most: int) -> int:
     return next((place for place in range(most) if len({row[place] for row in rows}) > 1), most)
 
 
-def _labels(bench: Bench, tournament: TournamentConfig, name: str) -> tuple[int, int]:
+def _labels(context: ExperimentContext, tournament: PairwiseConfig, name: str) -> tuple[int, int]:
     """The first token of each label.
 
     Raises:
@@ -184,7 +184,7 @@ def _labels(bench: Bench, tournament: TournamentConfig, name: str) -> tuple[int,
     """
     from affectlens.experiments.prompts import continuation
 
-    one, other = (continuation(bench.subject.tokenizer, tournament.answer, label)[0] for label in tournament.labels)
+    one, other = (continuation(context.subject.tokenizer, tournament.answer, label)[0] for label in tournament.labels)
     if one == other:
         raise UserError(f"experiment {name}: `labels` {tournament.labels} begin with the same token; take others")
     return one, other

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from affectlens.experiments.conditions import compared, grid, rolled
-from affectlens.experiments.experiment import ChoiceConfig, Experiment, RolloutConfig, TournamentConfig
+from affectlens.experiments.experiment import ChoiceConfig, CompletionConfig, Experiment, PairwiseConfig
 from affectlens.experiments.scenario import Scenario
 from affectlens.files import file_digest
 
 if TYPE_CHECKING:
-    from affectlens.experiments.context import Bench
+    from affectlens.experiments.context import ExperimentContext
 
-OUTCOMES = {"choice": ChoiceConfig, "tournament": TournamentConfig, "rollout": RolloutConfig}
+OUTCOMES = {"choice": ChoiceConfig, "tournament": PairwiseConfig, "rollout": CompletionConfig}
 """By the kind of part that measures them."""
 SECOND_MODEL = "second model"
 SECOND_RECIPE = "second model: settings"
@@ -69,7 +69,7 @@ def concluded(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def part(context: Bench, experiment: Experiment, payload: Mapping[str, Any]) -> dict[str, Any]:
+def part(context: ExperimentContext, experiment: Experiment, payload: Mapping[str, Any]) -> dict[str, Any]:
     """All that one part of the measurements reads of the study, but for its model and its seed.
 
     Vectors, controls and the unit of strength enter by their values, so that another number of permutations in an
@@ -85,7 +85,7 @@ def part(context: Bench, experiment: Experiment, payload: Mapping[str, Any]) -> 
     """
     import numpy as np
 
-    from affectlens.experiments.completions import rolled_scenarios
+    from affectlens.experiments.completions import sampled_scenarios
 
     config, kind = experiment.config, payload["kind"]
     start, end = payload["start"], payload["end"]
@@ -93,7 +93,7 @@ def part(context: Bench, experiment: Experiment, payload: Mapping[str, Any]) -> 
         "experiment": experiment.name,
         "part": [kind, start, end, payload.get("cells")],
         "layers": [context.layer, context.readout_layer],
-        "batches": [context.config.tokens_per_batch, context.config.rollout_tokens_per_batch],
+        "batches": [context.config.tokens_per_batch, context.config.completion_tokens_per_batch],
         "needs": [],
         "data": [],
     }
@@ -103,7 +103,7 @@ def part(context: Bench, experiment: Experiment, payload: Mapping[str, Any]) -> 
     if kind != "manipulation":
         scenarios = experiment.scenarios
         if kind == "rollout":
-            scenarios = tuple(experiment.scenarios[index] for index in rolled_scenarios(experiment))
+            scenarios = tuple(experiment.scenarios[index] for index in sampled_scenarios(experiment))
         reads["scenarios"] = asked(scenarios if kind == "tournament" else scenarios[start:end])
     if kind in ("read", "against") or (kind == "choice" and config.read_under_steering):
         reads["readings"] = [reading.model_dump(mode="json") for reading in config.readings]

@@ -36,7 +36,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Rollout:
+class GradedCompletion:
     """One sampled answer.
 
     Attributes:
@@ -82,10 +82,10 @@ class Measured:
         tournament_cells: indices of cells.
         steered: which items carry the steering in a tournament.
         items: text of the items of a tournament with their categories, from the scenarios or from a file.
-        rollouts: sampled answers; the three arrays below have a row each.
-        rollout_state: reading of the state while answering, under the cell's steering, read above it.
-        rollout_text: the same concepts read by the untouched model from the answer alone.
-        rollout_words: the same from the answer's words alone (TF-IDF).
+        completions: sampled answers; the three arrays below have a row each.
+        completion_state: reading of the state while answering, under the cell's steering, read above it.
+        completion_text: the same concepts read by the untouched model from the answer alone.
+        completion_words: the same from the answer's words alone (TF-IDF).
         tuned: emotions on whose stories the study tuned the second model itself; empty where it was given.
     """
 
@@ -104,10 +104,10 @@ class Measured:
     tournament_cells: tuple[int, ...] = ()
     steered: Bool[np.ndarray, "items"] | None = None
     items: tuple[tuple[str, str], ...] = ()
-    rollouts: tuple[Rollout, ...] = ()
-    rollout_state: Float[np.ndarray, "rollouts concepts"] | None = None
-    rollout_text: Float[np.ndarray, "rollouts concepts"] | None = None
-    rollout_words: Float[np.ndarray, "rollouts concepts"] | None = None
+    completions: tuple[GradedCompletion, ...] = ()
+    completion_state: Float[np.ndarray, "completions concepts"] | None = None
+    completion_text: Float[np.ndarray, "completions concepts"] | None = None
+    completion_words: Float[np.ndarray, "completions concepts"] | None = None
     tuned: tuple[str, ...] = ()
 
     @property

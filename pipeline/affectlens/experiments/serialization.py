@@ -11,12 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from affectlens.experiments.experiment import Experiment, TournamentConfig
+from affectlens.experiments.experiment import Experiment, PairwiseConfig
 from affectlens.experiments.grade.grader import Grade
-from affectlens.experiments.results import Cell, Measured, Rollout
+from affectlens.experiments.results import Cell, GradedCompletion, Measured
 
 ARRAYS, CARD, COMPLETIONS, GRADES = "measured.safetensors", "measured.json", "completions.jsonl", "grades.jsonl"
-SINGLE = ("words", "directions", "choice", "tournament", "steered", "rollout_state", "rollout_text", "rollout_words")
+SINGLE = (
+    "words",
+    "directions",
+    "choice",
+    "tournament",
+    "steered",
+    "completion_state",
+    "completion_text",
+    "completion_words",
+)
 BY_NAME = ("ratings", "manipulation", "readings", "against", "residuals")
 
 
@@ -36,8 +45,8 @@ def save(measured: Measured, folder: Path) -> None:
         "tuned": list(measured.tuned),
     }
     (folder / CARD).write_text(json.dumps(card, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    if measured.rollouts:
-        rows = [asdict(rollout) for rollout in measured.rollouts]
+    if measured.completions:
+        rows = [asdict(rollout) for rollout in measured.completions]
         write_jsonl(folder / COMPLETIONS, [{name: row[name] for name in row if name != "grade"} for row in rows])
 
 
@@ -59,7 +68,7 @@ def load(folder: Path, experiment: Experiment) -> Measured:
         cells=tuple(Cell(**cell) for cell in card["cells"]),
         tournament_cells=tuple(card["tournament_cells"]),
         items=items_of(experiment),
-        rollouts=read_completions(folder),
+        completions=read_completions(folder),
         tuned=tuple(card["tuned"]),
         **named,
         **single,
@@ -68,20 +77,20 @@ def load(folder: Path, experiment: Experiment) -> Measured:
 
 def items_of(experiment: Experiment) -> tuple[tuple[str, str], ...]:
     """The items that are compared, with their categories; empty without a tournament."""
-    if experiment.config.outcome(TournamentConfig) is None:
+    if experiment.config.outcome(PairwiseConfig) is None:
         return ()
     return tuple((scenario.text, str(scenario.factors.get("category", ""))) for scenario in experiment.scenarios)
 
 
-def read_completions(folder: Path) -> tuple[Rollout, ...]:
+def read_completions(folder: Path) -> tuple[GradedCompletion, ...]:
     """The sampled answers of a folder, ungraded; none where none were sampled."""
     path = folder / COMPLETIONS
-    return tuple(rollout_of(row) for row in read_jsonl(path)) if path.is_file() else ()
+    return tuple(completion_of(row) for row in read_jsonl(path)) if path.is_file() else ()
 
 
-def rollout_of(row: Mapping[str, Any]) -> Rollout:
+def completion_of(row: Mapping[str, Any]) -> GradedCompletion:
     """A completion from its row; a loss that is not known is NaN."""
-    return Rollout(**{**row, "loss": math.nan if row["loss"] is None else row["loss"]})
+    return GradedCompletion(**{**row, "loss": math.nan if row["loss"] is None else row["loss"]})
 
 
 def with_grades(measured: Measured, grades: Sequence[Grade]) -> Measured:
@@ -90,8 +99,8 @@ def with_grades(measured: Measured, grades: Sequence[Grade]) -> Measured:
     Raises:
         ValueError: their numbers differ.
     """
-    graded = [replace(each, grade=grade) for each, grade in zip(measured.rollouts, grades, strict=True)]
-    return replace(measured, rollouts=tuple(graded))
+    graded = [replace(each, grade=grade) for each, grade in zip(measured.completions, grades, strict=True)]
+    return replace(measured, completions=tuple(graded))
 
 
 def write_jsonl(path: Path, rows: Sequence[Any]) -> None:

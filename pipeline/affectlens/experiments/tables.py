@@ -10,7 +10,7 @@ from affectlens.results import Table, flag, integer, number, text
 if TYPE_CHECKING:
     import numpy as np
 
-    from affectlens.experiments.results import Cell, Measured, Rollout
+    from affectlens.experiments.results import Cell, GradedCompletion, Measured
 
 EXPERIMENT = text("experiment", "folder of the experiment")
 CONDITION = (
@@ -178,7 +178,7 @@ def manipulation(measured: Measured) -> Iterator[dict[str, Any]]:
 
 def completions(measured: Measured) -> Iterator[dict[str, Any]]:
     """Rows of :data:`COMPLETIONS`."""
-    for completion in measured.rollouts:
+    for completion in measured.completions:
         yield {
             **_whose(measured, completion),
             "text": completion.text,
@@ -189,7 +189,7 @@ def completions(measured: Measured) -> Iterator[dict[str, Any]]:
 
 def grades(measured: Measured) -> Iterator[dict[str, Any]]:
     """Rows of :data:`GRADES`."""
-    for completion in measured.rollouts:
+    for completion in measured.completions:
         grade = completion.grade
         yield {
             **_whose(measured, completion),
@@ -203,7 +203,7 @@ def grades(measured: Measured) -> Iterator[dict[str, Any]]:
         }
 
 
-def _whose(measured: Measured, completion: Rollout) -> dict[str, Any]:
+def _whose(measured: Measured, completion: GradedCompletion) -> dict[str, Any]:
     return {
         "experiment": measured.experiment.name,
         "scenario": measured.scenarios[completion.scenario].id,

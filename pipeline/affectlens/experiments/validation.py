@@ -10,9 +10,9 @@ from affectlens.config import nearest
 from affectlens.errors import ConfigError, UserError
 from affectlens.experiments.experiment import (
     ChoiceConfig,
+    CompletionConfig,
     Experiment,
-    RolloutConfig,
-    TournamentConfig,
+    PairwiseConfig,
     read_experiment,
 )
 from affectlens.experiments.pairwise import items_file, with_items
@@ -63,7 +63,7 @@ def read_chosen(folder: Path, run: Sequence[str] | str, limit: int | None = None
     for name in chosen_names(folder, run):
         place = experiments_folder(folder.expanduser()) / name
         experiment = read_experiment(place)
-        experiment = with_items(experiment, items_file(place, experiment.config.outcome(TournamentConfig)))
+        experiment = with_items(experiment, items_file(place, experiment.config.outcome(PairwiseConfig)))
         found.append(experiment if limit is None else limited(experiment, limit))
     return found
 
@@ -72,7 +72,7 @@ def files_of(folder: Path, experiment: Experiment) -> dict[str, Path]:
     """What decides the result of an experiment, by role."""
     place = experiments_folder(folder.expanduser()) / experiment.name
     found = {f"{experiment.name}/{name}": place / name for name in ("experiment.yaml", "scenarios.jsonl")}
-    items = items_file(place, experiment.config.outcome(TournamentConfig))
+    items = items_file(place, experiment.config.outcome(PairwiseConfig))
     return found | ({} if items is None else {f"{experiment.name}/items": items})
 
 
@@ -143,10 +143,10 @@ def _outcome_faults(experiment: Experiment) -> Iterator[str]:
                     yield f"scenario {scenario.id}: `options` has no `{key}`, which the outcome `choice` asks about"
             if any(not wording.strip() for wordings in scenario.options.values() for wording in wordings):
                 yield f"scenario {scenario.id}: one of its `options` is empty; write an answer"
-    tournament: TournamentConfig | None = experiment.config.outcome(TournamentConfig)
+    tournament: PairwiseConfig | None = experiment.config.outcome(PairwiseConfig)
     if tournament is not None:
         yield from _tournament_faults(experiment, tournament)
-    rollout: RolloutConfig | None = experiment.config.outcome(RolloutConfig)
+    rollout: CompletionConfig | None = experiment.config.outcome(CompletionConfig)
     if rollout is not None:
         conditions = {scenario.condition for scenario in experiment.scenarios}
         for condition in rollout.conditions:
@@ -159,7 +159,7 @@ def _outcome_faults(experiment: Experiment) -> Iterator[str]:
             yield f"scenario {scenario.id}: its last message is the assistant's own, so nothing is left to answer"
 
 
-def _tournament_faults(experiment: Experiment, tournament: TournamentConfig) -> Iterator[str]:
+def _tournament_faults(experiment: Experiment, tournament: PairwiseConfig) -> Iterator[str]:
     for name in ("{a}", "{b}"):
         if tournament.question.count(name) != 1:
             yield f"`question` of the tournament must hold {name} once"

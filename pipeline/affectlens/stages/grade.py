@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from affectlens import results
 from affectlens.experiments import provenance, tables
-from affectlens.experiments.experiment import Experiment, RolloutConfig
+from affectlens.experiments.experiment import CompletionConfig, Experiment
 from affectlens.stage import Identity, Metrics, Part, Progress, StudySettings, register
 from affectlens.stages.measure import NOTHING, ExperimentStage, MeasureStage, chosen
 
@@ -50,7 +50,7 @@ class GradeStage(ExperimentStage[Grades]):
     def identities(cls, study: StudySettings) -> Mapping[str, Identity]:
         read: dict[str, Identity] = {}
         for experiment in chosen(study.experiments):
-            rollout: RolloutConfig | None = experiment.config.outcome(RolloutConfig)
+            rollout: CompletionConfig | None = experiment.config.outcome(CompletionConfig)
             if rollout is not None:
                 read[experiment.name] = provenance.digest([provenance.checks(each) for each in experiment.scenarios])
                 read[f"{experiment.name}: grader"] = provenance.digest(rollout.grader.provenance())
@@ -88,7 +88,7 @@ class GradeStage(ExperimentStage[Grades]):
         if part.name == NOTHING:
             return {}
         experiment, answers = self._slice(part)
-        grader = experiment.config.outcome(RolloutConfig).grader
+        grader = experiment.config.outcome(CompletionConfig).grader
         return {
             "experiment": experiment.name,
             "answers": provenance.digest([[provenance.checks(each.scenario), each.text] for each in answers]),
@@ -109,7 +109,7 @@ class GradeStage(ExperimentStage[Grades]):
             from affectlens.experiments.grade.graders import GradingContext, make_grader
 
             context = GradingContext(self.setting.models, self.setting.device, self.seed_of(f"grade {experiment.name}"))
-            self._graders[experiment.name] = make_grader(experiment.config.outcome(RolloutConfig).grader, context)
+            self._graders[experiment.name] = make_grader(experiment.config.outcome(CompletionConfig).grader, context)
         return self._graders[experiment.name]
 
     @cached_property

@@ -18,7 +18,7 @@ from affectlens.corpus.texts import EMBEDDED, read_texts, texts_path
 from affectlens.errors import UserError
 from affectlens.experiments import measurements, provenance, tables, validation
 from affectlens.experiments.config import ExperimentsConfig
-from affectlens.experiments.experiment import Experiment, RolloutConfig
+from affectlens.experiments.experiment import CompletionConfig, Experiment
 from affectlens.experiments.provenance import SECOND_MODEL, SECOND_RECIPE, digest
 from affectlens.experiments.tuning import TunedConfig, tuned_folder
 from affectlens.model.config import ModelConfig
@@ -30,8 +30,8 @@ from affectlens.stages.match import MatchStage
 from affectlens.stages.sae import SaeStage
 
 if TYPE_CHECKING:
-    from affectlens.experiments.context import Bench
-    from affectlens.experiments.results import Measured, Rollout
+    from affectlens.experiments.context import ExperimentContext
+    from affectlens.experiments.results import GradedCompletion, Measured
 
 A = TypeVar("A")
 NOTHING = "nothing"
@@ -54,7 +54,7 @@ class Measurements:
 
         return load(self.folder / experiment.name, experiment)
 
-    def completions(self, name: str) -> tuple[Rollout, ...]:
+    def completions(self, name: str) -> tuple[GradedCompletion, ...]:
         """The sampled answers of one experiment, ungraded; none where none were sampled."""
         from affectlens.experiments.serialization import read_completions
 
@@ -89,11 +89,11 @@ class MeasureStage(ExperimentStage[Measurements]):
         "run",
         "readout_layer",
         "limit",
-        "rollouts",
+        "completions",
         "scenarios_per_part",
         "cells_per_part",
         "tokens_per_batch",
-        "rollout_tokens_per_batch",
+        "completion_tokens_per_batch",
     )
     needs = ("corpus", "activations", "sae", "directions", "match")
     reads_model = True
@@ -154,7 +154,7 @@ class MeasureStage(ExperimentStage[Measurements]):
     def part_reads(self, part: Part) -> Mapping[str, Any] | None:
         if part.name == NOTHING:
             return {}
-        return provenance.part(self.bench, self.bench.experiments[part.payload["experiment"]], part.payload)
+        return provenance.part(self.context, self.context.experiments[part.payload["experiment"]], part.payload)
 
     @property
     def readout_layer(self) -> int:
@@ -165,11 +165,11 @@ class MeasureStage(ExperimentStage[Measurements]):
         return min((each for each in layers if each > self.setting.model.layer), default=self.setting.model.layer)
 
     @cached_property
-    def bench(self) -> Bench:
+    def context(self) -> ExperimentContext:
         """Models and vectors, loaded once."""
-        from affectlens.experiments.context import Bench
+        from affectlens.experiments.context import ExperimentContext
 
-        return Bench(
+        return ExperimentContext(
             config=self.config,
             setting=self.setting,
             experiments={experiment.name: experiment for experiment in self.experiments},
@@ -210,18 +210,18 @@ class MeasureStage(ExperimentStage[Measurements]):
         """Arrays of a part, and rows where answers were sampled."""
         from affectlens.experiments import choice, completions, manipulation, pairwise, readings
 
-        bench, kind, start, end = self.bench, payload["kind"], payload["start"], payload["end"]
-        experiment = bench.experiments[payload["experiment"]]
+        context, kind, start, end = self.context, payload["kind"], payload["start"], payload["end"]
+        experiment = context.experiments[payload["experiment"]]
         if kind == "manipulation":
-            return manipulation.measure(bench, experiment, start, end), None
+            return manipulation.measure(context, experiment, start, end), None
         if kind == "choice":
-            return choice.measure(bench, experiment, (start, end), payload["cells"]), None
+            return choice.measure(context, experiment, (start, end), payload["cells"]), None
         if kind == "tournament":
-            return pairwise.measure(bench, experiment, start, end), None
+            return pairwise.measure(context, experiment, start, end), None
         if kind == "rollout":
-            rows, arrays = completions.measure(bench, experiment, start, end)
+            rows, arrays = completions.measure(context, experiment, start, end)
             return arrays, rows
-        return readings.read(bench, experiment, start, end, other=kind == "against"), None
+        return readings.read(context, experiment, start, end, other=kind == "against"), None
 
     def finish(self, parts: Mapping[str, Path], out: Path) -> Metrics:
         everything: list[Measured] = []
@@ -249,7 +249,7 @@ class MeasureStage(ExperimentStage[Measurements]):
             (tables.MANIPULATION, tables.manipulation),
         ):
             results.write(out, table, [row for measured in everything for row in rows(measured)])
-        return {"completions": float(sum(len(measured.rollouts) for measured in everything))}
+        return {"completions": float(sum(len(measured.completions) for measured in everything))}
 
     @classmethod
     def open(cls, folder: Path) -> Measurements:
@@ -268,5 +268,5 @@ def _reads_above(experiment: Experiment, config: ExperimentsConfig) -> bool:
     """Whether the state under steering is read, which a layer above the steering is needed for."""
     if experiment.config.steering is None:
         return False
-    sampled = config.rollouts and experiment.config.outcome(RolloutConfig) is not None
+    sampled = config.completions and experiment.config.outcome(CompletionConfig) is not None
     return experiment.config.read_under_steering or sampled

@@ -176,7 +176,7 @@ def outcomes(measured: Measured) -> tuple[np.ndarray | None, np.ndarray | None]:
     if measured.choice is not None:
         odds = np.asarray(measured.choice[0], dtype=float)
         return np.where(np.isfinite(odds), (odds > 0) + 0.5 * (odds == 0), np.nan), odds
-    scores = [(each.scenario, each.grade.get("score")) for each in measured.rollouts if each.cell == 0]
+    scores = [(each.scenario, each.grade.get("score")) for each in measured.completions if each.cell == 0]
     graded = [(scenario, float(score)) for scenario, score in scores if score is not None]
     if not graded:
         return None, None

@@ -134,17 +134,17 @@ class Dissociation(SteeringAnalysis):
         return Finding(overall(verdicts, "any"), sentences, defined(metrics), (table,), charts)
 
     def _answers(self, measured: Measured) -> Answers | None:
-        if measured.rollout_state is None or measured.rollout_text is None or not measured.rollouts:
+        if measured.completion_state is None or measured.completion_text is None or not measured.completions:
             return None
         columns = [measured.concepts.index(concept) for concept in self.concepts]
         state, text = (
-            np.asarray(each, dtype=float)[:, columns] for each in (measured.rollout_state, measured.rollout_text)
+            np.asarray(each, dtype=float)[:, columns] for each in (measured.completion_state, measured.completion_text)
         )
         words = np.zeros_like(text)
-        if measured.rollout_words is not None:
-            words = np.nan_to_num(np.asarray(measured.rollout_words, dtype=float)[:, columns])
-        condition = np.array([each.cell for each in measured.rollouts])
-        scenario = np.array([each.scenario for each in measured.rollouts])
+        if measured.completion_words is not None:
+            words = np.nan_to_num(np.asarray(measured.completion_words, dtype=float)[:, columns])
+        condition = np.array([each.cell for each in measured.completions])
+        scenario = np.array([each.scenario for each in measured.completions])
         whole = np.isfinite(state).all(axis=1) & np.isfinite(text).all(axis=1)
         usual = whole & (condition == 0)
         if usual.sum() < 3:

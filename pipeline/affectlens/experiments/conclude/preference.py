@@ -32,7 +32,7 @@ from affectlens.experiments.conclude.preference_table import Related, correlate,
 from affectlens.experiments.conclude.pushes import SteeringAnalysis
 from affectlens.experiments.conclude.sentences import render, untestable
 from affectlens.experiments.conclude.steering import SteeredVector
-from affectlens.experiments.experiment import TournamentConfig
+from affectlens.experiments.experiment import PairwiseConfig
 from affectlens.experiments.results import Measured
 from affectlens.results import format
 from affectlens.results.figures import Chart, DataTable, Finding, Series, Verdict
@@ -112,7 +112,7 @@ class Preference(SteeringAnalysis):
         known = np.isfinite(readings).all(axis=1) & (compared.any(axis=0) | compared.any(axis=1))
         if known.sum() < 4:
             return untestable(f"{known.sum()} items were compared and read, and at least four are needed")
-        outcome = measured.experiment.config.outcome(TournamentConfig)
+        outcome = measured.experiment.config.outcome(PairwiseConfig)
         tie = outcome.tie if outcome else 0.0
         fitted = self._fitted(base, tie, rng)
         texts, kinds = (np.array([item[side] for item in measured.items]) for side in (0, 1))

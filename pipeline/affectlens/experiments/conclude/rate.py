@@ -14,7 +14,7 @@ from affectlens.experiments.conclude.analysis import Analysis, Needs, analysis
 from affectlens.experiments.conclude.estimators import bootstrap, cell, flat, interval, mean, overall, undefined
 from affectlens.experiments.conclude.pushes import SteeringAnalysis
 from affectlens.experiments.conclude.sentences import render, untestable
-from affectlens.experiments.results import Measured, Rollout
+from affectlens.experiments.results import GradedCompletion, Measured
 from affectlens.results.figures import Chart, DataTable, Finding, Series
 from affectlens.stats import Estimate, wilson
 
@@ -74,10 +74,10 @@ class Rate(SteeringAnalysis):
         rows = selection.rows(measured, self.conditions)
         rows = np.array([row for row in rows if measured.scenarios[row].condition not in self.asked], dtype=np.int64)
         chosen = set(rows.tolist())
-        answers = [each for each in measured.rollouts if each.scenario in chosen]
+        answers = [each for each in measured.completions if each.scenario in chosen]
         if not answers:
             return untestable("no answer was sampled")
-        shares = label_shares(measured, measured.rollouts, self.label)
+        shares = label_shares(measured, measured.completions, self.label)
         ungraded = sum(each.grade.get("label") is None for each in answers) / len(answers)
         readable = ungraded <= self.most_ungraded
         _, by_group = pushes.by_group(shares, rows, measured)
@@ -104,7 +104,11 @@ class Rate(SteeringAnalysis):
         return Finding(verdict, sentences, metrics, tables, (chart,))
 
     def _drawn(
-        self, measured: Measured, answers: Sequence[Rollout], by_group: pushes.ByGroup, rng: np.random.Generator
+        self,
+        measured: Measured,
+        answers: Sequence[GradedCompletion],
+        by_group: pushes.ByGroup,
+        rng: np.random.Generator,
     ) -> tuple[DataTable, Chart]:
         """Per steering condition the rate, its difference to the unsteered one, and how many were not graded."""
         rows, points = [], {}
@@ -136,7 +140,7 @@ class Rate(SteeringAnalysis):
 
 
 def label_shares(
-    measured: Measured, answers: Sequence[Rollout], label: str
+    measured: Measured, answers: Sequence[GradedCompletion], label: str
 ) -> Float[np.ndarray, "conditions scenarios"]:
     """Share of the label among the graded answers of a condition to a scenario; NaN where there is none."""
     hits, totals = (np.zeros((len(measured.cells), len(measured.scenarios))) for _ in range(2))
@@ -147,13 +151,13 @@ def label_shares(
     return np.where(totals > 0, hits / np.where(totals > 0, totals, 1), np.nan)
 
 
-def counted(answers: Sequence[Rollout], index: int, label: str) -> Estimate:
+def counted(answers: Sequence[GradedCompletion], index: int, label: str) -> Estimate:
     """The rate of a label under a steering condition, as if its answers were independent."""
     labels = [each.grade["label"] for each in answers if each.cell == index and each.grade.get("label") is not None]
     return wilson(sum(each == label for each in labels), len(labels))
 
 
-def labels_table(measured: Measured, answers: Sequence[Rollout]) -> DataTable:
+def labels_table(measured: Measured, answers: Sequence[GradedCompletion]) -> DataTable:
     """Share of every label among the graded answers of each condition, controls taken together."""
     names = list(dict.fromkeys(str(each.grade["label"]) for each in answers if each.grade.get("label") is not None))
     labels: dict[tuple[str, float], list[str | None]] = {}
@@ -170,7 +174,7 @@ def labels_table(measured: Measured, answers: Sequence[Rollout]) -> DataTable:
 
 
 def agreement(
-    answers: Sequence[Rollout], measured: Measured, spec: Analysis, rng: np.random.Generator
+    answers: Sequence[GradedCompletion], measured: Measured, spec: Analysis, rng: np.random.Generator
 ) -> tuple[dict[str, object], dict[str, float]]:
     """What the template and the metrics say of two judges, where grades hold the votes of two."""
     votes = [(each.grade.get("votes") or {}, each.scenario) for each in answers]
