@@ -317,7 +317,7 @@ def tasks(change: float, carried: bool = True, count: int = 60, seed: int = 0, *
 
 
 def indirect(finding: Finding) -> dict[tuple[str, str], tuple[tuple[float, float, float], float]]:
-    return {(framing, concept): (value, p) for framing, concept, value, p in finding.tables[1].rows}
+    return {(framing, concept): (tuple(value[:3]), p) for framing, concept, value, p in finding.tables[1].rows}
 
 
 class TestAccuracy:

@@ -10,7 +10,7 @@ from affectlens.report import marks
 from affectlens.report.evidence import Evidence, Row
 from affectlens.report.finding import Finding, Standing
 from affectlens.report.marks import Chart, label
-from affectlens.report.numbers import MISSING, estimate, finite, general
+from affectlens.report.numbers import MISSING, estimate, finite, general, names
 from affectlens.report.tables import Cell, Column, Table, mark, word
 from affectlens.results.figures import VERDICT_WORDS
 
@@ -96,7 +96,7 @@ def _answer(name: str, index: int, found: Row) -> Answer:
     return Answer(
         STANDING.get(verdict, "not shown"),
         VERDICT_WORDS[verdict],
-        _led(found["sentences"]),
+        [*_led(found["sentences"]), *_settings(found.get("settings", {}))],
         [
             (chart(f"experiment-{name}-{index}-{place}", each), f"{each['title']}.")
             for place, each in enumerate(found.get("charts", ()))
@@ -106,6 +106,12 @@ def _answer(name: str, index: int, found: Row) -> Answer:
             for place, each in enumerate(found.get("tables", ()))
         ],
     )
+
+
+def _settings(settings: Row) -> list[str]:
+    """The numbers that decided the verdict."""
+    told = names([f"{name.replace('_', ' ')} {general(value)}" for name, value in settings.items()], 30)
+    return [f"Decided with {told}."] if settings else []
 
 
 def _led(sentences: Sequence[str]) -> list[str]:

@@ -9,23 +9,10 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from pydantic import Field
 
-from affectlens.experiments.conclude import selection
+from affectlens.experiments.conclude import estimators, selection
 from affectlens.experiments.conclude.analysis import Analysis, Needs, analysis
-from affectlens.experiments.conclude.estimators import (
-    Contrast,
-    Frame,
-    bootstrap,
-    cell,
-    contrast,
-    defined,
-    flat,
-    group_means,
-    interval,
-    mean,
-    paired,
-    undefined,
-)
-from affectlens.experiments.conclude.sentences import render, untestable
+from affectlens.experiments.conclude.estimators import Contrast, Figures, Frame
+from affectlens.experiments.conclude.sentences import render
 from affectlens.experiments.results import Measured
 from affectlens.results.figures import Chart, DataTable, Finding, Series
 from affectlens.stats import Estimate, benjamini_hochberg, holm
@@ -97,7 +84,7 @@ class Accuracy(Analysis):
         """Paired differences to the neutral wording over tasks, Holm over framings."""
         right, outcome = outcomes(measured)
         if right is None or outcome is None:
-            return untestable("neither a choice nor graded answers were measured")
+            return self.untestable("neither a choice nor graded answers were measured")
         rows = selection.rows(measured)
         framing = np.array([str(value) for value in selection.factor(measured, self.framing, rows)])
         rows = rows[np.isfinite(right) & np.isfinite(outcome) & (framing != "None")]
@@ -105,7 +92,7 @@ class Accuracy(Analysis):
         names = [name for name in dict.fromkeys(framing.tolist()) if name != self.neutral]
         if self.neutral not in framing or not names:
             value = f"`{self.neutral}` and at least one other, with outcomes"
-            return untestable(f"the factor `{self.framing}` needs the value {value}")
+            return self.untestable(f"the factor `{self.framing}` needs the value {value}")
         neutral, logged = framing == self.neutral, measured.choice is not None
         table = Frame(right[rows], groups)
         readings = selection.reading(measured, self.reading)[rows]
@@ -113,15 +100,15 @@ class Accuracy(Analysis):
         for name in names:
             own = framing == name
             both = (own | neutral) & np.isin(groups, np.intersect1d(groups[own], groups[neutral]))
-            odds = paired(Frame(outcome[rows], groups), own, neutral)
+            odds = estimators.paired(Frame(outcome[rows], groups), own, neutral)
             indirect, p_indirect = mediation(
                 own[both].astype(float), readings[both], outcome[rows][both], groups[both], self, rng
             )
-            rate = mean(right[rows][own], groups[own], self, rng, rates=True)
-            right_change = contrast(paired(table, own, neutral), self, rng, rates=True)
-            log_odds = mean(odds, None, self, rng) if logged else None
+            rate = estimators.mean(right[rows][own], groups[own], self, rng, rates=True)
+            right_change = estimators.contrast(estimators.paired(table, own, neutral), self, rng, rates=True)
+            log_odds = estimators.mean(odds, None, self, rng) if logged else None
             framings.append(Framing(name, rate, right_change, log_odds, indirect, p_indirect))
-        base = mean(right[rows][neutral], groups[neutral], self, rng, rates=True)
+        base = estimators.mean(right[rows][neutral], groups[neutral], self, rng, rates=True)
         return self._finding(measured, framings, base, "nats" if logged else "shares")
 
     def _finding(self, measured: Measured, framings: list[Framing], base: Estimate, unit: str) -> Finding:
@@ -145,13 +132,12 @@ class Accuracy(Analysis):
             TEMPLATE, framings=told, shown=sum(shown), base=base, ceiling=self.ceiling, carried=carried, unit=unit,
             tasks=framings[0].right.estimate.n, weakest=weakest, power=self.power,
         )  # fmt: skip
-        metrics = flat("right_neutral", base)
-        metrics |= {"framings_shown": float(sum(shown)), "mediators": float(len(carried))}
+        figures: Figures = {"right_neutral": base, "framings_shown": sum(shown), "mediators": len(carried)}
         for each, p in zip(framings, adjusted, strict=True):
-            metrics |= flat(f"change_{each.name}", each.right.estimate)
-            metrics |= defined({f"p_adjusted_{each.name}": p, f"smallest_effect_{each.name}": each.right.smallest})
+            figures |= {f"change_{each.name}": each.right.estimate, f"p_adjusted_{each.name}": p}
+            figures[f"smallest_effect_{each.name}"] = each.right.smallest
         rows = [
-            (each.name, cell(each.rate), cell(each.right.estimate), cell(each.odds or undefined()), float(p))
+            (each.name, each.rate, each.right.estimate, (each.odds or estimators.undefined()), float(p))
             for each, p in zip(framings, adjusted, strict=True)
         ]
         tables = (
@@ -162,13 +148,13 @@ class Accuracy(Analysis):
             ),
             DataTable(
                 "What the readings carry", ("framing", "reading of", "indirect effect", "adjusted p"),
-                [(path["framing"], path["concept"], cell(path["effect"]), path["p"]) for path in paths[:20]],
+                [(path["framing"], path["concept"], path["effect"], path["p"]) for path in paths[:20]],
                 "Observed, not set. The twenty with the smallest p.",
             ),
         )  # fmt: skip
         series = Series.of("change of right answers", [e.name for e in framings], [e.right.estimate for e in framings])
         chart = Chart("Accuracy by framing", "bar", "framing", "difference to the neutral wording", [series])
-        return Finding(verdict, sentences, metrics, tables, (chart,))
+        return self.finding(verdict, sentences, figures, tables, (chart,))
 
 
 def outcomes(measured: Measured) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -182,7 +168,7 @@ def outcomes(measured: Measured) -> tuple[np.ndarray | None, np.ndarray | None]:
         return None, None
     scenarios, values = np.array(graded).T
     shares = np.full(len(measured.scenarios), np.nan)
-    shares[np.unique(scenarios).astype(int)] = group_means(values, scenarios)
+    shares[np.unique(scenarios).astype(int)] = estimators.group_means(values, scenarios)
     return shares, shares
 
 
@@ -208,9 +194,9 @@ def mediation(
     whole = np.isfinite(readings).all(axis=1) & np.isfinite(outcome)
     names, codes = np.unique(groups[whole], return_inverse=True)
     if len(names) < 2:
-        return [undefined(len(names))] * width, np.full(width, np.nan)
+        return [estimators.undefined(len(names))] * width, np.full(width, np.nan)
     table = np.column_stack([cause[whole], outcome[whole], readings[whole]])
-    table = table - group_means(table, codes)[codes]
+    table = table - estimators.group_means(table, codes)[codes]
     x, y, m = table[:, [0]], table[:, [1]], table[:, 2:]
     sums = np.zeros((len(names), 2 + 3 * width))
     np.add.at(sums, codes, np.concatenate([x * x, x * y, x * m, m * m, m * y], axis=1))
@@ -224,8 +210,10 @@ def mediation(
             free = mm - xm**2 / xx
             return np.where(free > 1e-10 * mm, xm / xx * (my - xm * xy / xx) / free, np.nan)
 
-    point, drawn = bootstrap(sums, effects, spec, rng)
+    point, drawn = estimators.bootstrap(sums, effects, spec, rng)
     fewer = np.minimum((drawn <= 0).sum(axis=0), (drawn >= 0).sum(axis=0))
     p = np.minimum(1.0, 2 * (fewer + 1) / (len(drawn) + 1))
-    estimates = [interval(value, column, len(names), spec) for value, column in zip(point, drawn.T, strict=True)]
+    estimates = [
+        estimators.interval(value, column, len(names), spec) for value, column in zip(point, drawn.T, strict=True)
+    ]
     return estimates, np.where(np.isfinite(point), p, np.nan)

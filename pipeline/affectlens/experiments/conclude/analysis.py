@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from affectlens.config import nearest
 from affectlens.experiments.conclude.config import AnalysisConfig, Needs, analysis
+from affectlens.experiments.conclude.estimators import Figures, flatten
 from affectlens.experiments.experiment import Experiment
 from affectlens.experiments.results import Measured
-from affectlens.results.figures import Finding
+from affectlens.results.figures import Chart, DataTable, Finding, Verdict
 
 __all__ = ["Analysis", "Needs", "analysis", "conclude", "faults"]
 
@@ -25,6 +25,21 @@ class Analysis(AnalysisConfig):
     def conclude(self, measured: Measured, rng: np.random.Generator) -> Finding:
         """What the measurements say."""
 
+    def finding(
+        self,
+        verdict: Verdict,
+        sentences: Sequence[str],
+        figures: Figures,
+        tables: Sequence[DataTable] = (),
+        charts: Sequence[Chart] = (),
+    ) -> Finding:
+        """A finding, with the numbers that decided it."""
+        return Finding(verdict, sentences, flatten(figures), tables, charts, self.settings())
+
+    def untestable(self, reason: str) -> Finding:
+        """A finding that says why there is none."""
+        return self.finding("untestable", (f"This could not be tested: {reason}.",), {})
+
 
 def conclude(measured: Measured, rng: np.random.Generator) -> list[Finding]:
     """One finding for each of the experiment's analyses, in their order.
@@ -35,7 +50,7 @@ def conclude(measured: Measured, rng: np.random.Generator) -> list[Finding]:
     findings = []
     for one, own in zip(asked, rng.spawn(len(asked)), strict=True):
         assert isinstance(one, Analysis)
-        findings.append(replace(one.conclude(measured, own), settings=one.settings()))
+        findings.append(one.conclude(measured, own))
     return findings
 
 

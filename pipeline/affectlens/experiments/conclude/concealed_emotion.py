@@ -9,18 +9,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import Field
 
-from affectlens.experiments.conclude import selection
+from affectlens.experiments.conclude import estimators, selection
 from affectlens.experiments.conclude.analysis import Analysis, Needs, analysis
-from affectlens.experiments.conclude.estimators import (
-    Discrimination,
-    cell,
-    defined,
-    flat,
-    jointly,
-    smallest_of,
-    undefined,
-)
-from affectlens.experiments.conclude.sentences import render, untestable
+from affectlens.experiments.conclude.estimators import Discrimination, Figures
+from affectlens.experiments.conclude.sentences import render
 from affectlens.experiments.results import Measured
 from affectlens.probing.control_vectors import unit_rows
 from affectlens.probing.detection import own_areas
@@ -138,11 +130,11 @@ class ConcealedEmotion(Analysis):
     def conclude(self, measured: Measured, rng: np.random.Generator) -> Finding:
         """Directions of concealed emotions: found again in groups left out, and how far outside the story space."""
         if self.reading not in measured.residuals:
-            return untestable(f"the reading `{self.reading}` kept no residuals; set `keep_residual` for it")
+            return self.untestable(f"the reading `{self.reading}` kept no residuals; set `keep_residual` for it")
         talks = self._dialogues(measured)
         if talks is None:
             few = "hold fewer than two concealed emotions or four groups"
-            return untestable(f"dialogues in which `{self.masked}` differs from `{self.shown}` {few}")
+            return self.untestable(f"dialogues in which `{self.masked}` differs from `{self.shown}` {few}")
         every = np.ones(len(talks.hidden), dtype=bool)
         scores = talks.held_out(talks.hidden, self.folds)
         hidden, story, words = (
@@ -170,9 +162,9 @@ class ConcealedEmotion(Analysis):
         groups = len(np.unique(talks.groups))
         detected = hidden.mean.value > 0.5 and p <= self.alpha and groups >= self.least_groups
         # Where nothing is told apart there is no direction whose share could be given, only noise over noise.
-        outside, p_outside = self._outside(talks, rng) if detected else (undefined(groups), math.nan)
-        p_claim = jointly(float(p), p_outside)
-        smallest = smallest_of(hidden.mean, self)
+        outside, p_outside = self._outside(talks, rng) if detected else (estimators.undefined(groups), math.nan)
+        p_claim = estimators.jointly(float(p), p_outside)
+        smallest = estimators.smallest_of(hidden.mean, self)
         if not detected:
             verdict: Verdict = "not shown" if smallest <= self.matters else "untestable"
         else:
@@ -184,15 +176,15 @@ class ConcealedEmotion(Analysis):
             cosine_null=float(np.quantile(cosines, 0.95)), openly=float(openly.mean()), smallest=smallest,
             power=self.power,
         )  # fmt: skip
-        metrics = flat("auroc_masked", hidden.mean) | flat("auroc_story", story.mean) | flat("auroc_words", words.mean)
-        metrics |= flat("outside", outside) | defined(
-            {"p": p, "p_outside": p_outside, "outside_raw": talks.outside(vectors),
-             "outside_raw_null": float(np.mean(shares)), "cosine": float(cosine.mean()),
-             "cosine_open": float(openly.mean()), "smallest_effect": smallest}
-        )  # fmt: skip
+        figures: Figures = {
+            "auroc_masked": hidden.mean, "auroc_story": story.mean, "auroc_words": words.mean, "outside": outside,
+            "p": p, "p_outside": p_outside, "outside_raw": talks.outside(vectors),
+            "outside_raw_null": float(np.mean(shares)), "cosine": cosine.mean(), "cosine_open": openly.mean(),
+            "smallest_effect": smallest,
+        }  # fmt: skip
         adjusted = benjamini_hochberg(p_cosine)
         rows = [
-            (name, int((talks.hidden == i).sum()), cell(hidden.concepts[i]), cell(story.concepts[i]), float(cosine[i]),
+            (name, int((talks.hidden == i).sum()), hidden.concepts[i], story.concepts[i], float(cosine[i]),
              float(adjusted[i]), float(openly[i]))
             for i, name in enumerate(talks.names)
         ]  # fmt: skip
@@ -206,9 +198,8 @@ class ConcealedEmotion(Analysis):
             Series.of("story direction", talks.names, story.concepts),
         ]
         chart = Chart("Where concealed emotions are read", "bar", "concealed emotion", "AUROC", series)
-        return Finding(
-            verdict, sentences, metrics, (DataTable("Each concealed emotion", columns, rows, note),), (chart,)
-        )
+        table = DataTable("Each concealed emotion", columns, rows, note)
+        return self.finding(verdict, sentences, figures, (table,), (chart,))
 
     def _dialogues(self, measured: Measured) -> Dialogues | None:
         rows, hidden = selection.intended(measured, self.masked, selection.main_rows(measured))

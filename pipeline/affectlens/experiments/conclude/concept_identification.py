@@ -6,21 +6,10 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
-from affectlens.experiments.conclude import selection
+from affectlens.experiments.conclude import estimators, selection
 from affectlens.experiments.conclude.analysis import Analysis, Needs, analysis
-from affectlens.experiments.conclude.estimators import (
-    Discrimination,
-    cell,
-    contrast,
-    defined,
-    flat,
-    group_means,
-    jointly,
-    smallest_effect,
-    smallest_of,
-    standard_error,
-)
-from affectlens.experiments.conclude.sentences import render, untestable
+from affectlens.experiments.conclude.estimators import Discrimination, Figures
+from affectlens.experiments.conclude.sentences import render
 from affectlens.experiments.results import Measured
 from affectlens.results.figures import Chart, DataTable, Finding, Series, Verdict
 from affectlens.stats import t_interval
@@ -66,7 +55,7 @@ class ConceptIdentification(Analysis):
         concepts, target = np.unique(target, return_inverse=True)
         if len(concepts) < 2 or len(np.unique(clusters)) < 2:
             few = f"{len(concepts)} intended concepts in {len(np.unique(clusters))} groups of scenarios with a reading"
-            return untestable(f"there are {few}, and at least two of each are needed")
+            return self.untestable(f"there are {few}, and at least two of each are needed")
         values, texts = readings[rows], np.nan_to_num(np.asarray(measured.words, dtype=float)[rows])
         config = measured.experiment.config
         if any(each.name == self.reading and each.by == "features" for each in config.readings):
@@ -92,18 +81,18 @@ class ConceptIdentification(Analysis):
         rng: np.random.Generator,
     ) -> Finding:
         chance = 1 / len(names)
-        by_cluster = group_means(np.stack([read.first, words.first, ranks], axis=1), read.groups)
+        by_cluster = estimators.group_means(np.stack([read.first, words.first, ranks], axis=1), read.groups)
         # A t over clusters, which holds for as few settings as there are.
         first, by_words, rank = (t_interval(column, level=self.coverage) for column in by_cluster.T)
-        ahead = contrast(by_cluster[:, 0] - by_cluster[:, 1], self, rng, rates=True)
+        ahead = estimators.contrast(by_cluster[:, 0] - by_cluster[:, 1], self, rng, rates=True)
         areas, of_words = read.areas(self, rng), words.areas(self, rng)
         p, floor = read.assignment_p(self, rng)
         # The claim is better than chance and than the words: its p is the larger of both.
-        p_claim = jointly(p, ahead.p)
-        error = max(standard_error(by_cluster[:, 0]), (chance * (1 - chance) / len(read.target)) ** 0.5)
-        smallest = smallest_effect(error, first.n, self)
+        p_claim = estimators.jointly(p, ahead.p)
+        error = max(estimators.standard_error(by_cluster[:, 0]), (chance * (1 - chance) / len(read.target)) ** 0.5)
+        smallest = estimators.smallest_effect(error, first.n, self)
         beyond = first.value > chance and p <= self.alpha and first.n >= self.least_groups
-        weakest = max(smallest, smallest_of(ahead.estimate, self)) if beyond else smallest
+        weakest = max(smallest, estimators.smallest_of(ahead.estimate, self)) if beyond else smallest
         verdict: Verdict = "not shown" if weakest <= self.matters else "untestable"
         if beyond and p_claim <= self.alpha and ahead.estimate.value > 0:
             verdict = "shown"
@@ -112,16 +101,18 @@ class ConceptIdentification(Analysis):
             words=by_words, ahead=ahead, all=all_concepts, rank=rank, area=areas.mean, area_words=of_words.mean,
             smallest=smallest, smallest_ahead=ahead.smallest, power=self.power,
         )  # fmt: skip
-        metrics = flat("first", first) | flat("first_words", by_words) | flat("first_difference", ahead.estimate)
-        metrics |= flat("mean_rank", rank) | flat("auroc", areas.mean) | flat("auroc_words", of_words.mean)
-        metrics |= defined({"p": p, "p_words": ahead.p, "chance": chance, "smallest_effect": smallest})
-        by_concept = group_means(np.stack([read.first, ranks], axis=1), read.target)
+        figures: Figures = {
+            "first": first, "first_words": by_words, "first_difference": ahead.estimate, "mean_rank": rank,
+            "auroc": areas.mean, "auroc_words": of_words.mean, "p": p, "p_words": ahead.p, "chance": chance,
+            "smallest_effect": smallest,
+        }  # fmt: skip
+        by_concept = estimators.group_means(np.stack([read.first, ranks], axis=1), read.target)
         rows = [
             (name, int((read.target == index).sum()), *map(float, by_concept[index]),
-             cell(areas.concepts[index]), cell(of_words.concepts[index]))
+             areas.concepts[index], of_words.concepts[index])
             for index, name in enumerate(names)
         ]  # fmt: skip
-        confusion = group_means(read.shares, read.target)
+        confusion = estimators.group_means(read.shares, read.target)
         tables = (
             DataTable(
                 "Each intended concept",
@@ -135,4 +126,4 @@ class ConceptIdentification(Analysis):
         )  # fmt: skip
         series = [Series.of("reading", names, areas.concepts), Series.of("words alone", names, of_words.concepts)]
         chart = Chart("Each concept against the rest", "bar", "written for", "AUROC", series)
-        return Finding(verdict, sentences, metrics, tables, (chart,))
+        return self.finding(verdict, sentences, figures, tables, (chart,))

@@ -9,21 +9,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import Field
 
-from affectlens.experiments.conclude import pushes, selection, steering
+from affectlens.experiments.conclude import estimators, pushes, selection, steering
 from affectlens.experiments.conclude.analysis import Analysis, Needs, analysis
-from affectlens.experiments.conclude.estimators import (
-    bootstrap,
-    cell,
-    defined,
-    flat,
-    group_means,
-    interval,
-    mean,
-    overall,
-    undefined,
-)
+from affectlens.experiments.conclude.estimators import Figures
 from affectlens.experiments.conclude.pushes import ByGroup, SteeringAnalysis
-from affectlens.experiments.conclude.sentences import render, untestable
+from affectlens.experiments.conclude.sentences import render
 from affectlens.experiments.results import Measured
 from affectlens.interventions.judge import Claim, judge
 from affectlens.results.figures import Chart, DataTable, Finding, Series, Verdict
@@ -102,10 +92,10 @@ class Dissociation(SteeringAnalysis):
         """How often they part without steering, and under which steering more often than under controls."""
         answers = self._answers(measured)
         if answers is None:
-            return untestable("fewer than three unsteered answers were sampled and read, which leaves no scale")
+            return self.untestable("fewer than three unsteered answers were sampled and read, which leaves no scale")
         usual = answers.where(answers.condition == 0)
-        parted = mean(usual.parted, usual.groups, self, rng, rates=True)
-        opposed = mean(usual.opposed, usual.groups, self, rng)
+        parted = estimators.mean(usual.parted, usual.groups, self, rng, rates=True)
+        opposed = estimators.mean(usual.opposed, usual.groups, self, rng)
         state, text = usual.state.argmax(axis=1), usual.text.argmax(axis=1)
         orders = permuted_within(np.zeros(len(text)), self.permutations, rng)
         null = (state != text[orders]).mean(axis=1)
@@ -120,18 +110,17 @@ class Dissociation(SteeringAnalysis):
             concepts=len(self.concepts), parted=parted, opposed=opposed, chance=float(null.mean()), p=float(p),
             floor=floor, related=related, in_words=in_words,
         )  # fmt: skip
-        metrics = (
-            flat("parted", parted) | flat("opposed", opposed) | flat("r_text", related) | flat("r_words", in_words)
-        )
-        metrics |= {"parted_chance": float(null.mean()), "p_agreement": float(p)}
-        metrics |= {"conditions_shown": float(verdicts.count("shown"))}
+        figures: Figures = {
+            "parted": parted, "opposed": opposed, "r_text": related, "r_words": in_words, "p_agreement": p,
+            "parted_chance": null.mean(), "conditions_shown": verdicts.count("shown"),
+        }  # fmt: skip
         charts = ()
         if steered:
             names = [f"{each['vector']} {each['strength']:+g}" for each in steered]
             series = Series.of("rise of parting", names, [each["change"] for each in steered])
             charts = (Chart("Where state and text part", "bar", "steering", "more parting than unsteered", [series]),)
         table = self._table(measured, answers, {each["index"]: each for each in steered}, rng)
-        return Finding(overall(verdicts, "any"), sentences, defined(metrics), (table,), charts)
+        return self.finding(estimators.overall(verdicts, "any"), sentences, figures, (table,), charts)
 
     def _answers(self, measured: Measured) -> Answers | None:
         if measured.completion_state is None or measured.completion_text is None or not measured.completions:
@@ -162,7 +151,7 @@ class Dissociation(SteeringAnalysis):
         count = len(measured.scenarios)
         shares = np.full(len(measured.cells) * count, np.nan)
         positions = answers.condition * count + answers.scenario
-        shares[np.unique(positions)] = group_means(answers.parted, positions)
+        shares[np.unique(positions)] = estimators.group_means(answers.parted, positions)
         _, by_group = pushes.by_group(shares.reshape(-1, count), np.arange(count), measured)
         change = by_group - by_group[0]
         usable = pushes.coherent(measured, self.perplexity_limit)
@@ -173,7 +162,7 @@ class Dissociation(SteeringAnalysis):
                 continue
             reason = pushes.manipulation(measured, condition.vector, self).reason
             reason = reason if usable[index] else "outside the coherence window"
-            rise = mean(change[index], None, self, rng, rates=True)
+            rise = estimators.mean(change[index], None, self, rng, rates=True)
             told.append(
                 {"index": index, "vector": condition.vector, "strength": condition.strength, "change": rise,
                  "reason": reason, "judged": None, "smallest": math.nan, "verdict": "untestable"}
@@ -201,12 +190,12 @@ class Dissociation(SteeringAnalysis):
         rows = []
         for index in np.unique(answers.condition):
             own = answers.where(answers.condition == index)
-            parted, opposed = (mean(values, own.groups, self, rng) for values in (own.parted, own.opposed))
+            parted, opposed = (estimators.mean(values, own.groups, self, rng) for values in (own.parted, own.opposed))
             found = judged.get(index)
-            change = found["change"] if found else undefined()
+            change = found["change"] if found else estimators.undefined()
             p = found["judged"].p_adjusted if found and found["judged"] else math.nan
             name, strength = pushes.label_of(measured, index), measured.cells[index].strength
-            rows.append((name, strength, cell(parted), cell(opposed), cell(change), p, len(own.groups)))
+            rows.append((name, strength, parted, opposed, change, p, len(own.groups)))
         columns = ("vector", "strength", "parted", "opposite signs", "more than unsteered", "corrected p", "answers")
         return DataTable("State and text", columns, rows, "Readings in standard deviations of the unsteered answers.")
 
@@ -240,5 +229,5 @@ def mean_correlation(
         count = defined.sum(axis=1)
         return np.where(count > 0, np.where(defined, r, 0).sum(axis=1) / np.maximum(count, 1), np.nan)
 
-    point, drawn = bootstrap(sums, correlation, spec, rng)
-    return interval(point, drawn, len(names), spec)
+    point, drawn = estimators.bootstrap(sums, correlation, spec, rng)
+    return estimators.interval(point, drawn, len(names), spec)

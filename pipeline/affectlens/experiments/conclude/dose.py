@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from pydantic import Field
 
-from affectlens.experiments.conclude import pushes, selection, steering
+from affectlens.experiments.conclude import estimators, pushes, selection, steering
 from affectlens.experiments.conclude.analysis import Needs, analysis
-from affectlens.experiments.conclude.estimators import cell, defined, flat, jointly, mean, overall, undefined
+from affectlens.experiments.conclude.estimators import Figures
 from affectlens.experiments.conclude.pushes import ByGroup, SteeringAnalysis
-from affectlens.experiments.conclude.sentences import render, untestable
+from affectlens.experiments.conclude.sentences import render
 from affectlens.experiments.conclude.steering import SteeredVector
 from affectlens.experiments.experiment import ChoiceConfig
 from affectlens.experiments.results import Measured
@@ -68,12 +68,12 @@ class Dose(SteeringAnalysis):
     def conclude(self, measured: Measured, rng: np.random.Generator) -> Finding:
         """Test whether the claimed vectors move the choice as claimed, by more than controls of the same norm."""
         if measured.choice is None:
-            return untestable("no choice was measured")
+            return self.untestable("no choice was measured")
         choice = np.asarray(measured.choice, dtype=float)
         rows = selection.rows(measured, self.conditions)
         rows = rows[np.isfinite(choice[0, rows])]
         if not len(rows):
-            return untestable(f"no scenario of {' or '.join(self.conditions)} has a choice")
+            return self.untestable(f"no scenario of {' or '.join(self.conditions)} has a choice")
         outcome = measured.experiment.config.outcome(ChoiceConfig)
         per_token = outcome is not None and outcome.per_token
         unit = "nats a token" if per_token else "nats"
@@ -89,23 +89,23 @@ class Dose(SteeringAnalysis):
         verdicts: list[Verdict] = [each.verdict for each in vectors]
         verdicts += ["untestable" if each.reason else "shown" if each.shown(self) else "not shown" for each in bends]
         gate = gate if verdicts else ""
-        verdict = "untestable" if gate else overall(verdicts, self.rule)
+        verdict = "untestable" if gate else estimators.overall(verdicts, self.rule)
         groups = selection.groups(measured, rows)
-        probability = None if per_token else mean(1 / (1 + np.exp(-choice[0, rows])), groups, self, rng)
-        base = mean(choice[0, rows], groups, self, rng)
+        probability = None if per_token else estimators.mean(1 / (1 + np.exp(-choice[0, rows])), groups, self, rng)
+        base = estimators.mean(choice[0, rows], groups, self, rng)
         action = f"move the {'difference of log-likelihoods' if per_token else 'log-odds'} of the target"
         told = [vars(each) | {"shown": each.shown(self)} for each in bends]
         sentences = render(
             TEMPLATE, **steering.said(vectors, self, action, unit, gate, order), bends=told, base=base,
             probability=probability, limit=self.perplexity_limit,
         )  # fmt: skip
-        metrics = flat("target_ahead", base) | steering.metrics(vectors)
-        metrics |= {} if probability is None else flat("target_probability", probability)
-        metrics |= {} if order is None else flat("asked", order.estimate)
+        figures: Figures = {
+            "target_ahead": base, "target_probability": probability, "asked": order and order.estimate,
+            **steering.figures(vectors),
+        }  # fmt: skip
         for each in bends:
-            metrics |= flat(f"bend_{each.vector}", each.quadratic)
-            metrics |= defined({f"bend_p_adjusted_{each.vector}": each.adjusted})
-        return Finding(verdict, sentences, metrics, *self._drawn(measured, change, vectors, unit, rng))
+            figures |= {f"bend_{each.vector}": each.quadratic, f"bend_p_adjusted_{each.vector}": each.adjusted}
+        return self.finding(verdict, sentences, figures, *self._drawn(measured, change, vectors, unit, rng))
 
     def _drawn(
         self, measured: Measured, change: ByGroup, vectors: list[SteeredVector], unit: str, rng: np.random.Generator
@@ -119,20 +119,20 @@ class Dose(SteeringAnalysis):
             points = {0.0: Estimate(0.0, 0.0, 0.0, 0)}
             for index in pushes.conditions_of(measured, vector):
                 strength = measured.cells[index].strength
-                points[strength] = mean(change[index], None, self, rng)
+                points[strength] = estimators.mean(change[index], None, self, rng)
                 own = float(rises[index, measured.concepts.index(vector)])
                 counts = "yes" if usable[index] else "no"
-                doses.append((vector, strength, cell(points[strength]), own, float(perplexity[index]), counts))
+                doses.append((vector, strength, points[strength], own, float(perplexity[index]), counts))
             series.append(Series.of(vector, sorted(points), [points[strength] for strength in sorted(points)]))
             inside = [index for index in pushes.conditions_of(measured, vector) if usable[index]]
             strengths = np.array([measured.cells[index].strength for index in inside])
-            slope, note = undefined(), "outside the coherence window"
+            slope, note = estimators.undefined(), "outside the coherence window"
             if (strengths**2).sum() > 0:
                 # Least squares through the unsteered model, per tenth of the mean residual norm.
-                slope = mean(strengths @ change[inside] / (strengths**2).sum() / 10, None, self, rng)
+                slope = estimators.mean(strengths @ change[inside] / (strengths**2).sum() / 10, None, self, rng)
                 check = pushes.manipulation(measured, vector, self)
                 note = check.reason or f"passed; {check.ahead} other concepts' words rise more"
-            slopes.append((vector, cell(slope), note))
+            slopes.append((vector, slope, note))
         columns = ("vector", "strength", f"change, {unit}", "own words, nats", "perplexity ratio", "counts")
         note = "Change against the unsteered model, intervals over groups."
         tables = (
@@ -194,14 +194,16 @@ def non_monotonicity(
     if not reason and len(curves) < 2:
         reason = "there are too few groups of scenarios"
     if reason:
-        return NonMonotonicity(vector, undefined(), math.nan, undefined(), math.nan, reason=reason)
+        return NonMonotonicity(
+            vector, estimators.undefined(), math.nan, estimators.undefined(), math.nan, reason=reason
+        )
     order = np.argsort(strengths)
     strengths, curves = strengths[order], curves[:, order]
     scaled = strengths / np.abs(strengths).max()
     # The row of the pseudo-inverse that gives each group's own coefficient of the squared strength.
     weights = np.linalg.pinv(np.stack([np.ones_like(scaled), scaled, scaled**2], axis=1))[2]
-    quadratic = mean(curves @ weights, None, spec, rng)
-    peak, beyond, p_turn = math.nan, undefined(), 1.0
+    quadratic = estimators.mean(curves @ weights, None, spec, rng)
+    peak, beyond, p_turn = math.nan, estimators.undefined(), 1.0
     tried = 2 * (len(strengths) - 2)
     for sign in (1, -1):
         for place in range(1, len(strengths) - 1):
@@ -211,7 +213,7 @@ def non_monotonicity(
             p = min(1.0, tried * float(stdtr(len(ends) - 1, -score).max()))
             if p < p_turn:
                 nearer = ends[:, int(ends.mean(axis=0).argmin())]
-                peak, beyond, p_turn = float(strengths[place]), mean(nearer, None, spec, rng), p
+                peak, beyond, p_turn = float(strengths[place]), estimators.mean(nearer, None, spec, rng), p
     own = (change[check.push.plus] + change[check.push.minus]) / 2
     side = 1 if np.nanmean(own) >= 0 else -1
     # Sizes against sizes: to which side the shared part goes was seen by looking at it.
@@ -222,7 +224,7 @@ def non_monotonicity(
     (even,) = judge([Claim(vector, own, shared, side=side)], replace(spec.rules, least_groups=2))
     if even.outcome == "untestable":
         return NonMonotonicity(vector, quadratic, peak, beyond, math.nan, reason=even.reason)
-    return NonMonotonicity(vector, quadratic, peak, beyond, jointly(p_turn, even.p))
+    return NonMonotonicity(vector, quadratic, peak, beyond, estimators.jointly(p_turn, even.p))
 
 
 def corrected(bends: list[NonMonotonicity]) -> list[NonMonotonicity]:

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from affectlens.experiments.conclude.analysis import Analysis
+from affectlens.experiments.conclude.config import AnalysisConfig
 from affectlens.results.figures import Verdict
 from affectlens.stats import (
     AurocIntervals,
@@ -30,6 +30,9 @@ from affectlens.stats import (
     permutation_p,
     permuted_within,
 )
+
+Figures = dict[str, Estimate | float | None]
+"""By the name of a metric."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def undefined(units: int = 0) -> Estimate:
 def mean(
     values: Float[np.ndarray, " rows"],
     groups: Shaped[np.ndarray, " rows"] | None,
-    spec: Analysis,
+    spec: AnalysisConfig,
     rng: np.random.Generator,
     *,
     rates: bool = False,
@@ -105,7 +108,7 @@ def mean(
 def bootstrap(
     sums: Float[np.ndarray, "groups ..."],
     statistic: Callable[[Float[np.ndarray, "draws groups"]], Float[np.ndarray, "draws ..."]],
-    spec: Analysis,
+    spec: AnalysisConfig,
     rng: np.random.Generator,
 ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "draws ..."]]:
     """A statistic of how often each group counts: of the data, and of every bootstrap sample of groups.
@@ -119,7 +122,7 @@ def bootstrap(
     return statistic(np.ones((1, groups)))[0], np.concatenate(drawn)
 
 
-def interval(point: float, drawn: Float[np.ndarray, " draws"], units: int, spec: Analysis) -> Estimate:
+def interval(point: float, drawn: Float[np.ndarray, " draws"], units: int, spec: AnalysisConfig) -> Estimate:
     """A bootstrapped figure with its interval."""
     return bootstrap_interval(float(point), drawn, units, spec.coverage)
 
@@ -133,7 +136,7 @@ def standard_error(means: Float[np.ndarray, " groups"], *, rates: bool = False) 
     return error or (math.sqrt(1 / (len(means) + 2) / len(means)) if rates else 0.0)
 
 
-def smallest_effect(error: float, units: int, spec: Analysis) -> float:
+def smallest_effect(error: float, units: int, spec: AnalysisConfig) -> float:
     """The smallest true mean that a two-sided t test over so many groups finds with the power asked for."""
     if units < 2 or not math.isfinite(error):
         return math.nan
@@ -142,14 +145,14 @@ def smallest_effect(error: float, units: int, spec: Analysis) -> float:
     return float((stdtrit(units - 1, 1 - spec.alpha / 2) + stdtrit(units - 1, spec.power)) * error)
 
 
-def smallest_of(figure: Estimate, spec: Analysis) -> float:
+def smallest_of(figure: Estimate, spec: AnalysisConfig) -> float:
     """The same from the width of an interval."""
     normal = NormalDist()
     error = (figure.high - figure.low) / 2 / normal.inv_cdf(1 - spec.alpha / 2)
     return (normal.inv_cdf(1 - spec.alpha / 2) + normal.inv_cdf(spec.power)) * error
 
 
-def smallest_correlation(pairs: int, spec: Analysis) -> float:
+def smallest_correlation(pairs: int, spec: AnalysisConfig) -> float:
     """The smallest true correlation that so many pairs show with the power asked for (Fisher's z)."""
     if pairs < 4:
         return math.nan
@@ -188,7 +191,7 @@ def paired(
 
 
 def contrast(
-    differences: Float[np.ndarray, " groups"], spec: Analysis, rng: np.random.Generator, *, rates: bool = False
+    differences: Float[np.ndarray, " groups"], spec: AnalysisConfig, rng: np.random.Generator, *, rates: bool = False
 ) -> Contrast:
     """Test whether the mean of paired differences is 0.
 
@@ -273,7 +276,7 @@ def association(
     outcome: Float[np.ndarray, " rows"],
     columns: Float[np.ndarray, "rows columns"],
     strata: Shaped[np.ndarray, " rows"] | None,
-    spec: Analysis,
+    spec: AnalysisConfig,
     rng: np.random.Generator | None,
 ) -> Association:
     """Correlate an outcome with columns, within strata where there are any.
@@ -325,11 +328,11 @@ class Discrimination:
         """Whether the target reads highest."""
         return self.shares[np.arange(len(self.target)), self.target]
 
-    def areas(self, spec: Analysis, rng: np.random.Generator) -> AurocIntervals:
+    def areas(self, spec: AnalysisConfig, rng: np.random.Generator) -> AurocIntervals:
         """AUROC of each candidate against the rest, and their mean."""
         return auroc_interval(self.scores, self.labels, self.groups, rng=rng, n_boot=spec.draws, level=spec.coverage)
 
-    def assignment_p(self, spec: Analysis, rng: np.random.Generator) -> tuple[float, float]:
+    def assignment_p(self, spec: AnalysisConfig, rng: np.random.Generator) -> tuple[float, float]:
         """p of the mean share of first ranks when concepts are assigned to readings at random, and its floor.
 
         The units are the concepts and not the rows: the rows of one concept share whatever else its texts have in
@@ -360,16 +363,12 @@ def overall(verdicts: Sequence[Verdict], rule: Literal["all", "any"]) -> Verdict
     return next(each for each in (order if rule == "all" else order[::-1]) if each in verdicts)
 
 
-def flat(name: str, figure: Estimate) -> dict[str, float]:
-    """A figure with its ends as metrics; what is not defined is left out."""
-    return defined({name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high})
-
-
-def defined(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Metrics without those that are no numbers."""
-    return {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
-
-
-def cell(figure: Estimate) -> tuple[float, float, float]:
-    """A figure as tables hold it."""
-    return figure.value, figure.low, figure.high
+def flatten(figures: Mapping[str, Estimate | float | None]) -> dict[str, float]:
+    """Figures as flat metrics, an estimate with ``_low`` and ``_high``; what is not defined is left out."""
+    values: dict[str, float] = {}
+    for name, figure in figures.items():
+        if isinstance(figure, Estimate):
+            values |= {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
+        elif figure is not None:
+            values[name] = float(figure)
+    return {name: float(value) for name, value in values.items() if math.isfinite(value)}

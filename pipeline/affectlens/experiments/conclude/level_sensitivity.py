@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
-from affectlens.experiments.conclude import selection
+from affectlens.experiments.conclude import estimators, selection
 from affectlens.experiments.conclude.analysis import Analysis, Needs, analysis
-from affectlens.experiments.conclude.estimators import contrast, defined, flat, jointly, mean, rank_trend
-from affectlens.experiments.conclude.sentences import render, untestable
+from affectlens.experiments.conclude.estimators import Figures
+from affectlens.experiments.conclude.sentences import render
 from affectlens.experiments.results import Measured
 from affectlens.results.figures import Chart, DataTable, Finding, Series, Verdict
 from affectlens.stats import permutation_p, permuted_within
@@ -75,7 +75,7 @@ class LevelSensitivity(Analysis):
                 main.append(trend)
                 twin.append(self._trend(measured, readings, other))
         if not templates:
-            return untestable(
+            return self.untestable(
                 f"no template has a reading at {self.least_levels} or more values of `{self.level}` and names "
                 f"concepts of the study in `{self.expects}`"
             )
@@ -93,16 +93,16 @@ class LevelSensitivity(Analysis):
         own, of_twin = (main * expected).sum(axis=1), (twin * expected).sum(axis=1)
         paired = np.isfinite(own - of_twin)
         count = int(paired.sum())
-        beyond = contrast((own - of_twin)[paired], self, rng)
+        beyond = estimators.contrast((own - of_twin)[paired], self, rng)
         p_others, floor = self._other_concepts((main - twin)[paired], expected[paired], rng) if count else (1.0, 1.0)
         # The claim: beyond the twins over templates, and more than any concepts would be. Its p is the larger of both.
-        p = jointly(beyond.p, p_others)
+        p = estimators.jointly(beyond.p, p_others)
         verdict: Verdict = (
             "not shown" if beyond.floor <= self.alpha and beyond.smallest <= self.matters else "untestable"
         )
         if beyond.estimate.value > 0 and p <= self.alpha:
             verdict = "shown"
-        alone = mean(own, None, self, rng)
+        alone = estimators.mean(own, None, self, rng)
         steep, others = np.abs(main)[expected != 0], np.abs(main)[expected == 0]
         typical = float(np.nanmedian(steep))
         sentences = render(
@@ -111,11 +111,11 @@ class LevelSensitivity(Analysis):
             share=float((others >= typical).mean()) if len(others) else 0.0, alpha=self.alpha,
             least=int(np.ceil(1 - np.log2(self.alpha))),
         )  # fmt: skip
-        metrics = flat("trend_difference", beyond.estimate) | flat("trend", alone)
-        metrics |= defined(
-            {"templates": count, "templates_as_claimed": (beyond.differences > 0).sum(), "p": p, "p_flips": beyond.p,
-             "p_other_concepts": p_others, "smallest_effect": beyond.smallest}
-        )  # fmt: skip
+        figures: Figures = {
+            "trend_difference": beyond.estimate, "trend": alone, "templates": count, "p": p, "p_flips": beyond.p,
+            "templates_as_claimed": (beyond.differences > 0).sum(), "p_other_concepts": p_others,
+            "smallest_effect": beyond.smallest,
+        }  # fmt: skip
         rows = []
         for index, template in enumerate(templates):
             signs = zip(measured.concepts, expected[index], strict=True)
@@ -128,7 +128,7 @@ class LevelSensitivity(Analysis):
         series = [Series(name, templates, values.tolist()) for name, values in both]
         y = "rank correlation with the level"
         chart = Chart("Trend of the expected concepts", "bar", "template", y, series)
-        return Finding(verdict, sentences, metrics, (DataTable("Each template", columns, rows, note),), (chart,))
+        return self.finding(verdict, sentences, figures, (DataTable("Each template", columns, rows, note),), (chart,))
 
     def _expected(self, measured: Measured, rows: Sequence[int]) -> Float[np.ndarray, " concepts"]:
         """Signs of the expected concepts, divided by their number; 0 where no scenario names one of the study."""
@@ -159,7 +159,7 @@ class LevelSensitivity(Analysis):
             for i in kept:
                 series.setdefault(key(i), []).append(i)
             trends = [
-                rank_trend(
+                estimators.rank_trend(
                     selection.levels([scenarios[i].factors[self.level] for i in each]), readings[each],
                     self.least_levels,
                 )

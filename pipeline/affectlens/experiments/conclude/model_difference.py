@@ -9,21 +9,10 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
-from affectlens.experiments.conclude import selection
+from affectlens.experiments.conclude import estimators, selection
 from affectlens.experiments.conclude.analysis import Analysis, Needs, analysis
-from affectlens.experiments.conclude.estimators import (
-    association,
-    cell,
-    contrast,
-    defined,
-    flat,
-    group_means,
-    mean,
-    overall,
-    smallest_correlation,
-    undefined,
-)
-from affectlens.experiments.conclude.sentences import render, untestable
+from affectlens.experiments.conclude.estimators import Figures
+from affectlens.experiments.conclude.sentences import render
 from affectlens.experiments.results import Measured
 from affectlens.results.figures import Chart, DataTable, Finding, Series, Verdict
 from affectlens.stats import Estimate, benjamini_hochberg, fisher_interval, holm
@@ -81,18 +70,18 @@ class ModelDifference(Analysis):
     def conclude(self, measured: Measured, rng: np.random.Generator) -> Finding:
         """Second model less first, paired by prompt; claims are about its correlation with ratings of the concepts."""
         if self.reading not in measured.against:
-            return untestable("there is no second model; name one to compare with")
+            return self.untestable("there is no second model; name one to compare with")
         rows = selection.main_rows(measured)
         second = np.asarray(measured.against[self.reading], dtype=float)
         change = second - selection.reading(measured, self.reading)
         rows = rows[np.isfinite(change[rows]).any(axis=1)]
-        means = group_means(change[rows], selection.groups(measured, rows))
+        means = estimators.group_means(change[rows], selection.groups(measured, rows))
         kept = np.isfinite(means).all(axis=0) & bool(len(means))
         if len(means) < 2 or kept.sum() < 2:
             few = f"{len(means)} groups of prompts and {kept.sum()} concepts"
-            return untestable(f"both models were read on {few}, and at least two of each are needed")
+            return self.untestable(f"both models were read on {few}, and at least two of each are needed")
         names, means = [measured.concepts[i] for i in np.flatnonzero(kept)], means[:, kept]
-        contrasts = [contrast(column, self, rng) for column in means.T]
+        contrasts = [estimators.contrast(column, self, rng) for column in means.T]
         related = [
             self._related(name, means.mean(axis=0), np.asarray(measured.ratings[name], dtype=float)[kept], rng)
             for name in ("valence", "arousal")
@@ -109,11 +98,17 @@ class ModelDifference(Analysis):
         """Correlation of the mean difference with a rating over the rated concepts, ratings permuted over concepts."""
         rated = np.isfinite(ratings)
         count = int(rated.sum())
-        found = {"name": name, "figure": undefined(count), "p": math.nan, "floor": math.nan, "ratings": ratings}
+        found = {
+            "name": name,
+            "figure": estimators.undefined(count),
+            "p": math.nan,
+            "floor": math.nan,
+            "ratings": ratings,
+        }
         if count >= 4:
-            related = association(profile[rated], ratings[rated][:, None], None, self, rng)
+            related = estimators.association(profile[rated], ratings[rated][:, None], None, self, rng)
             found |= {"figure": related.estimates[0], "p": float(related.p[0]), "floor": related.floor}
-        return found | {"smallest": smallest_correlation(count, self)}
+        return found | {"smallest": estimators.smallest_correlation(count, self)}
 
     def _finding(
         self,
@@ -138,11 +133,15 @@ class ModelDifference(Analysis):
         adjusted = benjamini_hochberg(np.array([each.p for each in contrasts]))
         clear = int((adjusted <= self.alpha).sum())
         verdict = (
-            overall([each["verdict"] for each in claims], "all") if claims else "described" if clear else "not shown"
+            estimators.overall([each["verdict"] for each in claims], "all")
+            if claims
+            else "described"
+            if clear
+            else "not shown"
         )
         consistent = self._split_halves(means, rng)
         same = np.sign((means.sum(axis=0) - means) / (len(means) - 1)) == np.sign(means)
-        agreeing = mean(same.mean(axis=1), None, self, rng)
+        agreeing = estimators.mean(same.mean(axis=1), None, self, rng)
         figures = [each.estimate for each in contrasts]
         order = np.argsort([-each.value for each in figures])
         ends = [f"{names[i]} {figures[i].value:+.3f}" for i in order]
@@ -152,14 +151,13 @@ class ModelDifference(Analysis):
             up=ends[:3], down=ends[: -4 : -1], clear=clear, concepts=len(names), groups=len(means),
             consistent=consistent, agreeing=agreeing, smallest=smallest,
         )  # fmt: skip
-        metrics = {"concepts_shifted": float(clear)} | flat("split_half", consistent) | flat("sign_agreement", agreeing)
+        metrics: Figures = {"concepts_shifted": clear, "split_half": consistent, "sign_agreement": agreeing}
         for each in related:
-            metrics |= flat(f"r_{each['name']}", each["figure"]) | defined({f"p_{each['name']}": each["p"]})
-        for name, figure in zip(names, figures, strict=True):
-            metrics |= flat(f"shift_{name}", figure)
+            metrics |= {f"r_{each['name']}": each["figure"], f"p_{each['name']}": each["p"]}
+        metrics |= {f"shift_{name}": figure for name, figure in zip(names, figures, strict=True)}
         valence, arousal = (each["ratings"] for each in related)
         rows = [
-            (names[i], cell(figures[i]), float(adjusted[i]), float(same[:, i].mean()), contrasts[i].smallest,
+            (names[i], figures[i], float(adjusted[i]), float(same[:, i].mean()), contrasts[i].smallest,
              float(valence[i]), float(arousal[i]))
             for i in order
         ]  # fmt: skip
@@ -175,7 +173,7 @@ class ModelDifference(Analysis):
         rated = np.flatnonzero(np.isfinite(valence))
         points = Series.of("concepts", valence[rated].tolist(), [figures[i] for i in rated], [names[i] for i in rated])
         chart = Chart("Difference by valence", "scatter", "valence", "difference of the reading", [points])
-        return Finding(verdict, sentences, metrics, (DataTable("Each concept", columns, rows),), (chart,))
+        return self.finding(verdict, sentences, metrics, (DataTable("Each concept", columns, rows),), (chart,))
 
     def _split_halves(self, means: Float[np.ndarray, "groups concepts"], rng: np.random.Generator) -> Estimate:
         """Correlation over concepts of the differences in two halves of the groups, raised to the whole.
@@ -191,6 +189,6 @@ class ModelDifference(Analysis):
             if first.std() > 0 and second.std() > 0:
                 halves.append(float(np.corrcoef(first, second)[0, 1]))
         if not halves:
-            return undefined(concepts)
+            return estimators.undefined(concepts)
         ends = fisher_interval(float(np.mean(halves)), concepts, level=self.coverage)
         return Estimate(*(2 * r / (1 + r) if r > 0 else r for r in ends[:3]), concepts)

@@ -10,19 +10,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import Field
 
-from affectlens.experiments.conclude import selection
+from affectlens.experiments.conclude import estimators, selection
 from affectlens.experiments.conclude.analysis import Analysis, Needs, analysis
-from affectlens.experiments.conclude.estimators import (
-    bootstrap,
-    cell,
-    defined,
-    flat,
-    interval,
-    jointly,
-    smallest_of,
-    undefined,
-)
-from affectlens.experiments.conclude.sentences import render, untestable
+from affectlens.experiments.conclude.estimators import Figures
+from affectlens.experiments.conclude.sentences import render
 from affectlens.experiments.results import Measured
 from affectlens.results.figures import Chart, DataTable, Finding, Series, Verdict
 from affectlens.stats import Estimate, holm, permutation_p, permuted_labels
@@ -105,7 +96,7 @@ class Persistence(Analysis):
         concepts, target = np.unique(target, return_inverse=True)
         if len(concepts) < 2 or len(np.unique(groups)) < 2:
             few = f"{len(rows)} scenarios with a reading at {self.readings[0]}"
-            return untestable(f"{few} name too few emotions in too few groups; two of each are the least")
+            return self.untestable(f"{few} name too few emotions in too few groups; two of each are the least")
         values = in_own_spread(places[:, rows][:, :, concepts])
         words = in_own_spread(np.nan_to_num(np.asarray(measured.words, dtype=float))[None, rows][:, :, concepts])
         who = np.array([str(value) for value in selection.factor(measured, self.who, rows)])
@@ -120,7 +111,9 @@ class Persistence(Analysis):
         boot = {}
         for name in chosen:
             drawn.bit_generator.state = seeds
-            boot[name] = bootstrap(sums[name][0], lambda counts, own=sums[name]: mean_excess(own, counts), self, drawn)
+            boot[name] = estimators.bootstrap(
+                sums[name][0], lambda counts, own=sums[name]: mean_excess(own, counts), self, drawn
+            )
         units = {name: len(np.unique(groups[own])) for name, own in chosen.items()}
         holders = [
             self._holder(name, *boot[name], units[name], values[0, own], target[own], groups[own], rng)
@@ -128,14 +121,14 @@ class Persistence(Analysis):
         ]
         contrasts = [
             {"first": a, "second": b, "excess": tuple(
-                interval(x - y, s - t, min(units[a], units[b]), self)
+                estimators.interval(x - y, s - t, min(units[a], units[b]), self)
                 for x, y, s, t in zip(boot[a][0], boot[b][0], boot[a][1].T, boot[b][1].T, strict=True)
             )}
             for a, b in combinations([name for name in chosen if name != "all"], 2)
         ]  # fmt: skip
         by_words = excess_sums(words, target, groups, chosen["all"])
-        point, columns = bootstrap(by_words[0], lambda counts: mean_excess(by_words, counts), self, rng)
-        return self._finding(holders, contrasts, interval(point[0], columns[:, 0], units["all"], self))
+        point, columns = estimators.bootstrap(by_words[0], lambda counts: mean_excess(by_words, counts), self, rng)
+        return self._finding(holders, contrasts, estimators.interval(point[0], columns[:, 0], units["all"], self))
 
     def _holder(
         self,
@@ -148,7 +141,9 @@ class Persistence(Analysis):
         groups: Shaped[np.ndarray, " rows"],
         rng: np.random.Generator,
     ) -> Holder:
-        excess = tuple(interval(value, column, units, self) for value, column in zip(point, drawn.T, strict=True))
+        excess = tuple(
+            estimators.interval(value, column, units, self) for value, column in zip(point, drawn.T, strict=True)
+        )
         totals, null = values.sum(axis=0), np.empty(self.permutations)
         for draw, shuffled in enumerate(permuted_labels(target, groups, self.permutations, rng)):
             counts = np.bincount(shuffled, minlength=values.shape[1])
@@ -159,11 +154,11 @@ class Persistence(Analysis):
         fall, p_fall = None, math.nan
         if len(point) > 1:
             change = drawn[:, 0] - drawn[:, -1]
-            fall = interval(point[0] - point[-1], change, units, self)
+            fall = estimators.interval(point[0] - point[-1], change, units, self)
             p_fall = min(1.0, 2 * (np.count_nonzero(~(change > 0)) + 1) / (len(change) + 1))
         # Where nothing is shown to be there, there is nothing that could decay.
-        decay = self._decay(point, drawn, units) if excess[0].low > 0 else undefined(units)
-        return Holder(who, excess, float(p), floor, fall, p_fall, decay, smallest_of(excess[0], self))
+        decay = self._decay(point, drawn, units) if excess[0].low > 0 else estimators.undefined(units)
+        return Holder(who, excess, float(p), floor, fall, p_fall, decay, estimators.smallest_of(excess[0], self))
 
     def _decay(
         self, point: Float[np.ndarray, " places"], drawn: Float[np.ndarray, "draws places"], units: int
@@ -175,7 +170,7 @@ class Persistence(Analysis):
         place.
         """
         if len(point) < 2 or not np.isfinite(point).all():
-            return undefined(units)
+            return estimators.undefined(units)
 
         def kept(means: Float[np.ndarray, "draws places"]) -> Float[np.ndarray, " draws"]:
             share = (means[:, :-1] * means[:, 1:]).sum(axis=1) / np.maximum((means[:, :-1] ** 2).sum(axis=1), 1e-30)
@@ -186,7 +181,7 @@ class Persistence(Analysis):
                 return math.nan if math.isnan(share) else math.inf
             return -1 / math.log(share) if share > 0 else 0.0
 
-        share = interval(float(kept(point[None])[0]), kept(drawn), units, self)
+        share = estimators.interval(float(kept(point[None])[0]), kept(drawn), units, self)
         # A length is a rising function of the share kept: the ends of the interval go over with it.
         return Estimate(length(share.value), length(share.low), length(share.high), share.n)
 
@@ -194,8 +189,8 @@ class Persistence(Analysis):
         whole, rest = holders[0], holders[1:]
         follows = whole.p <= self.alpha and whole.excess[0].value > 0
         fades = whole.fall is None or (whole.p_fall <= self.alpha and whole.fall.value > 0)
-        p = whole.p if whole.fall is None else jointly(whole.p, whole.p_fall)
-        weakest = whole.smallest if not follows or whole.fall is None else smallest_of(whole.fall, self)
+        p = whole.p if whole.fall is None else estimators.jointly(whole.p, whole.p_fall)
+        weakest = whole.smallest if not follows or whole.fall is None else estimators.smallest_of(whole.fall, self)
         verdict: Verdict = "not shown" if weakest <= self.matters else "untestable"
         if p <= self.alpha and follows and fades and whole.excess[0].n >= self.least_groups:
             verdict = "shown"
@@ -205,14 +200,14 @@ class Persistence(Analysis):
             TEMPLATE, whole=whole, holders=told, contrasts=contrasts, words=words, first=self.readings[0],
             last=self.readings[-1], fades=fades, power=self.power,
         )  # fmt: skip
-        metrics = {"p": p} | flat("excess_words", words)
+        figures: Figures = {"p": p, "excess_words": words}
         for each in holders:
-            metrics |= flat(f"excess_{each.who}", each.excess[0]) | flat(f"decay_{each.who}", each.decay)
-            metrics |= {f"p_{each.who}": each.p} | ({} if each.fall is None else flat(f"fall_{each.who}", each.fall))
+            figures |= {f"excess_{each.who}": each.excess[0], f"decay_{each.who}": each.decay}
+            figures |= {f"p_{each.who}": each.p, f"fall_{each.who}": each.fall}
         for each in contrasts:
-            metrics |= flat(f"{each['first']}_less_{each['second']}", each["excess"][0])
-        rows = [(h.who, *map(cell, h.excess), float(adjusted.get(h.who, h.p)), cell(h.decay)) for h in holders]
-        between = [(f"{each['first']} less {each['second']}", *map(cell, each["excess"])) for each in contrasts]
+            figures[f"{each['first']}_less_{each['second']}"] = each["excess"][0]
+        rows = [(h.who, *h.excess, float(adjusted.get(h.who, h.p)), h.decay) for h in holders]
+        between = [(f"{each['first']} less {each['second']}", *each["excess"]) for each in contrasts]
         tables = (
             DataTable(
                 "Own excess by distance from the cause",
@@ -222,10 +217,8 @@ class Persistence(Analysis):
             DataTable("Contrasts between holders", ("contrast", *self.readings), between),
         )  # fmt: skip
         series = [Series.of(each.who, self.readings, each.excess) for each in holders]
-        return Finding(
-            verdict, sentences, defined(metrics), tables,
-            (Chart("How long it lasts", "line", "place", "own excess, sd", series),),
-        )  # fmt: skip
+        chart = Chart("How long it lasts", "line", "place", "own excess, sd", series)
+        return self.finding(verdict, sentences, figures, tables, (chart,))
 
 
 def in_own_spread(values: Float[np.ndarray, "places rows concepts"]) -> Float[np.ndarray, "places rows concepts"]:

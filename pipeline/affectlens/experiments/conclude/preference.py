@@ -12,25 +12,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from pydantic import Field
 
-from affectlens.experiments.conclude import selection, steering
+from affectlens.experiments.conclude import estimators, selection, steering
 from affectlens.experiments.conclude.analysis import Needs, analysis
 from affectlens.experiments.conclude.bradley_terry import ELO, BradleyTerry, Strengths, shares
-from affectlens.experiments.conclude.estimators import (
-    bootstrap,
-    cell,
-    correlations,
-    defined,
-    flat,
-    group_means,
-    interval,
-    less_strata,
-    overall,
-    smallest_of,
-    undefined,
-)
+from affectlens.experiments.conclude.estimators import Figures
 from affectlens.experiments.conclude.preference_table import Related, correlate, read_scores
 from affectlens.experiments.conclude.pushes import SteeringAnalysis
-from affectlens.experiments.conclude.sentences import render, untestable
+from affectlens.experiments.conclude.sentences import render
 from affectlens.experiments.conclude.steering import SteeredVector
 from affectlens.experiments.experiment import PairwiseConfig
 from affectlens.experiments.results import Measured
@@ -105,13 +93,13 @@ class Preference(SteeringAnalysis):
     def conclude(self, measured: Measured, rng: np.random.Generator) -> Finding:
         """Fit strengths, correlate them with every reading, and see whether steering some items moves these."""
         if measured.tournament is None or not measured.items or 0 not in measured.tournament_cells:
-            return untestable("nothing was compared without steering")
+            return self.untestable("nothing was compared without steering")
         readings = by_item(measured, selection.reading(measured, self.reading))
         base = np.asarray(measured.tournament[measured.tournament_cells.index(0)], dtype=float)
         compared = np.isfinite(base) & ~np.eye(len(base), dtype=bool)
         known = np.isfinite(readings).all(axis=1) & (compared.any(axis=0) | compared.any(axis=1))
         if known.sum() < 4:
-            return untestable(f"{known.sum()} items were compared and read, and at least four are needed")
+            return self.untestable(f"{known.sum()} items were compared and read, and at least four are needed")
         outcome = measured.experiment.config.outcome(PairwiseConfig)
         tie = outcome.tie if outcome else 0.0
         fitted = self._fitted(base, tie, rng)
@@ -136,7 +124,7 @@ class Preference(SteeringAnalysis):
         # The positive control: what the items say decides at least between categories.
         control = between_p(elo, kinds, self.permutations, rng)
         goes_with = together.value > 0 and p <= self.alpha
-        verdict = self._verdict(goes_with, smallest_of(together, self), vectors, control)
+        verdict = self._verdict(goes_with, estimators.smallest_of(together, self), vectors, control)
         gate = "categories of items are not shown to differ in strength" if control > self.alpha and vectors else ""
         effect = agreement(vectors, related)
         order = np.argsort([-abs(each.value) if math.isfinite(each.value) else 0.0 for each in related.raw.estimates])
@@ -149,23 +137,22 @@ class Preference(SteeringAnalysis):
             TEMPLATE, **steering.said(vectors, self, action, "Elo points", gate, None), goes_with=goes_with,
             together=together, rated=int(used.sum()), p=p, floor=floor, words=words, concepts=len(related.concepts),
             raw=int((related.adjusted("raw") <= self.alpha).sum()), strongest=strongest, control=control,
-            within=int((related.adjusted("within") <= self.alpha).sum()), smallest=smallest_of(together, self),
-            alpha=self.alpha, effect=effect, position=fitted.position, same_place=fitted.same_place, items=len(base),
-            tied=fitted.tied,
+            within=int((related.adjusted("within") <= self.alpha).sum()), alpha=self.alpha,
+            smallest=estimators.smallest_of(together, self), effect=effect, position=fitted.position,
+            same_place=fitted.same_place, items=len(base), tied=fitted.tied,
         )  # fmt: skip
-        metrics = flat("within_aligned", together) | flat("position_bias_elo", fitted.position)
-        metrics |= defined(
-            {"p_within_aligned": p, "decided_by_position": fitted.same_place, "tied": fitted.tied,
-             "p_categories": control}
-        )  # fmt: skip
+        figures: Figures = {
+            "within_aligned": together, "p_within_aligned": p, "position_bias_elo": fitted.position,
+            "decided_by_position": fitted.same_place, "tied": fitted.tied, "p_categories": control,
+        }  # fmt: skip
         for name in ("raw", "free", "within"):
-            metrics[f"concepts_{name}"] = float((related.adjusted(name) <= self.alpha).sum())
-            for concept, each in zip(related.concepts, getattr(related, name).estimates, strict=True):
-                metrics |= flat(f"r_{name}_{concept}", each)
+            figures[f"concepts_{name}"] = (related.adjusted(name) <= self.alpha).sum()
+            estimates = zip(related.concepts, getattr(related, name).estimates, strict=True)
+            figures |= {f"r_{name}_{concept}": each for concept, each in estimates}
         if vectors:
-            metrics |= steering.metrics(vectors, "elo") | flat("steering_agreement", effect)
+            figures |= {**steering.figures(vectors, "elo"), "steering_agreement": effect}
         tables, charts = drawn(measured, fitted, readings, related)
-        return Finding(verdict, sentences, metrics, (*tables, steering.table(vectors, "Elo points")), charts)
+        return self.finding(verdict, sentences, figures, (*tables, steering.table(vectors, "Elo points")), charts)
 
     def _verdict(self, goes_with: bool, smallest: float, vectors: list[SteeredVector], control: float) -> Verdict:
         """Readings go with preference, and steering moves it where it was tried."""
@@ -173,7 +160,9 @@ class Preference(SteeringAnalysis):
             return "not shown" if smallest <= self.matters_correlation else "untestable"
         if not vectors:
             return "shown"
-        return "untestable" if control > self.alpha else overall([each.verdict for each in vectors], self.rule)
+        return (
+            "untestable" if control > self.alpha else estimators.overall([each.verdict for each in vectors], self.rule)
+        )
 
     def _fitted(self, odds: Float[np.ndarray, "items items"], tie: float, rng: np.random.Generator) -> Fitted:
         model = BradleyTerry(shares(odds, tie))
@@ -186,8 +175,11 @@ class Preference(SteeringAnalysis):
         compared = odds[np.isfinite(odds) & ~np.eye(count, dtype=bool)]
         return Fitted(
             strengths,
-            [interval(value, ELO * column, count, self) for value, column in zip(strengths.elo, items.T, strict=True)],
-            interval(ELO * strengths.position, ELO * position, count, self),
+            [
+                estimators.interval(value, ELO * column, count, self)
+                for value, column in zip(strengths.elo, items.T, strict=True)
+            ],
+            estimators.interval(ELO * strengths.position, ELO * position, count, self),
             float(same.mean()) if len(same) else math.nan,
             float((np.abs(compared) <= tie).mean()),
         )
@@ -206,13 +198,13 @@ class Preference(SteeringAnalysis):
             The mean with its bootstrap interval over items (category means taken off once), the one-sided p of items
             changing places within their category, its floor, and which concepts entered.
         """
-        x, y = less_strata(elo, kinds), less_strata(readings, kinds)
-        values = correlations(x, y)
+        x, y = estimators.less_strata(elo, kinds), estimators.less_strata(readings, kinds)
+        values = estimators.correlations(x, y)
         used = np.isfinite(values) & (signs != 0)
         if not used.any():
-            return undefined(len(elo)), math.nan, math.nan, used
+            return estimators.undefined(len(elo)), math.nan, math.nan, used
         y, signs = y[:, used], signs[used]
-        null = correlations(x[permuted_within(kinds, self.permutations, rng)], y) @ signs / len(signs)
+        null = estimators.correlations(x[permuted_within(kinds, self.permutations, rng)], y) @ signs / len(signs)
         value = float((values[used] * signs).mean())
         p, floor = permutation_p(value, null)
 
@@ -223,8 +215,8 @@ class Preference(SteeringAnalysis):
             with np.errstate(divide="ignore", invalid="ignore"):
                 return (xy / np.sqrt(xx[:, None] * yy)) @ signs / len(signs)
 
-        _, drawn = bootstrap(x, aligned, self, rng)
-        return interval(value, drawn, len(x), self), float(p), floor, used
+        _, drawn = estimators.bootstrap(x, aligned, self, rng)
+        return estimators.interval(value, drawn, len(x), self), float(p), floor, used
 
 
 def by_item(measured: Measured, values: Float[np.ndarray, "scenarios concepts"]) -> Float[np.ndarray, "items concepts"]:
@@ -261,7 +253,7 @@ def between_p(
     sizes = np.unique(kinds, return_counts=True)[1]
 
     def between(values: Float[np.ndarray, "items draws"]) -> Float[np.ndarray, " draws"]:
-        return (sizes[:, None] * (group_means(values, kinds) - values.mean(axis=0)) ** 2).sum(axis=0)
+        return (sizes[:, None] * (estimators.group_means(values, kinds) - values.mean(axis=0)) ** 2).sum(axis=0)
 
     return float(permutation_p(float(between(elo[:, None])[0]), between(elo[orders].T))[0])
 
@@ -272,7 +264,7 @@ def agreement(vectors: list[SteeredVector], related: Related) -> Estimate:
     pairs = [(each.effect.value, raw[each.vector].value) for each in vectors]
     pairs = np.array([pair for pair in pairs if all(map(math.isfinite, pair))]).reshape(-1, 2)
     if len(pairs) < 3 or (pairs.std(axis=0) == 0).any():
-        return undefined(len(pairs))
+        return estimators.undefined(len(pairs))
     return fisher_interval(float(np.corrcoef(pairs.T)[0, 1]), len(pairs))
 
 
@@ -280,11 +272,11 @@ def drawn(
     measured: Measured, fitted: Fitted, readings: Float[np.ndarray, "items concepts"], related: Related
 ) -> tuple[tuple[DataTable, ...], tuple[Chart, ...]]:
     """Strengths, correlations, and strengths over the reading that goes with them most."""
-    strengths = [(*measured.items[i], cell(fitted.items[i])) for i in np.argsort(-fitted.strengths.items)]
+    strengths = [(*measured.items[i], fitted.items[i]) for i in np.argsort(-fitted.strengths.items)]
     sorts = ("raw", "free", "within")
     adjusted = {name: related.adjusted(name) for name in sorts}
     rows = [
-        (concept, *(cell(getattr(related, name).estimates[i]) for name in sorts),
+        (concept, *(getattr(related, name).estimates[i] for name in sorts),
          *(float(adjusted[name][i]) for name in sorts))
         for i, concept in enumerate(related.concepts)
     ]  # fmt: skip

@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from affectlens.errors import UserError
+from affectlens.experiments.conclude import estimators
 from affectlens.experiments.conclude.analysis import Analysis
-from affectlens.experiments.conclude.estimators import Association, association
+from affectlens.experiments.conclude.estimators import Association
 from affectlens.stats import benjamini_hochberg
 
 EXTREME = 2
@@ -83,9 +84,9 @@ def correlate(
     kept = ~np.isin(kinds, left_out)
     return Related(
         tuple(readings),
-        association(elo, values, None, spec, rng),
-        association(elo[kept], values[kept], None, spec, rng),
-        association(elo, values, kinds, spec, rng),
+        estimators.association(elo, values, None, spec, rng),
+        estimators.association(elo[kept], values[kept], None, spec, rng),
+        estimators.association(elo, values, kinds, spec, rng),
         left_out,
     )
 

@@ -12,9 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from pydantic import Field
 
-from affectlens.experiments.conclude import selection
+from affectlens.experiments.conclude import estimators, selection
 from affectlens.experiments.conclude.analysis import Analysis
-from affectlens.experiments.conclude.estimators import group_means
 from affectlens.experiments.results import Measured
 from affectlens.interventions.judge import Claim, Rules, judge
 
@@ -190,4 +189,4 @@ def by_group(
 ) -> tuple[np.ndarray, ByGroup]:
     """Names of the groups of these scenarios, and per steering condition the means of the groups."""
     groups = selection.groups(measured, rows)
-    return np.unique(groups), group_means(values[:, rows].T, groups).T
+    return np.unique(groups), estimators.group_means(values[:, rows].T, groups).T

@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
-from affectlens.experiments.conclude import pushes, selection, steering
+from affectlens.experiments.conclude import estimators, pushes, selection, steering
 from affectlens.experiments.conclude.analysis import Analysis, Needs, analysis
-from affectlens.experiments.conclude.estimators import bootstrap, cell, flat, interval, mean, overall, undefined
+from affectlens.experiments.conclude.estimators import Figures
 from affectlens.experiments.conclude.pushes import SteeringAnalysis
-from affectlens.experiments.conclude.sentences import render, untestable
-from affectlens.experiments.results import GradedCompletion, Measured
+from affectlens.experiments.conclude.sentences import render
+from affectlens.experiments.results import Measured, GradedCompletion
 from affectlens.results.figures import Chart, DataTable, Finding, Series
 from affectlens.stats import Estimate, wilson
 
@@ -76,7 +76,7 @@ class Rate(SteeringAnalysis):
         chosen = set(rows.tolist())
         answers = [each for each in measured.completions if each.scenario in chosen]
         if not answers:
-            return untestable("no answer was sampled")
+            return self.untestable("no answer was sampled")
         shares = label_shares(measured, measured.completions, self.label)
         ungraded = sum(each.grade.get("label") is None for each in answers) / len(answers)
         readable = ungraded <= self.most_ungraded
@@ -88,27 +88,23 @@ class Rate(SteeringAnalysis):
         gate = gate if vectors else ""
         base = counted(answers, 0, self.label)
         never, groups = not np.nansum(shares[:, rows]), int(np.isfinite(by_group[0]).sum())
-        judged, metrics = agreement(answers, measured, self, rng)
+        judged, figures = agreement(answers, measured, self, rng)
         sentences = render(
             TEMPLATE, **steering.said(vectors, self, f"change the rate of `{self.label}`", "(0 to 1)", gate, order),
             **judged, ungraded=ungraded, most_ungraded=self.most_ungraded, answers=len(answers), base=base,
             label=self.label, never=never, groups=groups, most=wilson(0, groups).high if groups else math.nan,
         )  # fmt: skip
-        metrics |= {"ungraded": ungraded, "answers": float(len(answers))}
+        figures |= {"ungraded": ungraded, "answers": len(answers)}
         if not readable:
-            return Finding("untestable", sentences, metrics)
-        verdict = "untestable" if gate else overall([each.verdict for each in vectors], self.rule)
-        metrics |= flat("rate_unsteered", base) | steering.metrics(vectors)
+            return self.finding("untestable", sentences, figures)
+        verdict = "untestable" if gate else estimators.overall([each.verdict for each in vectors], self.rule)
+        figures |= {"rate_unsteered": base, **steering.figures(vectors)}
         table, chart = self._drawn(measured, answers, by_group, rng)
         tables = (table, labels_table(measured, answers), steering.table(vectors, "share"))
-        return Finding(verdict, sentences, metrics, tables, (chart,))
+        return self.finding(verdict, sentences, figures, tables, (chart,))
 
     def _drawn(
-        self,
-        measured: Measured,
-        answers: Sequence[GradedCompletion],
-        by_group: pushes.ByGroup,
-        rng: np.random.Generator,
+        self, measured: Measured, answers: Sequence[GradedCompletion], by_group: pushes.ByGroup, rng: np.random.Generator
     ) -> tuple[DataTable, Chart]:
         """Per steering condition the rate, its difference to the unsteered one, and how many were not graded."""
         rows, points = [], {}
@@ -117,11 +113,15 @@ class Rate(SteeringAnalysis):
             if not own:
                 continue
             rate = counted(answers, index, self.label)
-            change = mean(by_group[index] - by_group[0], None, self, rng, rates=True) if index else undefined()
+            change = (
+                estimators.mean(by_group[index] - by_group[0], None, self, rng, rates=True)
+                if index
+                else estimators.undefined()
+            )
             ungraded = sum(answer.grade.get("label") is None for answer in own)
             perplexity = float(measured.manipulation["perplexity"][index])
             name = pushes.label_of(measured, index)
-            rows.append((name, each.strength, cell(rate), cell(change), rate.n, ungraded, perplexity))
+            rows.append((name, each.strength, rate, change, rate.n, ungraded, perplexity))
             if each.family in ("none", "concept"):
                 points[each.vector, each.strength] = rate
         series = []
@@ -175,7 +175,7 @@ def labels_table(measured: Measured, answers: Sequence[GradedCompletion]) -> Dat
 
 def agreement(
     answers: Sequence[GradedCompletion], measured: Measured, spec: Analysis, rng: np.random.Generator
-) -> tuple[dict[str, object], dict[str, float]]:
+) -> tuple[dict[str, object], Figures]:
     """What the template and the metrics say of two judges, where grades hold the votes of two."""
     votes = [(each.grade.get("votes") or {}, each.scenario) for each in answers]
     judges = list(dict.fromkeys(judge for vote, _ in votes for judge in vote))
@@ -184,14 +184,14 @@ def agreement(
     both = [(vote.get(judges[0]), vote.get(judges[1]), scenario) for vote, scenario in votes]
     heard = [(str(a), str(b), scenario) for a, b, scenario in both if a is not None and b is not None]
     silent = len(both) - len(heard)
-    metrics = {"judges_silent": float(silent)}
+    figures: Figures = {"judges_silent": silent}
     if not heard:
-        return {"judges": judges, "kappa": None, "agreement": None, "silent": silent}, metrics
+        return {"judges": judges, "kappa": None, "agreement": None, "silent": silent}, figures
     groups = selection.groups(measured, np.array([scenario for *_, scenario in heard]))
     beyond = kappa([a for a, *_ in heard], [b for _, b, _ in heard], groups, spec, rng)
     equal = wilson(sum(a == b for a, b, _ in heard), len(heard))
-    metrics |= flat("kappa", beyond) | flat("agreement", equal)
-    return {"judges": judges, "kappa": beyond, "agreement": equal, "silent": silent}, metrics
+    figures |= {"kappa": beyond, "agreement": equal}
+    return {"judges": judges, "kappa": beyond, "agreement": equal, "silent": silent}, figures
 
 
 def kappa(
@@ -214,4 +214,4 @@ def kappa(
         chance = (drawn.sum(axis=1) * drawn.sum(axis=2)).sum(axis=1) / total**2
         return np.where(chance < 1, (same - chance) / np.where(chance < 1, 1 - chance, 1), math.nan)
 
-    return interval(*bootstrap(tables, kappas, spec, rng), len(names), spec)
+    return estimators.interval(*estimators.bootstrap(tables, kappas, spec, rng), len(names), spec)

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 
 from affectlens.results import format
-from affectlens.results.figures import VERDICT_WORDS, Finding
+from affectlens.results.figures import VERDICT_WORDS
 
 _environment = Environment(undefined=StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True)
 _environment.filters |= {
@@ -41,8 +41,3 @@ def render(template: str, **values: Any) -> tuple[str, ...]:
     """
     lines = re.sub(r"\n[ \t]+", " ", _compiled(template).render(values)).splitlines()
     return tuple(" ".join(line.split()) for line in lines if line.strip())
-
-
-def untestable(reason: str, *more: str) -> Finding:
-    """A finding that says why there is none."""
-    return Finding("untestable", (f"This could not be tested: {reason}.", *more), {})

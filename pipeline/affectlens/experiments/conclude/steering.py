@@ -16,18 +16,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from affectlens.experiments.conclude import selection
-from affectlens.experiments.conclude.estimators import (
-    Contrast,
-    Frame,
-    cell,
-    contrast,
-    defined,
-    flat,
-    mean,
-    paired,
-    undefined,
-)
+from affectlens.experiments.conclude import estimators, selection
+from affectlens.experiments.conclude.estimators import Contrast, Figures, Frame
 from affectlens.experiments.conclude.pushes import ByGroup, Check, SteeringAnalysis, controls, manipulation
 from affectlens.experiments.results import Measured
 from affectlens.interventions.judge import Claim, judge
@@ -54,7 +44,7 @@ def positive_control(
     sides = [conditions == name for name in spec.asked]
     if not all(side.any() for side in sides):
         return None, "no scenario asks for the outcome outright, so nothing tells whether it can be moved"
-    order = contrast(paired(frame, *sides) / 2, spec, rng)
+    order = estimators.contrast(estimators.paired(frame, *sides) / 2, spec, rng)
     if order.estimate.value > 0 and order.p <= spec.alpha:
         return order, ""
     return order, "the outcome does not follow where it is asked for outright"
@@ -161,17 +151,17 @@ def _concluded(
     rates: bool,
 ) -> SteeredVector:
     push = check.push
-    effect = mean(push.effect(change), None, spec, rng, rates=rates) if push else undefined()
+    effect = estimators.mean(push.effect(change), None, spec, rng, rates=rates) if push else estimators.undefined()
     added, removed = (
-        undefined() if index is None else mean(change[index], None, spec, rng, rates=rates)
+        estimators.undefined() if index is None else estimators.mean(change[index], None, spec, rng, rates=rates)
         for index in (push.plus, push.minus)
     )
     twin = None
     if beyond_twin is not None:
         twin = (
-            mean(push.effect(beyond_twin), None, spec, rng, rates=rates)
+            estimators.mean(push.effect(beyond_twin), None, spec, rng, rates=rates)
             if push and beyond_twin.shape[1]
-            else undefined()
+            else estimators.undefined()
         )
     verdict: Verdict = "untestable"
     if check.reason:
@@ -293,18 +283,15 @@ def said(
     }  # fmt: skip
 
 
-def metrics(vectors: Sequence[SteeredVector], name: str = "effect") -> dict[str, float]:
+def figures(vectors: Sequence[SteeredVector], name: str = "effect") -> Figures:
     """The figures of the claimed vectors."""
-    flattened = {"claims": float(len(vectors)), "claims_shown": float(sum(v.verdict == "shown" for v in vectors))}
+    flat: Figures = {"claims": len(vectors), "claims_shown": sum(each.verdict == "shown" for each in vectors)}
     for each in vectors:
-        flattened |= flat(f"{name}_{each.vector}", each.effect) | defined({f"power_{each.vector}": each.smallest})
+        flat |= {f"{name}_{each.vector}": each.effect, f"power_{each.vector}": each.smallest}
+        flat[f"beyond_twin_{each.vector}"] = each.twin
         if each.judged is not None:
-            flattened |= defined(
-                {f"p_{each.vector}": each.judged.p, f"p_adjusted_{each.vector}": each.judged.p_adjusted}
-            )
-        if each.twin is not None:
-            flattened |= flat(f"beyond_twin_{each.vector}", each.twin)
-    return flattened
+            flat |= {f"p_{each.vector}": each.judged.p, f"p_adjusted_{each.vector}": each.judged.p_adjusted}
+    return flat
 
 
 def table(vectors: Sequence[SteeredVector], unit: str) -> DataTable:
@@ -313,10 +300,10 @@ def table(vectors: Sequence[SteeredVector], unit: str) -> DataTable:
         (
             each.vector,
             "raise" if each.side > 0 else "lower",
-            cell(each.effect),
-            cell(each.added),
-            cell(each.removed),
-            cell(each.twin or undefined()),
+            each.effect,
+            each.added,
+            each.removed,
+            (each.twin or estimators.undefined()),
             each.judged.p if each.judged else math.nan,
             each.judged.p_adjusted if each.judged else math.nan,
             each.smallest,

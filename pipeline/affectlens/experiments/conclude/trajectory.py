@@ -8,20 +8,10 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
-from affectlens.experiments.conclude import selection
+from affectlens.experiments.conclude import estimators, selection
 from affectlens.experiments.conclude.analysis import Analysis, Needs, analysis
-from affectlens.experiments.conclude.estimators import (
-    Frame,
-    cell,
-    defined,
-    flat,
-    mean,
-    overall,
-    paired,
-    smallest_effect,
-    standard_error,
-)
-from affectlens.experiments.conclude.sentences import render, untestable
+from affectlens.experiments.conclude.estimators import Figures, Frame
+from affectlens.experiments.conclude.sentences import render
 from affectlens.experiments.results import Measured
 from affectlens.interventions.judge import Claim, Rules, judge
 from affectlens.results.figures import Chart, DataTable, Finding, Series, Verdict
@@ -84,11 +74,13 @@ class Trajectory(Analysis):
         own = selection.main_rows(measured) if self.twin else selection.rows(measured)
         twin = selection.rows(measured, (self.twin,)) if self.twin else np.empty(0, dtype=np.int64)
         if self.twin and not len(twin):
-            return untestable(f"there is no transcript of the condition `{self.twin}` to compare with")
+            return self.untestable(f"there is no transcript of the condition `{self.twin}` to compare with")
         changes = self._changes(measured, places, own, twin)
         if len(changes) < 2:
             which = " with a twin" if len(twin) else ""
-            return untestable(f"{len(changes)} groups of scenarios{which} hold the first and the last place, not two")
+            return self.untestable(
+                f"{len(changes)} groups of scenarios{which} hold the first and the last place, not two"
+            )
         columns = [measured.concepts.index(concept) for concept in self.signs]
         rest = np.setdiff1d(np.arange(changes.shape[1]), columns)
         # The other concepts are the controls: a change of all readings alike is none of this concept.
@@ -101,20 +93,19 @@ class Trajectory(Analysis):
         family = [claims[concept] for concept, sign in self.signs.items() if sign]
         judged = {verdict.name: verdict for verdict in judge(family, rules)}
         judged |= {name: judge([claim], rules)[0] for name, claim in claims.items() if name not in judged}
-        told, verdicts, metrics = [], [], {}
+        told, verdicts = [], []
+        figures: Figures = {}
         for (concept, sign), column in zip(self.signs.items(), columns, strict=True):
             found = judged[concept]
-            change = mean(changes[:, column], None, self, rng)
-            smallest = smallest_effect(standard_error(changes[:, column]), change.n, self)
+            change = estimators.mean(changes[:, column], None, self, rng)
+            smallest = estimators.smallest_effect(estimators.standard_error(changes[:, column]), change.n, self)
             # Without a claim the side was chosen by looking at it.
             p, adjusted = (value if sign else min(1.0, 2 * value) for value in (found.p, found.p_adjusted))
             told.append(
                 {"concept": concept, "sign": sign, "change": change, "p": p, "floor": found.floor, "adjusted": adjusted,
                  "smallest": smallest}
             )  # fmt: skip
-            metrics |= flat(f"change_{concept}", change) | defined(
-                {f"p_{concept}": p, f"p_adjusted_{concept}": adjusted}
-            )
+            figures |= {f"change_{concept}": change, f"p_{concept}": p, f"p_adjusted_{concept}": adjusted}
             if sign:
                 missed = found.outcome == "untestable" or not smallest <= self.matters
                 verdict: Verdict = "shown" if found.shown else "untestable" if missed else "not shown"
@@ -125,11 +116,11 @@ class Trajectory(Analysis):
             last=self.readings[-1], twins=bool(len(twin)), changes=told, others=len(rest),
             least_others=self.least_others, groups=len(changes), smallest=smallest, power=self.power,
         )  # fmt: skip
-        rows = [(each["concept"], cell(each["change"]), each["p"], each["adjusted"], each["smallest"]) for each in told]
+        rows = [(each["concept"], each["change"], each["p"], each["adjusted"], each["smallest"]) for each in told]
         header = ("concept", "change, sd", "p, other concepts", "corrected p", f"found with {self.power:.0%} power")
         tests = DataTable("First place to last", header, rows, "Holm over the claimed concepts.")
         along, chart = self._along(measured, places, {"main": own, self.twin: twin}, columns, rng)
-        return Finding(overall(verdicts, "all"), sentences, metrics, (along, tests), (chart,))
+        return self.finding(estimators.overall(verdicts, "all"), sentences, figures, (along, tests), (chart,))
 
     def _changes(
         self,
@@ -147,7 +138,7 @@ class Trajectory(Analysis):
         table = Frame(change[both], selection.groups(measured, both))
         first = np.arange(len(both)) < len(own)
         if len(twin):
-            return paired(table, first, ~first)
+            return estimators.paired(table, first, ~first)
         _, means = table.means()
         return means[np.isfinite(means).all(axis=1)]
 
@@ -166,9 +157,9 @@ class Trajectory(Analysis):
                 if not len(chosen):
                     continue
                 groups = selection.groups(measured, chosen)
-                points = [mean(place[chosen, column], groups, self, rng) for place in places]
+                points = [estimators.mean(place[chosen, column], groups, self, rng) for place in places]
                 concept = measured.concepts[column]
-                rows.append((concept, name, *map(cell, points)))
+                rows.append((concept, name, *points))
                 series.append(Series.of(f"{concept}, {name}", self.readings, points))
         header = ("concept", "condition", *self.readings)
         chart = Chart("Readings along the transcript", "line", "place", "reading", series)
