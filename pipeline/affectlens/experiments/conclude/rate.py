@@ -90,7 +90,7 @@ class Rate(SteeringAnalysis):
         never, groups = not np.nansum(shares[:, rows]), int(np.isfinite(by_group[0]).sum())
         judged, figures = agreement(answers, measured, self, rng)
         sentences = render(
-            TEMPLATE, **steering.said(vectors, self, f"change the rate of `{self.label}`", "(0 to 1)", gate, order),
+            TEMPLATE, **steering.said(vectors, self, f"change the rate of `{self.label}`", "of the answers", gate, order),
             **judged, ungraded=ungraded, most_ungraded=self.most_ungraded, answers=len(answers), base=base,
             label=self.label, never=never, groups=groups, most=wilson(0, groups).high if groups else math.nan,
         )  # fmt: skip

@@ -40,4 +40,4 @@ def render(template: str, **values: Any) -> tuple[str, ...]:
         values: what it names.
     """
     lines = re.sub(r"\n[ \t]+", " ", _compiled(template).render(values)).splitlines()
-    return tuple(" ".join(line.split()) for line in lines if line.strip())
+    return tuple(" ".join(line.split()).replace(" ,", ",") for line in lines if line.strip())
