@@ -89,9 +89,10 @@ class Rate(SteeringAnalysis):
         base = counted(answers, 0, self.label)
         never, groups = not np.nansum(shares[:, rows]), int(np.isfinite(by_group[0]).sum())
         judged, figures = agreement(answers, measured, self, rng)
+        action = f"change the rate of `{self.label}`"
         sentences = render(
-            TEMPLATE, **steering.said(vectors, self, f"change the rate of `{self.label}`", "of the answers", gate, order),
-            **judged, ungraded=ungraded, most_ungraded=self.most_ungraded, answers=len(answers), base=base,
+            TEMPLATE, **steering.said(vectors, self, action, "of the answers", gate, order), **judged,
+            ungraded=ungraded, most_ungraded=self.most_ungraded, answers=len(answers), base=base,
             label=self.label, never=never, groups=groups, most=wilson(0, groups).high if groups else math.nan,
         )  # fmt: skip
         figures |= {"ungraded": ungraded, "answers": len(answers)}
