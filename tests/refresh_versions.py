@@ -55,7 +55,9 @@ def _is_text(node: ast.AST) -> bool:
 def sources(stage: type[Stage[Any, Any]]) -> list[str]:
     """The stage's module and what it reaches in its rooms, by name."""
     start = stage.__module__.removeprefix("affectlens.")
-    reached, pending = {start}, [start]
+    # Analyses are registered by their names, so that nothing imports them.
+    named = [name for name in modules() if stage.name == "conclude" and name.startswith("experiments.conclude.")]
+    reached, pending = {start, *named}, [start, *named]
     while pending:
         for target in imports(pending.pop()):
             if room(target) in ROOMS[stage.name] and target not in reached:

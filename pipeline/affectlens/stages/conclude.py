@@ -40,6 +40,7 @@ class ConcludeStage(ExperimentStage[Conclusions]):
     """Analyse what was measured and graded."""
 
     name = "conclude"
+    version = 2
     fields = ("run", "limit")
     needs = ("measure", "grade")
     unit = "experiments"
