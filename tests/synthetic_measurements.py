@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from affectlens.experiments.conclude.analysis import conclude
 from affectlens.experiments.experiment import Experiment, ExperimentConfig
-from affectlens.experiments.results import Cell, GradedCompletion, Measured
+from affectlens.experiments.results import Cell, Measured, GradedCompletion
 from affectlens.experiments.scenario import Scenario
 from affectlens.results.figures import Finding
 
@@ -132,9 +132,7 @@ class Steered:
         return measured(what, None, cells, seed, **({"choice": choice} | values))
 
 
-def completions(
-    cells: Sequence[Cell], scenarios: int, label: Any, samples: int = 2, seed: int = 0
-) -> tuple[GradedCompletion, ...]:
+def rollouts(cells: Sequence[Cell], scenarios: int, label: Any, samples: int = 2, seed: int = 0) -> tuple[GradedCompletion, ...]:
     """Sampled answers whose grade is ``label(cell, scenario, generator)``."""
     generator = np.random.default_rng(seed)
     found = []
@@ -143,7 +141,8 @@ def completions(
             for sample in range(samples):
                 grade = label(cell, number, generator)
                 grade = grade if isinstance(grade, dict) else {"label": grade, "score": None, "reason": ""}
-                found.append(GradedCompletion(index, number, sample, "text", grade, 2.0, 0.0))
+                answer = {"cell": index, "scenario": number, "sample": sample, "text": "text", "loss": 2.0}
+                found.append(GradedCompletion(**answer, grade=grade, repetition=0.0))
     return tuple(found)
 
 
