@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from affectlens.experiments.conclude.analysis import conclude
 from affectlens.experiments.experiment import Experiment, ExperimentConfig
-from affectlens.experiments.results import Cell, Measured, GradedCompletion
+from affectlens.experiments.results import Cell, GradedCompletion, Measured
 from affectlens.experiments.scenario import Scenario
 from affectlens.results.figures import Finding
 
@@ -132,7 +132,9 @@ class Steered:
         return measured(what, None, cells, seed, **({"choice": choice} | values))
 
 
-def rollouts(cells: Sequence[Cell], scenarios: int, label: Any, samples: int = 2, seed: int = 0) -> tuple[GradedCompletion, ...]:
+def completions(
+    cells: Sequence[Cell], scenarios: int, label: Any, samples: int = 2, seed: int = 0
+) -> tuple[GradedCompletion, ...]:
     """Sampled answers whose grade is ``label(cell, scenario, generator)``."""
     generator = np.random.default_rng(seed)
     found = []

@@ -14,7 +14,7 @@ from affectlens.experiments.conclude.analysis import Analysis, Needs, analysis
 from affectlens.experiments.conclude.estimators import Figures
 from affectlens.experiments.conclude.pushes import SteeringAnalysis
 from affectlens.experiments.conclude.sentences import render
-from affectlens.experiments.results import Measured, GradedCompletion
+from affectlens.experiments.results import GradedCompletion, Measured
 from affectlens.results.figures import Chart, DataTable, Finding, Series
 from affectlens.stats import Estimate, wilson
 
@@ -105,7 +105,11 @@ class Rate(SteeringAnalysis):
         return self.finding(verdict, sentences, figures, tables, (chart,))
 
     def _drawn(
-        self, measured: Measured, answers: Sequence[GradedCompletion], by_group: pushes.ByGroup, rng: np.random.Generator
+        self,
+        measured: Measured,
+        answers: Sequence[GradedCompletion],
+        by_group: pushes.ByGroup,
+        rng: np.random.Generator,
     ) -> tuple[DataTable, Chart]:
         """Per steering condition the rate, its difference to the unsteered one, and how many were not graded."""
         rows, points = [], {}
