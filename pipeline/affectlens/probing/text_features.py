@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from affectlens.files import open_hdf5
+
 FILE = "codes.h5"
 POOLINGS = {"mean": lambda codes: codes.mean(axis=0), "max": lambda codes: codes.max(axis=0)}
 """How a feature's activations over the tokens of a text become one number."""
@@ -33,11 +35,10 @@ def write_part(
         tokens: feature activations of each document's tokens [tokens, features], dense or (so that memory does not
             grow with tokens times features) sparse; zeros are not stored.
     """
-    import h5py
     from scipy.sparse import csr_array, vstack
 
     sparse: Any = vstack([csr_array(rows) for rows in tokens], format="csr")
-    with h5py.File(path, "w") as opened:
+    with open_hdf5(path, "w") as opened:
         file: Any = opened
         file["documents"] = np.array(documents)
         file["lengths"] = np.array([rows.shape[0] for rows in tokens])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from affectlens import results
-from affectlens.files import write_json
+from affectlens.files import open_hdf5, write_json
 from affectlens.model import subject
 from affectlens.probing import match as matched
 from affectlens.probing.config import MatchConfig
@@ -81,19 +81,18 @@ class MatchStage(Stage[MatchConfig, Match]):
         write_part(out / FILE, documents, pooled, tokens)
 
     def finish(self, parts: Mapping[str, Path], out: Path) -> Metrics:
-        import h5py
         import numpy as np
 
         from affectlens import stats
         from affectlens.probing import contexts, text_features
 
         corpus, folders = self.need(CorpusStage), list(parts.values())
-        with h5py.File(out / matched.FILE, "w") as file:
+        with open_hdf5(out / matched.FILE, "w") as file:
             text_features.join(folders, file, len(corpus.documents))
         found = matched.match(out / matched.FILE, corpus, self.config, self.generator)
         folds, features = found.searches["sae"].folds, found.choice.feature
         used = np.unique(np.concatenate([folds.reshape(-1), features]))
-        with h5py.File(out / matched.FILE, "a") as file:
+        with open_hdf5(out / matched.FILE, "r+") as file:
             for name, values in found.arrays.items():
                 file[name] = values
             text_features.keep_tokens(folders, file, used[used >= 0])
