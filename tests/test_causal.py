@@ -124,6 +124,7 @@ def stage(planted: Planted, norm: float = 5.0, **config: object) -> CausalStage:
         topics=lambda rows: np.array([texts[row].topic for row in rows]),
     )
     codes = np.random.default_rng(4).uniform(size=(len(texts), 64))
+    codes[:, :4] = 0  # so that no search for shuffled labels ends at a studied feature
     rows = np.random.default_rng(0).normal(size=(300, D)).astype(np.float32)
     tokens = SimpleNamespace(document=np.arange(300) % len(texts), read=lambda chosen: rows[chosen])
     module = SAE.from_dict(
@@ -254,7 +255,7 @@ def test_tables_hold_every_row_once_and_no_number_that_is_none(finished) -> None
     controls = finished.result.table("controls").query("operation == 'inject' and vector == 'feature'")
     members = dict(zip(controls["family"], controls["members"], strict=True))
     assert members == dict.fromkeys(("isotropic", "covariance", "permuted", "random_feature"), 20) | {
-        "shuffled_feature": 12,
+        "shuffled_feature": 40,
         "wrong_emotion": 3,
     }
 
@@ -279,9 +280,10 @@ def test_shuffled_controls_are_built_as_directions_and_features_are(planted: Pla
     built = stage(planted)
     names, vectors = built.inputs.names, built.inputs.vectors
     shuffled = np.array([family == "shuffled_direction" for _, family in names])
-    assert shuffled.sum() == 12
-    stories = built.inputs.activations.pooled(LAYER)[built.inputs.corpus.indices("train")]
-    possible = controls.unit_rows(stories - stories.mean(axis=0))
+    assert shuffled.sum() == 40
+    stories = built.inputs.activations.pooled(LAYER)[built.inputs.corpus.indices("train", "validation")]
+    pairs = (stories[:4, None] + stories[None, 4:]).reshape(16, D) / 2
+    possible = controls.unit_rows(pairs - stories.mean(axis=0))
     assert np.abs(vectors[shuffled] @ possible.T).max(axis=1) == pytest.approx(1, abs=1e-5)
     decoder = controls.unit_rows(built.inputs.sae.decoder)
     features = vectors[np.array([family == "shuffled_feature" for _, family in names])]
@@ -624,7 +626,7 @@ def test_all_concepts_can_be_studied_at_once() -> None:
     """Also where long words fall into pieces, so that some concepts have no token that is theirs alone."""
     known: dict[str, int] = {}
 
-    def tokenizer(text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+    def tokenizer(text: str, **options: bool) -> dict[str, list[int]]:
         pieces = [piece for word in text.split() for piece in ([word] if len(word) < 9 else [word[:5], word[5:]])]
         return {"input_ids": [known.setdefault(piece, len(known)) for piece in pieces]}
 

@@ -9,7 +9,7 @@ from typing import Any
 from affectlens.corpus.documents import Document
 from affectlens.errors import UserError
 from affectlens.experiments.experiment import ReadingConfig, Scenario
-from affectlens.model.tokens import Text, encode_following, token_ids_after, tokenise
+from affectlens.model.tokens import Text, encode_following, tokenise
 
 POOLED = ("text", "mean")
 """Reading positions that are means over tokens; the others are single tokens."""
@@ -95,4 +95,4 @@ def continuation(tokenizer: Any, before: str, option: str) -> list[int]:
     meets = before[-1:].isalnum() or before[-1:] in set(".,:;!?")
     if before.endswith(" ") or (meets and option[:1].isalnum()):
         option = " " + option.lstrip(" ")
-    return token_ids_after(tokenizer, before.rstrip(" "), option)
+    return encode_following(tokenizer, option, before.rstrip(" "))

@@ -33,7 +33,7 @@ class CausalConfig(Config):
     """Most words a concept is scored by."""
     controls: int = Field(default=20, ge=20)
     """Control vectors of each family: isotropic, covariance-matched, permuted, frequency-matched random features."""
-    shuffled_controls: int = Field(default=12, ge=3)
+    shuffled_controls: int = Field(default=40, ge=3)
     """Directions built from stories with their labels shuffled within topics, and features found for such labels."""
     stories: int = Field(default=3, ge=1)
     """Held-out stories per concept whose ends are read before ablation."""

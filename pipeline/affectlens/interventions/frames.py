@@ -11,7 +11,7 @@ from typing import Any
 
 from affectlens.corpus.texts import EMBEDDED
 from affectlens.errors import UserError
-from affectlens.model.tokens import token_ids_after
+from affectlens.model.tokens import encode_following
 
 SENTENCE_END = re.compile(r"""(?<=[.!?])\s+|(?<=[.!?]['"])\s+""")
 
@@ -62,14 +62,14 @@ def choose_words(
     """
     lists = {concept: list(dict.fromkeys(lexicon.get(concept) or [concept])) for concept in concepts}
     uses = Counter(word for words in lists.values() for word in words)
-    pieces = {word: token_ids_after(tokenizer, "felt", " " + word) for words in lists.values() for word in words}
+    pieces = {word: encode_following(tokenizer, " " + word, "felt") for words in lists.values() for word in words}
     own = {
         concept: [word for word in words if uses[word] == 1 and len(pieces[word]) == 1]
         for concept, words in lists.items()
     }
     common = _median_log_id(pieces[word][0] for words in own.values() for word in words)
     starts = Counter(token for words in lists.values() for token in {pieces[word][0] for word in words})
-    found = []
+    scored = []
     for concept, words in lists.items():
         whole = bool(own[concept])
         usable = own[concept] if whole else [word for word in words if starts[pieces[word][0]] == 1]
@@ -80,14 +80,14 @@ def choose_words(
             whole = all(len(pieces[word]) == 1 for word in usable)
         chosen = _nearest(usable, pieces, common, most)
         tokens = dict.fromkeys(pieces[word][0] for word in chosen)
-        found.append(ConceptWords(concept, tuple(chosen), tuple(tokens), whole, shared))
-    _check_distinct(found)
-    return found
+        scored.append(ConceptWords(concept, tuple(chosen), tuple(tokens), whole, shared))
+    _check_distinct(scored)
+    return scored
 
 
-def _check_distinct(found: Sequence[ConceptWords]) -> None:
+def _check_distinct(scored: Sequence[ConceptWords]) -> None:
     seen: dict[frozenset[int], str] = {}
-    for each in found:
+    for each in scored:
         other = seen.setdefault(frozenset(each.tokens), each.concept)
         if other != each.concept:
             raise UserError(

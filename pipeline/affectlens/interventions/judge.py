@@ -338,9 +338,9 @@ def _normal_scores(
     """Normal deviates with the tails of t values; 0 for what does nothing beside controls that do nothing."""
     from scipy.special import ndtri, stdtr
 
-    known = spread > 0
-    t = np.divide(deviations, spread, out=np.zeros_like(deviations, dtype=float), where=known)
-    t = np.where(known | (deviations == 0), t, np.copysign(np.inf, deviations))
+    spreads = spread > 0
+    t = np.divide(deviations, spread, out=np.zeros_like(deviations, dtype=float), where=spreads)
+    t = np.where(spreads | (deviations == 0), t, np.copysign(np.inf, deviations))
     # From the smaller tail, which keeps its digits.
     return np.copysign(-ndtri(stdtr(degrees, -np.abs(t))), t)
 

@@ -116,27 +116,27 @@ class InterventionRunner:
 
     def ablate(self, index: int) -> dict[str, np.ndarray]:
         """Ablation of one concept's vectors in its held-out contexts, each with its controls."""
-        found: dict[str, list[Any]] = {}
+        measured: dict[str, list[Any]] = {}
         stories = self.stories(index)
         for number, document in enumerate(stories):
             text, frame = self.context_text(document, number)
             context = self.scorer.context(text)
-            found.setdefault("frames", []).append(frame)
-            found.setdefault("base", []).append(self.scorer.contrast(context.log_probabilities[None])[0])
+            measured.setdefault("frames", []).append(frame)
+            measured.setdefault("base", []).append(self.scorer.contrast(context.log_probabilities[None])[0])
             for family in self.inputs.studied:
                 edits = self._removal(family, index, document)
                 fires = 1.0 if family == "direction" else self._fires(context, self.inputs.feature_sets[family][index])
-                found.setdefault(f"fires.{family}", []).append(fires)
+                measured.setdefault(f"fires.{family}", []).append(fires)
                 rows = 1 + self.config.ablation_controls
                 if fires or self.config.feature_ablation != "zero":
-                    found.setdefault(family, []).append(-self.scorer.score(context, rows, edits).effect)
+                    measured.setdefault(family, []).append(-self.scorer.score(context, rows, edits).effect)
                 else:
                     # Features that do not fire are 0 already: nothing is taken, and nothing changes.
-                    found.setdefault(family, []).append(np.zeros((rows, len(self.inputs.concepts))))
+                    measured.setdefault(family, []).append(np.zeros((rows, len(self.inputs.concepts))))
         topics = sorted({document.topic for document in self.inputs.corpus.documents})
-        whole = {"topics": [topics.index(each.topic) for each in stories], "frames": found.pop("frames", [])}
-        arrays = {key: np.array(values, dtype=np.float32) for key, values in found.items()}
-        arrays |= {key: np.array(values, dtype=np.int64) for key, values in whole.items()}
+        integers = {"topics": [topics.index(each.topic) for each in stories], "frames": measured.pop("frames", [])}
+        arrays = {key: np.array(values, dtype=np.float32) for key, values in measured.items()}
+        arrays |= {key: np.array(values, dtype=np.int64) for key, values in integers.items()}
         return {f"{index:04d}.{key}": values for key, values in arrays.items()}
 
     def stories(self, index: int) -> list[Document]:
@@ -213,15 +213,15 @@ class InterventionRunner:
         if start == 0:
             conditions = (Condition(), *conditions)
         vectors, labels = self.inputs.vectors_of(conditions), [self._label(each) for each in conditions]
-        found: dict[str, list[np.ndarray]] = {}
+        scores: dict[str, list[np.ndarray]] = {}
         for opening in read_frames()["openings"]:
             written, read = self._write(opening, vectors, banned)
             for label, text in zip(np.repeat(labels, self.config.samples).tolist(), written, strict=True):
                 texts.append({"vector": label, "words_banned": banned, "opening": opening, "text": text})
             for key, values in read.items():
                 each = values.reshape(len(vectors), self.config.samples, *values.shape[1:])
-                found.setdefault(key, []).append(each.mean(axis=1))
-        return {key: np.stack(values, axis=1).astype(np.float32) for key, values in found.items()}
+                scores.setdefault(key, []).append(each.mean(axis=1))
+        return {key: np.stack(values, axis=1).astype(np.float32) for key, values in scores.items()}
 
     def _label(self, condition: Condition) -> str:
         """What a vector is called beside its texts: controls by their family alone."""

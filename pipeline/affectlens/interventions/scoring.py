@@ -252,7 +252,7 @@ class Scorer:
 
         tokens = self.upper.subject.pad([text])
         residual, width = self.upper.lower(tokens), tokens.shape[1]
-        found = []
+        losses = []
         # Logits of every position are kept at once here, hundreds of kilobytes each, so fewer rows go together.
         for run in self._runs(rows, LOGITS_SHARE * width):
             count = run.stop - run.start
@@ -260,8 +260,8 @@ class Scorer:
             logits = self.upper.run(tokens.expand(count, -1), residual.expand(count, -1, -1), made, keep=None).logits
             target = tokens[:, 1:, None].expand(count, -1, -1)
             chosen = logits[:, :-1].gather(-1, target)[..., 0] - logits[:, :-1].logsumexp(dim=-1)
-            found.append(-chosen.mean(dim=-1))
-        return _numpy(torch.cat(found))
+            losses.append(-chosen.mean(dim=-1))
+        return _numpy(torch.cat(losses))
 
     def _runs(self, rows: int, width: int) -> Iterator[slice]:
         step = max(1, self.tokens_per_batch // width)

@@ -80,14 +80,15 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
-def encode_following(tokenizer: Any, text: str) -> list[int]:
+def encode_following(tokenizer: Any, text: str, before: str = "\n") -> list[int]:
     """Token ids of a text that continues another: without the mark that some tokenizers set before every beginning.
 
-    Where the tokenizer spells " angry" as "\u2581" and "\u2581angry", the word is the second alone.
+    Where the tokenizer spells " angry" as "\u2581" and "\u2581angry", the word is the second alone. Where the first
+    characters merge with the last ones of ``before``, whose tokens are fixed, the text's own tokens are returned.
     """
-    before, whole = encode(tokenizer, "\n"), encode(tokenizer, "\n" + text)
-    joined = whole[: len(before)] != before  # the line break became one token with what follows
-    return encode(tokenizer, text) if joined else whole[len(before) :]
+    context, whole = encode(tokenizer, before), encode(tokenizer, before + text)
+    joined = whole[: len(context)] != context or len(whole) == len(context)
+    return encode(tokenizer, text) if joined else whole[len(context) :]
 
 
 def pad(rows: Sequence[Sequence[int]], device: str, *, left: bool = False) -> Int[Tensor, "rows positions"]:
@@ -101,20 +102,6 @@ def pad(rows: Sequence[Sequence[int]], device: str, *, left: bool = False) -> In
     width = max(map(len, rows))
     filled = [[*([0] * (width - len(row)) * left), *row, *([0] * (width - len(row)) * (not left))] for row in rows]
     return torch.tensor(filled, dtype=torch.long, device=device)
-
-
-def token_ids_after(tokenizer: Any, before: str, text: str) -> list[int]:
-    """Token ids of a text where it continues another one.
-
-    Some tokenizers put a space mark before whatever they are given, so that a word by itself begins with the mark
-    alone. In its context the word has the tokens that a model would write. Where the first characters merge with the
-    last ones of ``before``, whose tokens are fixed, the text's own tokens are returned.
-    """
-    context = tokenizer(before, add_special_tokens=False)["input_ids"]
-    together = tokenizer(before + text, add_special_tokens=False)["input_ids"]
-    if together[: len(context)] == context and len(together) > len(context):
-        return together[len(context) :]
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def tokenise(tokenizer: Any, document: Document, positions: Sequence[str] = ()) -> Text:

@@ -78,5 +78,6 @@ def same_geometry(vectors: Float[np.ndarray, "k d"], along: Float[np.ndarray, "k
 
 def in_turn(families: Sequence[Float[np.ndarray, "n d"]], count: int) -> Float[np.ndarray, "count d"]:
     """So many vectors taken from the families in turn, so that any number of them is a fair mixture."""
-    order = [family[place] for place in range(max(map(len, families))) for family in families if place < len(family)]
+    longest = max(map(len, families))
+    order = [family[turn] for turn in range(longest) for family in families if turn < len(family)]
     return np.stack([order[index % len(order)] for index in range(count)])
