@@ -316,10 +316,6 @@ class Stage(ABC, Generic[C, A]):
     def open(cls, folder: Path) -> A:
         """The finished result as later stages see it."""
 
-    @classmethod
-    def track(cls, result: A, run: Any) -> None:
-        """Send tables and charts of a finished result to experiment tracking (metrics are sent already)."""
-
 
 A2 = TypeVar("A2")
 S = TypeVar("S", bound=type[Stage[Any, Any]])
