@@ -118,7 +118,7 @@ def readings(measured: Measured) -> Iterator[dict[str, Any]]:
     for name, values in named:
         there = np.isfinite(values)
         means = np.where(there, values, 0).sum(axis=1) / np.maximum(there.sum(axis=1), 1)
-        for cell, row, any_there in zip(measured.cells, means, there.any(axis=1), strict=False):
+        for cell, row, any_there in zip(measured.cells, means, np.asarray(there.any(axis=1)), strict=False):
             for concept, value, measurable in zip(measured.concepts, row, any_there, strict=True):
                 yield {
                     "experiment": measured.experiment.name,

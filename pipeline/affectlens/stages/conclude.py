@@ -57,7 +57,7 @@ class ConcludeStage(ExperimentStage[Conclusions]):
     def part_reads(self, part: Part) -> Mapping[str, Any] | None:
         if part.name == NOTHING:
             return {}
-        folders = [self.need(stage).folder / part.name for stage in (MeasureStage, GradeStage)]
+        folders = [result.folder / part.name for result in (self.need(MeasureStage), self.need(GradeStage))]
         return {
             "experiment": provenance.concluded(self._experiment(part.name)),
             "work": self._work(part.name),

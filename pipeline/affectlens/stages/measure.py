@@ -142,8 +142,8 @@ class MeasureStage(ExperimentStage[Measurements]):
         read |= {each.name: digest(provenance.measured(each)) for each in experiments}
         if config.against is not None:
             read[SECOND_RECIPE] = digest(config.against.model_dump(mode="json", exclude={"name", "revision"}))
-            tuned = isinstance(config.against, TunedConfig)
-            read[SECOND_MODEL] = EMBEDDED / "stories.jsonl" if tuned else config.against
+            stories = EMBEDDED / "stories.jsonl"  # what the study tunes its own second model on
+            read[SECOND_MODEL] = config.against if isinstance(config.against, ModelConfig) else stories
         return read
 
     def parts(self) -> Sequence[Part]:
