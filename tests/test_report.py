@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import yaml
 from affectlens.report import behaviour, cards, charts, numbers, palette, sentences, tables
-from affectlens.report.evidence import OPERATIONS, VECTORS, Evidence, Provenance
+from affectlens.report.evidence import OPERATIONS, VECTORS, Evidence, Provenance, Tally
+from affectlens.report.finding import standing
 from affectlens.report.render import SECTIONS, render
 
 from tests.browser import browser, visit
@@ -108,7 +109,18 @@ def geometry(concepts: tuple[str, ...]) -> dict[str, Any]:
 def study(concepts: tuple[str, ...] = CONCEPTS, story: str = "She waited.") -> Evidence:
     """Evidence in which directions read better than features, and act on more concepts."""
     context = {"before": "before ", "token": "tok", "after": " after", "document": 0, "emotion": concepts[0]}
-    shown = {"sufficient": True, "specific": False, "necessary": False, "ablate": {"effect": 0.1}}
+
+    def shown(index: int) -> dict[str, Any]:
+        """Directions of all but the last concept, the feature of the first; what is taken out shows nothing."""
+        return {
+            vector: {
+                "sufficient": index < len(concepts) - 1 if vector == "direction" else index == 0,
+                "specific": False,
+                "necessary": False if vector == "direction" else None,
+            }
+            for vector in VECTORS
+        }
+
     texts = documents(concepts)
     per = {method: {c: mean - 0.01 * i for i, c in enumerate(concepts)} for method, mean in METHODS.items()}
     per["best SAE feature"][concepts[1]] = 0.99
@@ -174,9 +186,7 @@ def study(concepts: tuple[str, ...] = CONCEPTS, story: str = "She waited.") -> E
             for v in VECTORS
             for s in (0, 0.1)
         ],
-        verdicts={
-            c: {"words": "Sufficient.", "direction": shown, "feature": {**shown, "ablate": None}} for c in concepts
-        },
+        verdicts={c: {"words": "Sufficient."} | shown(index) for index, c in enumerate(concepts)},
         controls={
             "families": {"isotropic": 20, "random_feature": 20},
             "inject": {"direction": {"count": 60, "p_floor": 1 / 61}},
@@ -362,9 +372,10 @@ def test_unknown_numbers_are_dashes_never_zeros_or_nan() -> None:
     text = json.dumps(specifications(found))
     assert "NaN" not in text
     rows = tables.features(without_numbers(), 8).rows
-    assert [cell.text for cell in rows[0][2:8]] == [numbers.MISSING] * 6
-    assert all(cell.key is None for cell in rows[0][2:8])
-    assert [tile.value for tile in cards.tiles(without_numbers())] == [numbers.NOT_SHOWN] * 6
+    assert [cell.text for cell in rows[0][2:7]] == [numbers.MISSING] * 5
+    assert all(cell.key is None for cell in rows[0][2:7])
+    values = [tile.value for tile in cards.tiles(without_numbers()) if not tile.title.startswith("Injecting")]
+    assert values == [numbers.NOT_SHOWN] * 4
     dots = {
         name: chart
         for name, chart in specifications(found).items()
@@ -382,37 +393,72 @@ def test_a_study_without_results_still_gives_a_page() -> None:
 
 def test_sentences_name_the_side_that_loses() -> None:
     evidence = study()
-    found = texts_of(evidence)["SAE features lose to difference of means"]
+    found = texts_of(evidence)["SAE features lose to differences of means"]
     assert "lose to difference of means for 4 of 5 concepts" in found
     assert "Difference of means loses to the feature for: calm." in found
     assert "Features lose for: " in found
     swap = {"difference of means": "best SAE feature", "best SAE feature": "difference of means"}
     turned = [{**row, "method": swap.get(row["method"], row["method"])} for row in evidence.detection]
-    found = texts_of(dataclasses.replace(evidence, detection=turned))["Difference of means loses to SAE features"]
+    found = texts_of(dataclasses.replace(evidence, detection=turned))["Differences of means lose to SAE features"]
     assert "for 1 of 5 concepts" in found
+
+
+def finding_of(evidence: Evidence, title: str) -> Any:
+    return next(each for each in sentences.findings(evidence) if each.title == title)
+
+
+INJECTING = "Injecting directions raises their concepts' words"
+FEATURES = "Injecting SAE features raises their concepts' words"
 
 
 def test_sentences_say_for_which_concepts_an_effect_is_not_shown() -> None:
     found = texts_of(study())
-    assert found["What injecting does"].startswith("For 4 of 5 concepts injecting the direction raises")
-    assert "Not shown for: tired." in found["What injecting does"]
-    assert "For 1 of 5 concepts injecting the best SAE feature does so." in found["What injecting does"]
-    assert "Not shown for: calm, proud, sad and tired." in found["What injecting does"]
-    assert "SAE features lose to directions" in found["What injecting does"]
-    assert "Not shown for: afraid, calm, proud, sad and tired." in found["What ablating does"]
+    assert "Not shown for: tired." in found[INJECTING]
+    assert "Not shown for: calm, proud, sad and tired." in found[FEATURES]
+    assert "Not shown for: afraid, calm" in found["Taking directions out lowers their concepts' words"]
     assert dict(sentences.not_shown(study()))["inject direction"] == ["tired"]
-    seen = visible(render(study()))
-    assert "For which concepts it is not shown" in seen
 
 
-def test_verdicts_are_stricter_than_the_controls_and_say_what_was_not_tested() -> None:
-    evidence = study()
-    more = next(each.more for each in sentences.findings(evidence) if each.title == "What injecting does")
-    assert "the direction is sufficient for 5 of 5 and specific for 0 of 5" in more
-    row = tables.verdicts(evidence).rows[0]
+def test_a_badge_needs_more_than_the_count_that_chance_gives() -> None:
+    def of(shown: int, total: int, **how: Any) -> str:
+        return standing(Tally(["x"] * shown, ["y"] * (total - shown)), **how)
+
+    assert of(1, 24, level=0.05) == "not shown", "one of 24 at 5% each is what chance gives"
+    assert of(5, 24, level=0.05) == "partly shown"
+    assert of(24, 24, level=0.05) == "shown"
+    assert of(1, 24) == "partly shown", "corrected tests let none pass"
+    assert of(0, 24) == of(0, 0) == "not shown"
+    assert of(10, 24, p=0.3) == "not shown", "a test of all together decides"
+    assert of(0, 24, p=0.001) == "partly shown"
+
+
+def test_the_diagonal_decides_the_badge_of_each_kind_of_vector() -> None:
+    metrics = {**study().metrics, "causal": {"diagonal_p_direction": 0.001, "diagonal_p_feature": 0.4}}
+    evidence = dataclasses.replace(study(), metrics=metrics)
+    assert finding_of(evidence, INJECTING).standing == "partly shown"
+    assert finding_of(evidence, FEATURES).standing == "not shown"
+
+
+def test_marks_follow_the_rule_of_the_verdicts_and_the_weaker_rule_is_half_a_mark() -> None:
+    verdicts = {**study().verdicts, "calm": {"words": "", "direction": {"sufficient": False}}}
+    evidence = dataclasses.replace(study(), verdicts=verdicts)
+    tones = {row[0].text: row[4].tone for row in tables.overview(evidence, {}).rows}
+    assert tones == {"afraid": "yes", "calm": "weak", "proud": "yes", "sad": "yes", "tired": "no"}
+    agreeing = [row[3].tone for row in tables.overview(evidence, {}).rows]
+    assert agreeing == ["weak", "weak", "weak", "no", "no"], "an uncorrected test gives half a mark"
+
+
+def test_verdicts_say_what_was_not_tested() -> None:
+    row = tables.verdicts(study()).rows[0]
     assert [cell.text for cell in row[1:4]] == ["shown", "not shown", "not shown"]
     assert row[6].text == numbers.MISSING, "necessity of the feature was not tested"
-    assert "The least p they allow: direction 0.016, ablation 0.048." in sentences.controls(evidence)
+    assert "The least p they allow: direction 0.016, ablation 0.048." in sentences.controls(study())
+
+
+def test_one_p_is_shown_with_its_floor_and_the_raw_one_is_a_note() -> None:
+    at_floor = tables.corrected({"p": 1 / 61, "p_adjusted": 2 / 61, "p_floor": 1 / 61})
+    assert (at_floor.text, at_floor.title) == ("<= 0.033", "uncorrected: <= 0.016; least possible: 0.016")
+    assert tables.corrected({"p": 0.2, "p_adjusted": 0.4, "p_floor": 1 / 61}).text == "0.40"
 
 
 def test_of_several_strengths_the_reference_counts() -> None:
@@ -424,11 +470,9 @@ def test_of_several_strengths_the_reference_counts() -> None:
 
 
 def test_an_effect_that_was_not_measured_is_not_called_absent() -> None:
-    rows = [row for row in study().effects if not (row["concept"] == "sad" and row["vector"] == "direction")]
-    evidence = dataclasses.replace(study(), effects=rows)
-    tally = evidence.tally_effect("direction", "inject")
-    assert list(tally.unknown) == ["sad"]
-    assert "Not measured for: sad." in texts_of(evidence)["What injecting does"]
+    evidence = dataclasses.replace(study(), verdicts={c: v for c, v in study().verdicts.items() if c != "sad"})
+    assert list(evidence.tally_effect("direction", "inject").unknown) == ["sad"]
+    assert "Not testable for: sad." in texts_of(evidence)[INJECTING]
     row = next(row for row in tables.overview(evidence, {}).rows if row[0].text == "sad")
     assert row[4].text == numbers.MISSING
 
@@ -465,35 +509,32 @@ def test_a_random_dictionary_that_does_as_well_takes_the_meaning_from_few_rows()
 
 def test_vocabulary_is_admitted_unless_directions_clear_it() -> None:
     evidence = study()
-    assert "does not show more than vocabulary" in texts_of(evidence)["How much is vocabulary"]
+    assert "does not show more than vocabulary" in texts_of(evidence)["Directions read more than vocabulary"]
     lower = {"TF-IDF": {"mean": 0.6, "low": 0.55, "high": 0.65}, "difference of means, layer 0": {"high": 0.8}}
     weaker = [{**row, **lower.get(row["method"], {})} for row in evidence.detection]
     assert (
         "more than the vocabulary"
-        in texts_of(dataclasses.replace(evidence, detection=weaker))["How much is vocabulary"]
+        in texts_of(dataclasses.replace(evidence, detection=weaker))["Directions read more than vocabulary"]
     )
 
 
 def test_a_correlation_whose_interval_holds_zero_is_not_shown() -> None:
-    (finding,) = [each for each in sentences.findings(study()) if each.title == "Valence and arousal"]
+    (finding,) = [
+        each for each in sentences.findings(study()) if each.title == "Components go with valence and arousal"
+    ]
     assert finding.standing == "partly shown"
     assert "an interval that holds 0: not shown" in finding.text
 
 
-@pytest.mark.parametrize(
-    ("figures", "title", "said"),
-    [
-        ({}, "The SAE is sound", "80%"),
-        ({"dead_share": 0.61}, "The SAE is bad", "61% of its features never fire"),
-        ({"explained_variance": 0.6}, "The SAE is weak", "40% of the variance unexplained"),
-        ({"random": {"explained_variance": 0.85}}, "The SAE is bad", "a random SAE explains as much"),
-    ],
-)
-def test_a_bad_sae_is_called_so(figures: dict[str, Any], title: str, said: str) -> None:
+@pytest.mark.parametrize("verdict", ["weak", "bad"])
+def test_a_bad_sae_is_called_so(verdict: str) -> None:
     evidence = study()
-    finding = sentences.health(dataclasses.replace(evidence, health={**evidence.health, **figures}))
-    assert finding.title == title
-    assert said in finding.text
+    assert sentences.health(evidence).standing == "shown"
+    judged = {"verdict": verdict, "faults": [{"grave": True, "text": "61% of its features never fire"}]}
+    finding = sentences.health(dataclasses.replace(evidence, health={**evidence.health, **judged}))
+    assert verdict in finding.title
+    assert judged["faults"][0]["text"] in finding.text
+    assert finding.standing == {"weak": "partly shown", "bad": "not shown"}[verdict]
 
 
 def test_a_trained_sae_no_better_than_a_random_one_is_not_shown() -> None:
@@ -538,6 +579,7 @@ def test_labels_on_the_map_do_not_overlap() -> None:
         (numbers.percent(0.61), "61%"),
         (numbers.p_value(0.000999), "0.001"),
         (numbers.p_value(0.00001), "1e-05"),
+        (numbers.p_value(1.0), "1"),
         (numbers.estimate(0.9, NAN, 1.0), "0.90 [no interval]"),
         (numbers.estimate(None, 0, 1), "not shown"),
         (numbers.names(["a"]), "a"),
@@ -595,7 +637,9 @@ def results(root: Path, moment: str) -> dict[str, Any]:
         (folder / "metrics.json").write_text(json.dumps(metrics.get(name, {})), encoding="utf-8")
         opened[name] = SimpleNamespace(folder=folder)
     (root / "sae" / "sae").mkdir()
-    vars(opened["corpus"]).update(emotions=whole.concepts, documents=whole.documents, quality=whole.quality)
+    vars(opened["corpus"]).update(
+        emotions=whole.concepts, documents=whole.documents, quality=whole.quality, fixed_split=False
+    )
     vars(opened["activations"]).update(d_model=32)
     vars(opened["sae"]).update(folder=root / "sae" / "sae", health=whole.health)
     vars(opened["directions"]).update(table=whole.directions, sweep=whole.sweep)

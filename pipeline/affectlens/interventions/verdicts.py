@@ -16,6 +16,7 @@ from affectlens.interventions.config import CausalConfig
 from affectlens.interventions.effects import Ablated, Injected
 from affectlens.interventions.judge import Claim, Verdict, judge
 from affectlens.results import Table
+from affectlens.results.format import number, p_value
 from affectlens.stats import Estimate, t_interval, wilson
 
 Rows = list[dict[str, Any]]
@@ -307,7 +308,7 @@ def sentence(
     verb = "raises" if inject.effect > 0 else "lowers"
     head = (
         f"Injecting the {NAMES[row['vector']]} at {row['strength']:g} of the mean residual norm {verb} the concept's "
-        f"words by {abs(inject.effect):.2f} nats against other concepts' words ({_interval(inject)}), "
+        f"words by {number(abs(inject.effect))} nats against other concepts' words ({_interval(inject)}), "
         f"{_against(row['above_controls'], inject)}:"
     )
     if row["sufficient"]:
@@ -325,7 +326,7 @@ def sentence(
     else:
         verb = "lowers" if ablate.effect > 0 else "raises"
         tail = (
-            f"Ablating it in held-out stories {verb} them by {abs(ablate.effect):.2f} nats ({_interval(ablate)}), "
+            f"Ablating it in held-out stories {verb} them by {number(abs(ablate.effect))} nats ({_interval(ablate)}), "
             f"{_against(ablate.above, ablate)}: {'necessary' if ablate.shown else 'necessity not shown'}."
         )
     return f"{head} {claim} {tail}"
@@ -336,11 +337,11 @@ def _interval(verdict: Verdict) -> str:
         return "too few contexts for an interval"
     # An effect that is stated as a fall has the signs of a fall.
     low, high = (verdict.low, verdict.high) if verdict.effect > 0 else (-verdict.high, -verdict.low)
-    return f"95% interval {low:.2f} to {high:.2f}"
+    return f"95% interval {number(low)} to {number(high)}"
 
 
 def _against(above: bool, verdict: Verdict) -> str:
-    return f"{'more' if above else 'not more'} than all control vectors (adjusted p {verdict.p_adjusted:.3f})"
+    return f"{'more' if above else 'not more'} than all control vectors (corrected p {p_value(verdict.p_adjusted)})"
 
 
 def _metrics(vector: Family, verdicts: Rows) -> dict[str, float]:

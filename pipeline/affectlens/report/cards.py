@@ -9,6 +9,7 @@ from typing import Any
 
 from affectlens.report.evidence import OPERATIONS, VECTORS, Evidence, Row, Tally
 from affectlens.report.numbers import MISSING, NOT_SHOWN, estimate, finite, interval, number, p_value, percent, plural
+from affectlens.report.tables import corrected
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Card:
 def tiles(evidence: Evidence) -> list[Tile]:
     """The main figures, each with its interval."""
     concepts = plural(len(evidence.concepts), "concept")
-    topics = plural(len(evidence.topics("test")), "unseen topic")
+    topics = plural(len(evidence.tested), "left-out topic")
     correlation = evidence.correlation(1, "valence")
     r = [finite(correlation.get(key)) for key in ("r", "low", "high")]
     return [
@@ -76,16 +77,16 @@ def tiles(evidence: Evidence) -> list[Tile]:
         _share_tile(
             "causal",
             "Injecting directions",
-            evidence.tally_effect("direction", "inject"),
+            evidence.tally_verdict("direction", "specific"),
             "direction",
-            "whose words rise beyond every control",
+            _beside(evidence, "direction"),
         ),
         _share_tile(
             "causal",
             "Injecting SAE features",
-            evidence.tally_effect("feature", "inject"),
+            evidence.tally_verdict("feature", "specific"),
             "feature",
-            "whose words rise beyond every control",
+            _beside(evidence, "feature"),
         ),
         Tile(
             "geometry",
@@ -97,6 +98,18 @@ def tiles(evidence: Evidence) -> list[Tile]:
             (number(-1, 0), number(1, 0)),
         ),
     ]
+
+
+def _beside(evidence: Evidence, vector: str) -> str:
+    """What stands beside the count of specific effects: all vectors in one test, and the weaker rule."""
+    said = "whose words rise beyond all controls, and specifically"
+    p, above, wrong = (
+        evidence.figure("causal", f"{name}_{vector}")[0]
+        for name in ("diagonal_p", "share_above_controls", "above_controls_expected")
+    )
+    if above is not None:
+        said += f"; above every control {percent(above)}, expected of wrong labels {percent(wrong)}"
+    return said if p is None else f"{said}; all together p = {p_value(p)}"
 
 
 def _auroc_tile(evidence: Evidence, stage: str, key: str, title: str, note: str) -> Tile:
@@ -176,7 +189,7 @@ def _facts(evidence: Evidence, feature: Row, direction: Row, cosine: Row) -> lis
     facts = [
         ("AUROC of the feature", estimate(feature.get("auroc_test"), feature.get("low"), feature.get("high"))),
         ("of the best random-SAE feature", number(feature.get("auroc_random_sae"))),
-        ("p, corrected", p_value(feature.get("p_adjusted"))),
+        ("p, corrected", corrected(feature).text),
         ("AUROC of the direction", estimate(direction.get("auroc_test"), direction.get("low"), direction.get("high"))),
         ("cosine of both", f"{number(cosine.get('cosine'))} (null: {number(cosine.get('cosine_null_95'))})"),
     ]

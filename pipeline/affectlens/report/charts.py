@@ -20,36 +20,27 @@ def direction_dots(evidence: Evidence) -> Chart:
         "directions-auroc",
         [trace],
         [row["concept"] for row in rows],
-        title="AUROC on test topics",
+        title="AUROC within left-out topics",
         zero=0.5,
-        words="Dot plot: test AUROC of each concept's direction with its 95% interval.",
+        words="Dot plot: AUROC within left-out topics of each concept's direction with its 95% interval.",
     )
 
 
 def layer_sweep(evidence: Evidence) -> Chart:
-    """Mean AUROC against layer, on validation and on test topics."""
+    """Mean AUROC of difference of means against layer."""
     rows = sorted(evidence.sweep, key=lambda row: row["layer"])
     layers = [row["layer"] for row in rows]
-    test = {
-        **marks.line("Test topics", layers, [row.get("auroc_test") for row in rows], "direction"),
+    line = {
+        **marks.line("Difference of means", layers, [row.get("auroc_test") for row in rows], "direction"),
         "error_y": marks.bars(rows, "auroc_test", "direction"),
     }
-    validation = marks.line("Validation topics", layers, [row.get("auroc_validation") for row in rows], "control")
-    validation["line"]["dash"] = "dot"
-    validation["marker"]["symbol"] = "square-open"
     layout = marks.layout(
         xaxis=marks.axis("Layer (0 = after the first block)", dtick=1 if len(layers) < 2 or max(layers) < 13 else None),
-        yaxis=marks.axis("Mean AUROC"),
+        yaxis=marks.axis("Mean AUROC", range=marks.reach([1.0, *(row.get("low") for row in rows)], around=0.5)),
     )
-    layout["margin"]["t"] = 40
-    layout["shapes"] = [marks.rule("x", evidence.layer)]
-    return marks.chart(
-        "directions-layers",
-        [validation, test],
-        layout,
-        340,
-        "Line chart: mean AUROC of the directions at each layer that was read, validation and test topics.",
-    )
+    layout["shapes"] = [marks.rule("x", evidence.layer), marks.rule("y", 0.5)]
+    words = "Line chart: mean AUROC of the directions within left-out topics at each layer that was read."
+    return marks.chart("directions-layers", [line], layout, 340, words)
 
 
 def density_bars(evidence: Evidence) -> Chart:
@@ -88,9 +79,9 @@ def feature_dots(evidence: Evidence) -> Chart:
         "features-auroc",
         [noise, other, best],
         [row["concept"] for row in rows],
-        title="AUROC on test topics",
+        title="AUROC within left-out topics",
         zero=0.5,
-        words="Dot plot: test AUROC of each concept's best SAE feature with interval, beside random SAE and direction.",
+        words="Dot plot: AUROC of each concept's best SAE feature with interval, beside random SAE and direction.",
     )
 
 
@@ -118,10 +109,10 @@ def method_dots(evidence: Evidence) -> Chart:
         "methods-auroc",
         [concepts, mean],
         [row["method"] for row in rows],
-        title="AUROC on test topics",
+        title="AUROC within left-out topics",
         zero=0.5,
         row=40,
-        words="Dot plot: mean test AUROC of each detection method with its interval, and of each concept behind it.",
+        words="Dot plot: mean AUROC of each detection method with its interval, and of each concept behind it.",
     )
 
 
@@ -250,7 +241,7 @@ def effect_dots(evidence: Evidence, vector: str, operation: str) -> Chart:
         dots["marker"]["symbol"] = SYMBOL[vector] + ("" if beyond else "-open")
         dots["text"] = [
             f"{text}<br>controls: mean {number(row.get('control_mean'))}, largest {number(row.get('control_max'))}"
-            f"<br>p = {p_value(row.get('p'))}, corrected {p_value(row.get('p_adjusted'))}"
+            f"<br>p = {p_value(row.get('p_adjusted'))}, corrected ({p_value(row.get('p'))} before)"
             for text, row in zip(dots["text"], mine, strict=True)
         ]
         traces.append(dots)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import fmean, median
 from typing import Any, Protocol
@@ -60,11 +60,13 @@ class Tally:
         shown: concepts for which it is.
         missing: concepts for which it was looked for and is not shown.
         unknown: concepts without the figure that would decide it.
+        weak: concepts for which a weaker rule holds, and this one does not.
     """
 
     shown: Sequence[str]
     missing: Sequence[str]
     unknown: Sequence[str] = ()
+    weak: Sequence[str] = ()
 
     @property
     def total(self) -> int:
@@ -96,6 +98,7 @@ class Evidence:
         confounds: per concept what else tells it.
         pursuit, subspace: what directions are made of.
         experiments: per behavioural experiment its claim and findings.
+        fixed_split: whether the study names its test topics; otherwise every topic is the test once.
     """
 
     model: str
@@ -125,6 +128,7 @@ class Evidence:
     pursuit: Sequence[Row] = ()
     subspace: Mapping[str, Any] = field(default_factory=dict)
     experiments: Sequence[Row] = ()
+    fixed_split: bool = False
 
     @cached_property
     def splits(self) -> Mapping[str, int]:
@@ -134,6 +138,18 @@ class Evidence:
     def topics(self, split: str) -> list[str]:
         """Topics of a split, alphabetically."""
         return sorted({document.topic for document in self.documents if document.split == split and document.topic})
+
+    @cached_property
+    def tested(self) -> list[str]:
+        """The topics on which detection is measured, alphabetically."""
+        if self.fixed_split:
+            return self.topics("test")
+        return sorted({document.topic for document in self.documents if document.topic})
+
+    @cached_property
+    def stories(self) -> int:
+        """Stories of the topics on which detection is measured."""
+        return sum(bool(document.emotion) and document.topic in self.tested for document in self.documents)
 
     @cached_property
     def crossed(self) -> bool:
@@ -181,43 +197,53 @@ class Evidence:
         return sorted({row["strength"] for row in self.dose})
 
     def tally_effect(self, vector: str, operation: str) -> Tally:
-        """Concepts for which an intervention does more than every control."""
+        """Concepts for which an intervention is shown, by the verdicts' rule; ``weak`` does more than every control."""
+        strict = self.tally_verdict(vector, "sufficient" if operation == "inject" else "necessary")
         rows = self.effect_rows(vector, operation)
-        return self._tally(
-            {
-                concept: bool(row["above_controls"])
-                for concept, row in rows.items()
-                if finite(row.get("effect")) is not None and row.get("above_controls") is not None
-            }
-        )
+        above = [concept for concept in self.concepts if rows.get(concept, {}).get("above_controls")]
+        return replace(strict, weak=[concept for concept in above if concept not in strict.shown])
 
     def tally_verdict(self, vector: str, claim: str) -> Tally:
         """Concepts of which a claim (sufficient, specific, necessary) is shown by all of its criteria."""
         decided = {}
         for concept, verdict in self.verdicts.items():
-            facts = verdict.get(vector, {})
-            measured = facts.get("ablate") is not None if claim == "necessary" else claim in facts
-            if measured:
-                decided[concept] = bool(facts.get(claim))
+            if (shown := verdict.get(vector, {}).get(claim)) is not None:
+                decided[concept] = bool(shown)
         return self._tally(decided)
 
     @cached_property
     def read_by_direction(self) -> Tally:
-        """Concepts whose direction reads them: the interval of its AUROC lies above chance."""
-        return self._tally(
-            {row["concept"]: row["low"] > 0.5 for row in self.directions if finite(row.get("low")) is not None}
-        )
+        """Concepts that their direction reads above chance, by the t over topics, corrected (Benjamini-Hochberg).
+
+        ``weak``: the interval lies above chance, without correction.
+        """
+        from scipy.special import stdtr, stdtrit
+
+        from affectlens.stats import benjamini_hochberg
+
+        rows = {row["concept"]: row for row in self.directions if finite(row.get("low")) is not None}
+        degrees = max(len(self.tested) - 1, 1)
+        quantile = stdtrit(degrees, 0.975)
+        t = [quantile * (row["auroc_test"] - 0.5) / max((row["high"] - row["low"]) / 2, 1e-12) for row in rows.values()]
+        corrected = benjamini_hochberg(stdtr(degrees, [-each for each in t])) if t else []
+        tally = self._tally({concept: bool(p <= SIGNIFICANT) for concept, p in zip(rows, corrected, strict=True)})
+        return replace(tally, weak=[concept for concept in tally.missing if rows[concept]["low"] > 0.5])
 
     @cached_property
     def read_by_feature(self) -> Tally:
-        """Concepts that a feature matches with a corrected p of at most 5%."""
-        return self._tally(
-            {
-                row["concept"]: row["p_adjusted"] <= SIGNIFICANT
-                for row in self.match
-                if finite(row.get("p_adjusted")) is not None
-            }
-        )
+        """Concepts that a feature matches with a corrected p of at most 5%, better than features of random SAEs do.
+
+        ``weak``: by the p alone, which features of random SAEs may have as well.
+        """
+        matched = {
+            row["concept"]: row["p_adjusted"] <= SIGNIFICANT
+            for row in self.match
+            if finite(row.get("p_adjusted")) is not None
+        }
+        better = {row["concept"]: (finite(row.get("auroc_test")) or 0.0) > (finite(row.get("auroc_random_sae")) or 0.0)
+                  for row in self.match}  # fmt: skip
+        tally = self._tally({concept: shown and better[concept] for concept, shown in matched.items()})
+        return replace(tally, weak=[concept for concept in tally.missing if matched[concept]])
 
     @cached_property
     def agreeing(self) -> Tally:

@@ -71,7 +71,7 @@ def confounds(evidence: Evidence) -> Table:
     """Per concept what else tells its stories from the others."""
     columns = [
         Column("Concept"),
-        Column("Direction", "AUROC on test topics", True),
+        Column("Direction", "AUROC within left-out topics", True),
         Column("without words", "The same with the tokens of the concept's most telling words left out", True),
         Column("Feature", "AUROC of the best SAE feature", True),
         Column("without words", "The same with the tokens of the most telling words left out", True),

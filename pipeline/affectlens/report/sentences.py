@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from affectlens.report import makeup, meaning, shape
-from affectlens.report.evidence import BASELINE, OPERATIONS, SIGNIFICANT, VECTORS, Evidence, Row, Tally
-from affectlens.report.finding import Finding, Standing
+from affectlens.report.evidence import BASELINE, FEATURE, OPERATIONS, SIGNIFICANT, VECTORS, Evidence, Row, Tally
+from affectlens.report.finding import Finding, Standing, standing
 from affectlens.report.numbers import NOT_SHOWN, estimate, finite, general, names, number, p_value, percent, plural
+
+LOSERS = {True: "SAE features", False: "Differences of means"}
+EXPECTED_ABOVE_95 = 0.05
+"""Share of cosines above 95% of their null where features and directions have nothing in common."""
 
 
 def findings(evidence: Evidence) -> list[Finding]:
@@ -23,28 +27,27 @@ def findings(evidence: Evidence) -> list[Finding]:
         *meaning.findings(evidence),
         geometry(evidence),
         shape.finding(evidence),
-        *(causal(evidence, operation) for operation in OPERATIONS),
+        *(causal(evidence, vector, operation) for operation in OPERATIONS for vector in VECTORS),
     ]
 
 
 def directions(evidence: Evidence) -> Finding:
     """Whether directions read their concepts on topics that built nothing."""
     value, low, high = evidence.figure("directions", "auroc_test")
-    topics = plural(len(evidence.topics("test")), "topic")
     text = (
-        f"On {topics} that built nothing, difference-of-means directions rank the stories of their own concept above "
-        f"those of the other concepts with a mean AUROC of {estimate(value, low, high)} "
-        f"({plural(len(evidence.concepts), 'concept')}, {plural(evidence.splits['test'], 'story', 'stories')}; "
-        "0.5 is chance, 1 is perfect)."
+        f"Built without a topic and read within it, difference-of-means directions rank the stories of their own "
+        f"concept above those of the other concepts with a mean AUROC of {estimate(value, low, high)} over "
+        f"{plural(len(evidence.tested), 'topic')} ({plural(len(evidence.concepts), 'concept')}, "
+        f"{plural(evidence.stories, 'story', 'stories')}; 0.5 is chance, 1 is perfect)."
     )
     more = ""
     ranked = sorted((row for row in evidence.directions if finite(row["auroc_test"]) is not None), key=_auroc)
     if ranked:
         best, worst = (f"{row['concept']} with {number(row['auroc_test'])}" for row in (ranked[-1], ranked[0]))
         more = f"The strongest is {best}, the weakest {worst}. "
-        more += _counted(evidence.read_by_direction, "an interval above chance")
-    standing = _above(low, 0.5, evidence.read_by_direction)
-    return Finding("directions", "Directions read the concepts", text, standing, more)
+        more += _counted(evidence.read_by_direction, "an AUROC above chance at a corrected 5%")
+    badge: Standing = "not shown" if low is None or low <= 0.5 else standing(evidence.read_by_direction)
+    return Finding("directions", "Directions read the concepts", text, badge, more)
 
 
 def vocabulary(evidence: Evidence) -> Finding:
@@ -60,7 +63,9 @@ def vocabulary(evidence: Evidence) -> Finding:
         if finite(row.get("mean")) is not None
     ]
     if not rivals or finite(method.get("mean")) is None:
-        return Finding("methods", "How much is vocabulary", f"The word-level baselines are {NOT_SHOWN}.", "not shown")
+        return Finding(
+            "methods", "Directions read more than vocabulary", f"The word-level baselines are {NOT_SHOWN}.", "not shown"
+        )
     each = " and ".join(f"{label} reach {_of(row)}" for label, row in rivals)
     ceiling = max(_end(row, "high") for _, row in rivals)
     clear = _end(method, "low") > ceiling
@@ -70,7 +75,7 @@ def vocabulary(evidence: Evidence) -> Finding:
         else "the intervals overlap, so reading these stories alone does not show more than vocabulary"
     )
     text = f"With little or no context, {each}; directions at layer {evidence.layer} reach {_of(method)}: {verdict}."
-    return Finding("methods", "How much is vocabulary", text, "shown" if clear else "not shown")
+    return Finding("methods", "Directions read more than vocabulary", text, "shown" if clear else "not shown")
 
 
 def features(evidence: Evidence) -> Finding:
@@ -89,15 +94,15 @@ def features(evidence: Evidence) -> Finding:
         else "that training helps is not shown"
     )
     text = (
-        f"The best SAE feature of each concept, chosen on other topics, has a mean AUROC of {estimate(*best)}; "
+        f"The best SAE feature of each concept, chosen on the other topics, has a mean AUROC of {estimate(*best)}; "
         f"the best of a random SAE of the same shape has {estimate(*noise)}. The difference is "
         f"{estimate(*gap, sign=True)}: {verdict}. "
-        + _counted(tally, f"a matching feature at a corrected {SIGNIFICANT:.0%}")
+        + _counted(tally, f"a matching feature at a corrected {SIGNIFICANT:.0%} that reads better than a random SAE's")
     )
     floors = [floor for row in evidence.match if (floor := finite(row.get("p_floor"))) is not None]
     more = f"The least p that the permutations allow is {p_value(max(floors))}." if floors else ""
-    standing = "not shown" if not better else "shown" if not tally.missing else "partly shown"
-    return Finding("features", "Single SAE features match concepts", text, standing, more)
+    badge: Standing = standing(tally) if better else "not shown"
+    return Finding("features", "Trained features match concepts better than random ones", text, badge, more)
 
 
 def health(evidence: Evidence) -> Finding:
@@ -117,28 +122,28 @@ def health(evidence: Evidence) -> Finding:
     advice = (
         "bad: do not read its features as evidence" if verdict == "bad" else "weak: a missing feature may be its fault"
     )
-    text += f" This SAE is {advice[verdict]}, because {' and '.join(fault['text'] for fault in figures['faults'])}."
+    text += f" This SAE is {advice}, because {' and '.join(fault['text'] for fault in figures['faults'])}."
     return Finding("features", f"The SAE is {verdict}", text, "not shown" if verdict == "bad" else "partly shown")
 
 
 def comparison(evidence: Evidence) -> Finding:
-    """Which of the two reads better, and that the other one loses."""
-    pairs = evidence.paired_detection()
-    means = evidence.paired_means()
+    """Which of the two reads better, by the paired difference, and that the other one loses."""
+    pairs, means, row = evidence.paired_detection(), evidence.paired_means(), evidence.method(FEATURE)
     if not pairs or means is None:
         return Finding("methods", "Features against directions", f"The comparison of both is {NOT_SHOWN}.", "not shown")
     lost = sorted((c for c, (a, b) in pairs.items() if b < a), key=lambda c: pairs[c][1] - pairs[c][0])
     won = sorted((c for c, (a, b) in pairs.items() if b > a), key=lambda c: pairs[c][0] - pairs[c][1])
     tied = [concept for concept, (a, b) in pairs.items() if a == b]
-    direction_wins = means[0] >= means[1]
-    title = (
-        "SAE features lose to difference of means" if direction_wins else "Difference of means loses to SAE features"
-    )
-    if means[0] == means[1]:
-        title = "SAE features and difference of means draw"
+    low, high = finite(row.get("difference_low")), finite(row.get("difference_high"))
+    clear = (low is not None and low > 0) or (high is not None and high < 0)
+    title = "SAE features and difference of means draw"
+    if means[0] != means[1]:
+        loses = means[0] > means[1]
+        title = f"{LOSERS[loses]} lose to {LOSERS[not loses].lower().replace('sae', 'SAE')}"
     text = (
         f"As detectors, single SAE features lose to difference of means for {len(lost)} of "
-        f"{plural(len(pairs), 'concept')} (mean AUROC {number(means[1])} against {number(means[0])}). "
+        f"{plural(len(pairs), 'concept')} (mean AUROC {number(means[1])} against {number(means[0])}; difference "
+        f"{estimate(row.get('difference'), low, high, sign=True)}). "
     )
     if lost:
         worst = lost[0]
@@ -147,7 +152,8 @@ def comparison(evidence: Evidence) -> Finding:
     if tied:
         text += f" Both are equal for: {names(tied)}."
     more = f"Features lose for: {names(lost, len(lost))}."
-    return Finding("methods", title, text, "shown" if not (lost and won) else "partly shown", more)
+    badge: Standing = "not shown" if not clear else "partly shown" if lost and won else "shown"
+    return Finding("methods", title, text, badge, more)
 
 
 def agreement(evidence: Evidence) -> Finding:
@@ -155,9 +161,11 @@ def agreement(evidence: Evidence) -> Finding:
     tally = evidence.agreeing
     text = (
         f"The cosine between a concept's best feature (decoder row) and its direction has a median of "
-        f"{number(evidence.median_cosine())}. {_counted(tally, 'a cosine above 95% of its null')}"
+        f"{number(evidence.median_cosine())}. {_counted(tally, 'a cosine above 95% of its null')} "
+        f"By chance {number(EXPECTED_ABOVE_95 * tally.total, 1)} would."
     )
-    return Finding("agreement", "Do features and directions agree", text, _standing(tally))
+    badge = standing(tally, level=EXPECTED_ABOVE_95)
+    return Finding("agreement", "Features point where directions point", text, badge)
 
 
 def geometry(evidence: Evidence) -> Finding:
@@ -177,49 +185,57 @@ def geometry(evidence: Evidence) -> Finding:
             + ("" if excludes else ", an interval that holds 0: not shown")
         )
     text = f"In the space of directions, {'; '.join(parts)}. The sign of a component is arbitrary."
-    standing: Standing = "shown" if all(clear) else "partly shown" if any(clear) else "not shown"
-    return Finding("geometry", "Valence and arousal", text, standing)
+    badge: Standing = "shown" if all(clear) else "partly shown" if any(clear) else "not shown"
+    return Finding("geometry", "Components go with valence and arousal", text, badge)
 
 
-def causal(evidence: Evidence, operation: str) -> Finding:
-    """For how many concepts an intervention does more than every control, and for which it does not."""
-    tallies = {vector: evidence.tally_effect(vector, operation) for vector in VECTORS}
-    verb, effect = ("injecting", "raises") if operation == "inject" else ("ablating", "lowers")
-    said = {
-        "direction": f"{verb} the direction {effect} the concept's own words, against those of the other "
-        "concepts, more than every control does",
-        "feature": f"{verb} the best SAE feature does so",
-    }
-    text = " ".join(
-        f"{_for_how_many(tally)} {said[vector]}."
-        + (f" Not shown for: {names(tally.missing)}." if tally.missing else "")
-        + (f" Not measured for: {names(tally.unknown)}." if tally.unknown and tally.total else "")
-        for vector, tally in tallies.items()
+def causal(evidence: Evidence, vector: str, operation: str) -> Finding:
+    """For how many concepts an intervention is shown by the verdicts' rule, and for which it is not.
+
+    The badge of injections comes from the permutation test of all vectors together where the study has it: concepts
+    share controls and sentences, so that their own tests are not independent.
+    """
+    tally = evidence.tally_effect(vector, operation)
+    title, verb, effect = {
+        ("direction", "inject"): ("Injecting directions raises their concepts' words", "injecting it", "raises"),
+        ("feature", "inject"): ("Injecting SAE features raises their concepts' words", "injecting it", "raises"),
+        ("direction", "ablate"): ("Taking directions out lowers their concepts' words", "taking it out", "lowers"),
+        ("feature", "ablate"): ("Taking SAE features out lowers their concepts' words", "taking it out", "lowers"),
+    }[vector, operation]
+    name = "direction" if vector == "direction" else "best SAE feature"
+    if not tally.total:
+        return Finding("causal", title, f"For how many concepts it does is {NOT_SHOWN}.", "not shown")
+    text = (
+        f"For {len(tally.shown)} of {plural(tally.total, 'concept')} the {name} passes: {verb} {effect} the concept's "
+        f"own words, against those of the other concepts, beyond every family of controls at a corrected "
+        f"{SIGNIFICANT:.0%}."
     )
-    direction, feature = tallies["direction"], tallies["feature"]
-    text += _loser(direction, feature)
-    both = Tally([*direction.shown, *feature.shown], [*direction.missing, *feature.missing])
-    return Finding("causal", f"What {verb} does", text, _standing(both), _strict(evidence, operation))
-
-
-def _strict(evidence: Evidence, operation: str) -> str:
-    """By the criteria of the verdicts, which ask for more than to exceed the controls."""
-    claims = ("sufficient", "specific") if operation == "inject" else ("necessary",)
-    parts = []
-    for vector in VECTORS:
-        tallies = [(claim, evidence.tally_verdict(vector, claim)) for claim in claims]
-        counted = [f"{claim} for {len(tally.shown)} of {tally.total}" for claim, tally in tallies if tally.total]
-        if counted:
-            parts.append(f"the {vector} is {' and '.join(counted)}")
-    if not parts:
-        return ""
-    rule = (
-        "corrected p, interval above 0, fluent neutral text; for specific, also hardly any other concept's vector does "
-        "as much and the effect exceeds that on words of like valence"
-        if operation == "inject"
-        else "corrected p, interval above 0, stories that do evoke the words"
+    if tally.missing:
+        text += f" Not shown for: {names(tally.missing)}."
+    if tally.unknown:
+        text += f" Not testable for: {names(tally.unknown)}."
+    if operation == "ablate":
+        return Finding("causal", title, text, standing(tally), _weaker(tally))
+    p = evidence.figure("causal", f"diagonal_p_{vector}")[0]
+    if p is not None:
+        text += f" All vectors together: p = {p_value(p)} with the labels permuted among them."
+    specific = evidence.tally_verdict(vector, "specific")
+    more = (
+        f"Specific for {len(specific.shown)} of {specific.total}: hardly any other concept's vector does as much, and "
+        "the effect exceeds that on words of like valence. "
     )
-    return f"By the stricter rule of the verdicts ({rule}), {' and '.join(parts)} concepts."
+    for key, said in (("", "move the words more than every control vector"), (
+        "_at_equal_divergence", "do so when all vectors move the next token equally far (equal KL)"
+    )):  # fmt: skip
+        share = evidence.figure("causal", f"share_above_controls{key}_{vector}")[0]
+        wrong = evidence.figure("causal", f"above_controls{key}_expected_{vector}")[0]
+        if share is not None:
+            more += f"{percent(share)} {said}; {percent(wrong)} would under the labels of other concepts. "
+    return Finding("causal", title, text, standing(tally, p=p), more + _weaker(tally))
+
+
+def _weaker(tally: Tally) -> str:
+    return f"More than every control, but not shown by the whole rule: {names(tally.weak)}." if tally.weak else ""
 
 
 def controls(evidence: Evidence) -> str:
@@ -235,40 +251,12 @@ def controls(evidence: Evidence) -> str:
     return f"Controls: {names(families)} vectors.{note} The least p they allow: {', '.join(floors)}."
 
 
-def _loser(direction: Tally, feature: Tally) -> str:
-    """The sentence that says which of the two does less; empty when either was not measured."""
-    if not direction.total or not feature.total:
-        return ""
-    a, b = len(direction.shown) / direction.total, len(feature.shown) / feature.total
-    if a == b:
-        return " Neither of the two does more."
-    return " Here SAE features lose to directions." if a > b else " Here directions lose to SAE features."
-
-
 def _counted(tally: Tally, what: str) -> str:
     if not tally.total:
         return f"Which concepts have {what} is {NOT_SHOWN}."
     verb = "has" if len(tally.shown) == 1 else "have"
     text = f"{len(tally.shown)} of {plural(tally.total, 'concept')} {verb} {what}."
     return text + (f" Not shown for: {names(tally.missing)}." if tally.missing else "")
-
-
-def _for_how_many(tally: Tally) -> str:
-    if not tally.total:
-        return f"For how many concepts is {NOT_SHOWN}:"
-    return f"For {len(tally.shown)} of {plural(tally.total, 'concept')}"
-
-
-def _standing(tally: Tally) -> Standing:
-    if not tally.shown:
-        return "not shown"
-    return "partly shown" if tally.missing or tally.unknown else "shown"
-
-
-def _above(low: float | None, chance: float, tally: Tally) -> Standing:
-    if low is None or low <= chance:
-        return "not shown"
-    return "partly shown" if tally.missing else "shown"
 
 
 def _of(row: Row) -> str:

@@ -18,6 +18,7 @@ class Cell:
     key: float | str | None
     tone: str = ""
     link: str = ""
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,25 @@ def span(low: Any, high: Any, digits: int = 3) -> Cell:
     return Cell(interval(low, high, digits) if known else MISSING, finite(low))
 
 
-def mark(shown: bool | None) -> Cell:
-    """A cell that says whether something is shown."""
+def corrected(row: Mapping[str, Any]) -> Cell:
+    """A corrected p, written ``<=`` where the raw one is the least possible; the raw one is under the pointer."""
+    raw, floor = finite(row.get("p")), finite(row.get("p_floor")) or 0.0
+    p = finite(row.get("p_adjusted"))
+    at_floor = raw is not None and raw <= floor * (1 + 1e-9)
+    written = p_value(p, floor=p if at_floor and p is not None else 0.0)
+    return Cell(written, p, title=f"uncorrected: {p_value(raw, floor)}; least possible: {p_value(floor or None)}")
+
+
+def mark(shown: bool | None, *, weak: bool = False) -> Cell:
+    """A cell that says whether something is shown, or only by a weaker rule."""
     if shown is None:
         return Cell(MISSING, None, "unknown")
+    if weak and not shown:
+        return Cell("weakly", 0.5, "weak")
     return Cell("shown", 1.0, "yes") if shown else Cell("not shown", 0.0, "no")
+
+
+RULE = "beyond every family of controls at a corrected 5%; half: more than every control, and not by that rule"
 
 
 def overview(evidence: Evidence, linked: Mapping[str, str]) -> Table:
@@ -71,24 +86,26 @@ def overview(evidence: Evidence, linked: Mapping[str, str]) -> Table:
         linked: concept -> id of its card.
     """
     claims = [
-        ("Direction reads it", "The interval of the direction's AUROC on test topics lies above 0.5"),
-        ("Feature reads it", "A feature matches it with a corrected p of at most 0.05"),
-        ("Both agree", "The feature's cosine with the direction lies above 95% of its null"),
-        ("Inject direction", "Raises the concept's words, against other concepts' words, more than every control"),
-        ("Inject feature", "Raises the concept's words, against other concepts' words, more than every control"),
-        ("Ablate direction", "Lowers the concept's words, against other concepts' words, more than every control"),
-        ("Ablate feature", "Lowers the concept's words, against other concepts' words, more than every control"),
-    ]
+        ("Direction reads it", "The direction's AUROC within left-out topics lies above 0.5 at a corrected 5%, by a t "
+            "over topics; half: without correction"),
+        ("Feature reads it", "A feature matches it with a corrected p of at most 0.05, and reads it better than the "
+            "features of random SAEs do; half: the p alone"),
+        ("Both agree", "The feature's cosine with the direction lies above 95% of its null (uncorrected: half)"),
+        ("Inject direction", f"Raises the concept's words, against other concepts' words, {RULE}"),
+        ("Inject feature", f"Raises the concept's words, against other concepts' words, {RULE}"),
+        ("Ablate direction", f"Lowers the concept's words in stories that evoke them, {RULE}"),
+        ("Ablate feature", f"Lowers the concept's words in stories that evoke them, {RULE}"),
+    ]  # fmt: skip
     tallies = [
         evidence.read_by_direction,
         evidence.read_by_feature,
-        evidence.agreeing,
+        Tally([], [*evidence.agreeing.shown, *evidence.agreeing.missing], weak=evidence.agreeing.shown),
         *(evidence.tally_effect(vector, operation) for operation in OPERATIONS for vector in VECTORS),
     ]
     rows = [
         [
             Cell(concept, concept.lower(), link=linked.get(concept, "")),
-            *(mark(_in(tally, concept)) for tally in tallies),
+            *(mark(_in(tally, concept), weak=concept in tally.weak) for tally in tallies),
         ]
         for concept in evidence.concepts
     ]
@@ -133,8 +150,8 @@ def directions(evidence: Evidence, words: int) -> Table:
     """Per concept its direction's detection, what the neutral projection removed, and its words."""
     columns = [
         Column("Concept"),
-        Column("AUROC", "On test topics; 0.5 is chance", True),
-        Column("95% interval", "Resampling test topics", True),
+        Column("AUROC", "Within left-out topics; 0.5 is chance", True),
+        Column("95% interval", "t over topics", True),
         Column("Removed", "Share of the squared norm that the neutral projection removed", True),
         Column("Logit-lens words", "Tokens whose unembedding the direction points to most"),
     ]
@@ -148,7 +165,7 @@ def directions(evidence: Evidence, words: int) -> Table:
         ]
         for row in evidence.directions
     ]
-    return Table("directions", "Directions on test topics", columns, rows)
+    return Table("directions", "Directions within left-out topics", columns, rows)
 
 
 def features(evidence: Evidence, words: int) -> Table:
@@ -156,12 +173,13 @@ def features(evidence: Evidence, words: int) -> Table:
     columns = [
         Column("Concept"),
         Column("Feature", "Index in the SAE", True),
-        Column("AUROC", "On test topics; 0.5 is chance", True),
-        Column("95% interval", "Resampling test topics", True),
-        Column("On choosing", "AUROC on the topics on which the feature was chosen", True),
-        Column("Random SAE", "Test AUROC of the best feature of random SAEs of the same shape", True),
-        Column("p", "Permutation within topics, maximum over all features, on the choosing topics", True),
-        Column("p corrected", "Benjamini-Hochberg over concepts", True),
+        Column("AUROC", "Within left-out topics; 0.5 is chance", True),
+        Column("95% interval", "t over topics", True),
+        Column("On choosing", "AUROC of the feature that steers, on the topics that chose it", True),
+        Column(
+            "Random SAE", "AUROC of the best features of random SAEs of the same shape, chosen and read alike", True
+        ),
+        Column("p, corrected", "Permutation within topics, maximum over all features; Benjamini-Hochberg", True),
         Column("Logit-lens words", "Tokens whose unembedding the decoder row points to most"),
     ]
     rows = [
@@ -172,8 +190,7 @@ def features(evidence: Evidence, words: int) -> Table:
             span(row.get("low"), row.get("high")),
             figure(row.get("auroc_selection")),
             figure(row.get("auroc_random_sae")),
-            Cell(p_value(row.get("p")), finite(row.get("p"))),
-            Cell(p_value(row.get("p_adjusted")), finite(row.get("p_adjusted"))),
+            corrected(row),
             word(_words(row, words)),
         ]
         for row in evidence.match
@@ -185,8 +202,8 @@ def methods(evidence: Evidence) -> Table:
     """Per method its mean detection."""
     columns = [
         Column("Method"),
-        Column("Mean AUROC", "Over concepts, on test topics", True),
-        Column("95% interval", "Resampling test topics", True),
+        Column("Mean AUROC", "Over concepts, within left-out topics", True),
+        Column("95% interval", "t over topics", True),
         Column("Concepts", numeric=True),
     ]
     rows = []
@@ -198,7 +215,7 @@ def methods(evidence: Evidence) -> Table:
             Cell(count(len(defined)), len(defined)),
         ]
         rows.append([word(row["method"]), *cells])
-    return Table("methods", "Detection on the same test topics", columns, rows)
+    return Table("methods", "Detection within the same left-out topics", columns, rows)
 
 
 def agreement(evidence: Evidence) -> Table:
@@ -266,8 +283,11 @@ def effects(evidence: Evidence) -> Table:
         Column("95% interval", numeric=True),
         Column("Controls, mean", numeric=True),
         Column("Controls, largest", numeric=True),
-        Column("p", "Among the controls", True),
-        Column("p corrected", "Benjamini-Hochberg over concepts", True),
+        Column(
+            "p, controls of all concepts pooled, corrected",
+            "Against the family of controls that is hardest to exceed; Benjamini-Hochberg over concepts",
+            True,
+        ),
         Column("Beyond all controls", claim=True),
     ]
     rows = [
@@ -280,8 +300,7 @@ def effects(evidence: Evidence) -> Table:
             span(row.get("low"), row.get("high")),
             figure(row.get("control_mean"), sign=True),
             figure(row.get("control_max"), sign=True),
-            Cell(p_value(row.get("p")), finite(row.get("p"))),
-            Cell(p_value(row.get("p_adjusted")), finite(row.get("p_adjusted"))),
+            corrected(row),
             mark(row.get("above_controls") if finite(row.get("effect")) is not None else None),
         ]
         for row in evidence.effects

@@ -85,7 +85,7 @@ def p_value(p: Any, floor: float = 0.0) -> str:
     found = finite(p)
     if found is None:
         return MISSING
-    text = f"{found:.2f}" if found >= 0.1 else f"{found:.2g}"
+    text = "1" if found >= 0.995 else f"{found:.2f}" if found >= 0.1 else f"{found:.2g}"
     return f"<= {text}" if found <= floor * (1 + 1e-9) else text
 
 

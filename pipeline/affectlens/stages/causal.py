@@ -45,7 +45,7 @@ class CausalStage(Stage[CausalConfig, Causal]):
     """Inject and ablate directions and features."""
 
     name = "causal"
-    version = 4
+    version = 5
     config_class = CausalConfig
     needs = ("corpus", "activations", "sae", "directions", "match")
     reads_model = True

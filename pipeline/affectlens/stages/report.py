@@ -117,6 +117,7 @@ class ReportStage(Stage[ReportConfig, Report]):
             match=self.need(MatchStage).table,
             comparison=comparison.table,
             detection=comparison.detection,
+            fixed_split=corpus.fixed_split,
             pairs=comparison.pairs,
             confounds=comparison.confounds,
             pursuit=comparison.pursuit,
