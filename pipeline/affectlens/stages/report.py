@@ -65,7 +65,7 @@ class ReportStage(Stage[ReportConfig, Report]):
     """Put everything on a page."""
 
     name = "report"
-    version = 3
+    version = 4
     config_class = ReportConfig
     needs = ("corpus", "activations", "sae", "directions", "match", "compare", "geometry", "causal")
     needs += ("measure", "grade", "conclude")
