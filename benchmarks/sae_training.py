@@ -200,7 +200,8 @@ def main() -> None:
     table: list[Row] = []
     for width, repeats in ((1152, 3),) if given.quick else ((4608, 5), (16_384, 3)):
         for architecture in ARCHITECTURES:
-            chosen = recipe(architecture=architecture, steps=1000, batch=256 if given.quick else 1024)
+            size = 256 if given.quick else 1024
+            chosen = recipe(architecture=architecture, steps=1000, train_batch_size_tokens=size)
             table += speed(Task(chosen, rows, width), repeats, half=half)
     steps, batch, width = (40, 256, 576) if given.quick else (60, 512, 4608)
     for architecture in ARCHITECTURES:

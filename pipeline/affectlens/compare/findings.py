@@ -121,9 +121,12 @@ class Findings:
                     metric = f"{result.stage}/{name}"
                     if "concept" not in rows or metric not in self.metrics:
                         continue
-                    means = rows[column].astype(float).groupby(rows["concept"], sort=False).mean().dropna()
+                    values_of = rows.assign(value=rows[column].astype(float))[["concept", "value"]].dropna()
+                    means = values_of.groupby("concept", sort=False)["value"].agg("mean")
                     # Concepts with unequal numbers of rows: the metric is then no mean over concepts.
-                    if len(means) and math.isclose(means.mean(), self.metrics[metric].value, abs_tol=1e-6):
+                    if len(means) and math.isclose(
+                        float(means.to_numpy().mean()), self.metrics[metric].value, abs_tol=1e-6
+                    ):
                         values[metric] = means.to_dict()
         return values
 

@@ -21,7 +21,7 @@ from affectlens.corpus.texts import read_jsonl, read_texts, texts_path
 
 if TYPE_CHECKING:
     import numpy as np
-    from jaxtyping import Bool
+    from jaxtyping import Bool, Int
 
 
 Split = Literal["train", "validation", "test", "neutral"]
@@ -131,14 +131,14 @@ class Corpus:
             for topic in sorted({document.topic for document in stories})
         )
 
-    def labels(self, rows: Sequence[int]) -> Bool[np.ndarray, "rows concepts"]:
+    def labels(self, rows: Sequence[int] | Int[np.ndarray, "rows"]) -> Bool[np.ndarray, "rows concepts"]:
         """Whether each of these documents is a story of each concept; all False for neutral texts."""
         import numpy as np
 
         mine = np.array([self.documents[row].emotion for row in rows], dtype=object)
         return mine[:, None] == np.array(self.emotions, dtype=object)
 
-    def topics(self, rows: Sequence[int]) -> np.ndarray:
+    def topics(self, rows: Sequence[int] | Int[np.ndarray, "rows"]) -> np.ndarray:
         """The topic of each of these documents: the unit that is resampled and permuted within."""
         import numpy as np
 

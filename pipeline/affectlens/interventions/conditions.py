@@ -73,5 +73,6 @@ def injected_vectors(config: CausalConfig, concepts: Sequence[str]) -> list[tupl
     ]
     sizes: dict[Family, int] = dict.fromkeys((*RANDOM, "random_feature"), config.controls)
     sizes |= dict.fromkeys(("shuffled_direction", "shuffled_feature"), config.shuffled_controls)
-    vectors += [(str(number), family) for family, size in sizes.items() for number in range(size)]
+    for family, size in sizes.items():
+        vectors += [(str(number), family) for number in range(size)]
     return vectors

@@ -81,7 +81,7 @@ def overview(evidence: Evidence) -> Table:
 
 def findings(evidence: Evidence) -> list[Finding]:
     """One line for the head of the page; nothing where no experiment was run."""
-    verdicts = [found["verdict"] for row in evidence.experiments for found in row["findings"]]
+    verdicts: list[Any] = [found["verdict"] for row in evidence.experiments for found in row["findings"]]
     if not verdicts:
         return []
     counts = {name: verdicts.count(name) for name in VERDICT_WORDS}

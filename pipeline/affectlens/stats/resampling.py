@@ -280,7 +280,7 @@ def auroc_interval(
         areas = np.concatenate(
             [_quadratic_auroc(each, wins, positives, negatives) for each in (np.ones((1, count)), *draws)]
         )
-        units = min(np.count_nonzero(positives), np.count_nonzero(negatives))
+        units = int(min(np.count_nonzero(positives), np.count_nonzero(negatives)))
         found = bootstrap_interval(areas[0], areas[1:], units, level)
         concepts.append(found if enough else found._replace(low=math.nan, high=math.nan))
         drawn.append(areas)

@@ -220,7 +220,8 @@ def _table(frame: Any) -> Any:
         convert = kinds[column.kind]
         cells.append([None if gap else convert(value) for value, gap in zip(values, empty, strict=True)])
     rows = [list(row) for row in zip(*cells, strict=True)]
-    return wandb.Table(columns=[column.name for column in columns], data=rows)
+    data: Any = rows
+    return wandb.Table(columns=[column.name for column in columns], data=data)
 
 
 def _split(frame: Any, column: str) -> Iterator[tuple[str, Any]]:

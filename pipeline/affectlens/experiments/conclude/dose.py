@@ -87,7 +87,8 @@ class Dose(SteeringAnalysis):
         bends = corrected([non_monotonicity(measured, vector, change, self, rng) for vector in self.bend])
         order, gate = steering.positive_control(choice[0], measured, self, rng)
         verdicts: list[Verdict] = [each.verdict for each in vectors]
-        verdicts += ["untestable" if each.reason else "shown" if each.shown(self) else "not shown" for each in bends]
+        for each in bends:
+            verdicts.append("untestable" if each.reason else "shown" if each.shown(self) else "not shown")
         gate = gate if verdicts else ""
         verdict = "untestable" if gate else estimators.overall(verdicts, self.rule)
         groups = selection.groups(measured, rows)
@@ -182,7 +183,7 @@ def non_monotonicity(
     """
     from scipy.special import stdtr
 
-    check = pushes.manipulation(measured, vector, spec, np.isfinite(change).any(axis=1))
+    check = pushes.manipulation(measured, vector, spec, np.asarray(np.isfinite(change).any(axis=1)))
     usable = pushes.coherent(measured, spec.perplexity_limit)
     inside = [index for index in pushes.conditions_of(measured, vector) if usable[index]]
     strengths = np.array([measured.cells[index].strength for index in inside] + [0.0])

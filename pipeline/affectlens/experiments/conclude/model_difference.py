@@ -191,4 +191,5 @@ class ModelDifference(Analysis):
         if not halves:
             return estimators.undefined(concepts)
         ends = fisher_interval(float(np.mean(halves)), concepts, level=self.coverage)
-        return Estimate(*(2 * r / (1 + r) if r > 0 else r for r in ends[:3]), concepts)
+        point, low, high = (2 * r / (1 + r) if r > 0 else r for r in ends[:3])
+        return Estimate(point, low, high, concepts)

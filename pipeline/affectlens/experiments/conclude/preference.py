@@ -118,7 +118,9 @@ class Preference(SteeringAnalysis):
         texts_say = np.nan_to_num(by_item(measured, np.asarray(measured.words, dtype=float)))
         words = self._aligned(elo[known], texts_say[known], kinds[known], signs, rng)[0]
         named = dict.fromkeys(each.vector for each in measured.cells if each.family == "concept")
-        claimed = [(name, 1 if sign > 0 else -1) for name in named if (sign := signs[measured.concepts.index(name)])]
+        claimed: list[tuple[str, Literal[1, -1]]] = [
+            (name, 1 if sign > 0 else -1) for name in named if (sign := signs[measured.concepts.index(name)])
+        ]
         change = steered_change(measured, tie)
         vectors = [] if change is None else steering.steered_vectors(measured, change, self, claimed, rng)
         # The positive control: what the items say decides at least between categories.

@@ -42,7 +42,7 @@ class SteeringAnalysis(Analysis):
     @property
     def claimed(self) -> list[tuple[str, Literal[1, -1]]]:
         """Vectors and the side to which they are claimed to move the outcome."""
-        return [(vector, 1) for vector in self.raises] + [(vector, -1) for vector in self.lowers]
+        return [*((vector, 1) for vector in self.raises), *((vector, -1) for vector in self.lowers)]
 
     @property
     def rules(self) -> Rules:

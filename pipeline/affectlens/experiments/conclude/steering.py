@@ -106,7 +106,10 @@ def steered_vectors(
         rates: whether the outcome is a rate.
     """
     tested = change if beyond_twin is None else beyond_twin
-    checks = {vector: manipulation(measured, vector, spec, np.isfinite(change).any(axis=1)) for vector, _ in claimed}
+    checks = {
+        vector: manipulation(measured, vector, spec, np.asarray(np.isfinite(change).any(axis=1)))
+        for vector, _ in claimed
+    }
     claims: dict[str, Claim] = {}
     members: dict[str, dict[str, ByGroup]] = {}
     for vector, side in claimed:

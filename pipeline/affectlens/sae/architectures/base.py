@@ -66,13 +66,13 @@ class Architecture(ABC):
         """
 
 
-A = TypeVar("A", bound=type[Architecture])
+A = TypeVar("A", bound=Architecture)
 
 
 def architecture(name: str) -> Any:
     """Class decorator: make an architecture available as ``sae.architecture: name``."""
 
-    def register(made: A) -> A:
+    def register(made: type[A]) -> type[A]:
         REGISTRY[name] = made()
         return made
 
