@@ -14,10 +14,16 @@ from typing import Any
 
 import pytest
 import yaml
-from affectlens.report import behaviour, cards, charts, numbers, palette, sentences, tables
-from affectlens.report.evidence import OPERATIONS, VECTORS, Evidence, Provenance, Tally
-from affectlens.report.finding import standing
-from affectlens.report.render import SECTIONS, render
+from affectlens import results
+from affectlens.interventions import tables as causal_tables
+from affectlens.probing import comparison, directions, geometry_tables, match
+from affectlens.report import cards, draw, palette, tables
+from affectlens.report.evidence import OPERATIONS, VECTORS, Evidence, Provenance, Rows, Tally
+from affectlens.report.registry import ITEMS, figure
+from affectlens.report.render import SECTIONS, conclusions, render
+from affectlens.report.sections import behaviour, causal
+from affectlens.report.sentences import standing
+from affectlens.results import format as numbers
 
 from tests.browser import browser, visit
 
@@ -59,161 +65,201 @@ def effects(concepts: tuple[str, ...]) -> list[dict[str, Any]]:
                 acts = operation == "inject" and (index < len(concepts) - 1 if vector == "direction" else index == 0)
                 effect = 2.0 if acts else 0.3
                 rows.append(
-                    {
-                        "concept": concept,
-                        "vector": vector,
-                        "operation": operation,
-                        "strength": 0.1,
-                        "effect": effect,
-                        "low": effect - 0.2,
-                        "high": effect + 0.2,
-                        "control_mean": 0.05,
-                        "control_max": 0.9,
-                        "p": 1 / 61 if acts else 0.4,
-                        "p_adjusted": 2 / 61 if acts else 0.5,
-                        "above_controls": acts,
-                    }
+                    {"concept": concept, "vector": vector, "operation": operation, "effect": effect}
+                    | {"strength": 0.1 if operation == "inject" else 1.0, "low": effect - 0.2, "high": effect + 0.2}
+                    | {"control_mean": 0.05, "control_max": 0.9, "above_controls": acts, "hardest_family": "isotropic"}
+                    | {"p": 1 / 61 if acts else 0.4, "p_adjusted": 2 / 61 if acts else 0.5, "p_floor": 1 / 61}
                 )
     return rows
 
 
-def geometry(concepts: tuple[str, ...]) -> dict[str, Any]:
-    count = len(concepts)
-    correlation = {"low": 0.3, "high": 0.97, "n": count, "p": 0.01}
-    return {
-        "variance": [0.4, 0.2, 0.1],
-        "coordinates": {c: [i - 2.0, (-1) ** i * 1.5, 0.1] for i, c in enumerate(concepts)},
-        "ratings": {c: {"valence": 2.0 + i, "arousal": 7.0 - i} for i, c in enumerate(concepts)},
-        "correlations": [
-            {"component": 1, "rating": "valence", "r": 0.8, **correlation},
-            {"component": 2, "rating": "arousal", "r": 0.1, **correlation, "low": -0.5},
-        ],
-        "cosines": [[1.0 if a == b else 0.2 for b in range(count)] for a in range(count)],
-        "order": list(reversed(concepts)),
-        "layers": [{"a": 0, "b": 2, "value": 0.7, "null_95": 0.1, "p": 0.01, "p_floor": 0.01}],
-        "clusters": {
-            "n": count,
-            "count": 2,
-            "groups": {c: i % 2 for i, c in enumerate(concepts)},
-            "published": {concepts[0]: "Fear and Overwhelm"},
-            "rand": {"value": 0.5, "null_95": 0.2, "p": 0.01, "p_floor": 0.01},
-        },
-        "vocabulary": {
-            "similarity": {"value": 0.6, "p": 0.01},
-            "clusters": {"value": 0.1, "p": 0.3},
-        },
-        "length_correlation": [{"component": 1, "r": 0.1, "low": -0.6, "high": 0.7}],
-    }
+def verdicts(concepts: tuple[str, ...]) -> list[dict[str, Any]]:
+    """What the effects are worth by all criteria; the necessity of features could not be tested."""
+    return [
+        {
+            "concept": row["concept"],
+            "vector": row["vector"],
+            "words": "Sufficient.",
+            "sufficient": row["above_controls"],
+        }
+        | {"specific": False, "necessary": False if row["vector"] == "direction" else None}
+        for row in effects(concepts)
+        if row["operation"] == "inject"
+    ]
+
+
+DECLARED = {
+    "directions/concepts": directions.CONCEPTS,
+    "directions/layers": directions.LAYERS,
+    "match/concepts": match.CONCEPTS,
+    "match/contexts": match.CONTEXTS,
+    "compare/cosines": comparison.COSINES,
+    "compare/detection": comparison.DETECTION,
+    "compare/readouts": comparison.READOUTS,
+    "compare/confounds": comparison.CONFOUNDS,
+    "compare/explained": comparison.EXPLAINED,
+    "compare/angles": comparison.ANGLES,
+    "compare/pairs": comparison.PAIRS,
+    **{f"geometry/{table.name}": table for table in geometry_tables.ALL},
+    **{f"causal/{table.name}": table for table in causal_tables.TABLES},
+}
+
+
+def filled(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with every declared column of a table and no other."""
+    declared = [column.name for column in DECLARED[name].columns]
+    assert {key for row in rows for key in row} <= set(declared), name
+    return [{column: row.get(column) for column in declared} for row in rows]
 
 
 def study(concepts: tuple[str, ...] = CONCEPTS, story: str = "She waited.") -> Evidence:
     """Evidence in which directions read better than features, and act on more concepts."""
     context = {"before": "before ", "token": "tok", "after": " after", "document": 0, "emotion": concepts[0]}
-
-    def shown(index: int) -> dict[str, Any]:
-        """Directions of all but the last concept, the feature of the first; what is taken out shows nothing."""
-        return {
-            vector: {
-                "sufficient": index < len(concepts) - 1 if vector == "direction" else index == 0,
-                "specific": False,
-                "necessary": False if vector == "direction" else None,
-            }
-            for vector in VECTORS
-        }
-
     texts = documents(concepts)
     per = {method: {c: mean - 0.01 * i for i, c in enumerate(concepts)} for method, mean in METHODS.items()}
     per["best SAE feature"][concepts[1]] = 0.99
-    return Evidence(
-        model="tiny",
-        layer=2,
-        width=32,
-        tokens=1234,
-        concepts=concepts,
-        documents=(dataclasses.replace(texts[0], text=story), *texts[1:]),
-        quality={
-            "concepts": {c: {"texts": 4, "mean_words": 101.5, "named": int(c == concepts[0])} for c in concepts},
-            "totals": {"named": 1},
-            "findings": [],
-        },
-        directions=[
-            {
-                "concept": c,
-                "auroc_test": 0.95 - 0.01 * i,
-                "low": 0.9 - 0.01 * i,
-                "high": 0.99,
-                "words": ["dread", " it"],
-            }
+    tables = {
+        "directions/concepts": [
+            {"concept": c, "auroc_test": 0.95 - 0.01 * i, "low": 0.9 - 0.01 * i, "high": 0.99, "words": "dread it"}
             | {"neutral_energy": 0.2}
             for i, c in enumerate(concepts)
         ],
-        sweep=[
-            {"layer": layer, "auroc_validation": 0.8, "auroc_test": 0.8 + layer / 20, "low": 0.75, "high": 0.97}
+        "directions/layers": [
+            {"layer": layer, "method": "difference of means", "auroc_test": 0.8 + layer / 20, "low": 0.75, "high": 0.97}
             for layer in (0, 2)
         ],
-        features=128,
-        health={
-            "rows": 900,
-            "l0": 8.0,
-            "explained_variance": 0.8,
-            "dead_share": 0.05,
-            "dense_share": 0.01,
-            "density_histogram": {"edges": [0.0, 1e-2, 1.0], "features": [100, 22]},
-            "random": {"explained_variance": 0.2, "l0": 8.0, "dead_share": 0.0},
-            "width": 128,
-        },
-        match=[
+        "match/concepts": [
             {"concept": c, "feature": 7 * i, "auroc_selection": 0.9, "auroc_test": per["best SAE feature"][c]}
             | {"low": 0.6, "high": 0.995, "auroc_random_sae": 0.62, "p": 0.001, "p_adjusted": 0.002 if i else 0.3}
-            | {"words": ["fear"], "contexts": [{**context, "value": 3.0}, {**context, "value": 1.5}]}
+            | {"words": "fear"}
             for i, c in enumerate(concepts)
         ],
-        comparison=[
+        "match/contexts": [{"concept": c, "value": value, **context} for c in concepts for value in (3.0, 1.5)],
+        "compare/cosines": [
             {"concept": c, "feature": 7 * i, "cosine": 0.4 - 0.1 * i, "cosine_rank": i + 1, "cosine_null_95": 0.15}
             | {"closest_feature": 3, "closest_cosine": 0.5}
             for i, c in enumerate(concepts)
         ],
-        detection=[
-            {"method": method, "mean": mean, "low": mean - 0.04, "high": mean + 0.03, "per_concept": per[method]}
+        "compare/detection": [
+            {"method": method, "mean": mean, "low": mean - 0.04, "high": mean + 0.03}
             for method, mean in METHODS.items()
         ],
-        geometry=geometry(concepts),
-        effects=effects(concepts),
-        matrix={v: [[1.0 if a == b else 0.1 for b in concepts] for a in concepts] for v in VECTORS},
-        dose=[
-            {"concept": c, "vector": v, "strength": s, "effect": 10 * s, "perplexity_ratio": 1.0 + s}
-            for c in concepts
-            for v in VECTORS
-            for s in (0, 0.1)
+        "compare/readouts": [
+            {"concept": c, "method": method, "auroc": value} for method, row in per.items() for c, value in row.items()
         ],
-        verdicts={c: {"words": "Sufficient."} | shown(index) for index, c in enumerate(concepts)},
-        controls={
-            "families": {"isotropic": 20, "random_feature": 20},
-            "inject": {"direction": {"count": 60, "p_floor": 1 / 61}},
-            "ablate": {"count": 20, "p_floor": 1 / 21},
-            "note": "All at norm 1.",
-        },
-        pairs=[
+        "compare/confounds": [
+            {"concept": c, "auroc_topic_alone": 0.5, "best_word": "dark", "auroc_best_word": 0.6, "confounded": ""}
+            | {"share_beyond_affect": 0.8}
+            for c in concepts
+        ],
+        "compare/explained": [
+            {"dictionary": name, "rows": rows, "explained": share * rows / 20}
+            for name, share in (("SAE decoder", 0.6), ("random", 0.3), ("covariance-matched", 0.5))
+            for rows in (1, 20)
+        ],
+        "compare/angles": [{"angle": 1, "cosine": 0.9}, {"angle": 2, "cosine": 0.4}],
+        "compare/pairs": [
             {"method": method, "layer": layer, "read": read, "accuracy": 0.55, "low": 0.4, "high": 0.7, "p": 0.4}
-            | {"pairs": 40, "ties": 0, "devices": {"negation": 0.6, "order": 0.5}}
+            | {"pairs": 40, "ties": 0}
             for method, layer, read in (
                 ("difference of means", 2, "mean"),
                 ("best SAE feature", 2, "max"),
                 ("TF-IDF", None, "text"),
             )
         ],
-        confounds=[
-            {"concept": c, "auroc_topic_alone": 0.5, "best_word": "dark", "auroc_best_word": 0.6, "confounded": []}
-            | {"difference of means": 0.9, "difference of means, without telling words": 0.85}
-            | {"best SAE feature": 0.7, "best SAE feature, without telling words": 0.65, "share_beyond_affect": 0.8}
+        "geometry/correlations": [
+            {
+                "source": "directions",
+                "component": 1,
+                "rating": "valence",
+                "r": 0.8,
+                "low": 0.3,
+                "high": 0.97,
+                "p": 0.01,
+            },
+            {
+                "source": "directions",
+                "component": 2,
+                "rating": "arousal",
+                "r": 0.1,
+                "low": -0.5,
+                "high": 0.97,
+                "p": 0.7,
+            },
+        ],
+        "geometry/components": [
+            {"concept": c, "component": axis, "coordinate": value}
+            for i, c in enumerate(concepts)
+            for axis, value in ((1, i - 2.0), (2, (-1) ** i * 1.5))
+        ],
+        "geometry/ratings": [
+            {"concept": c, "rating": rating, "value": value + 0.5}
+            for i, c in enumerate(concepts)
+            for rating, value in (("valence", 2 + i), ("arousal", 7 - i))
+        ],
+        "geometry/variance": [{"component": 1, "share": 0.4}, {"component": 2, "share": 0.2}],
+        "geometry/cosines": [
+            {"concept": a, "other": b, "cosine": 1.0 if a == b else 0.2} for a in reversed(concepts) for b in concepts
+        ],
+        "geometry/layers": [{"layer": 0, "other": 2, "value": 0.7, "null_95": 0.1, "p": 0.01}],
+        "geometry/clusters": [
+            {"concept": c, "cluster": i % 2, "published": None if i else "Fear"} for i, c in enumerate(concepts)
+        ],
+        "causal/effects": effects(concepts),
+        "causal/verdicts": verdicts(concepts),
+        "causal/matrix": [
+            {"vector": v, "injected": a, "measured": b, "effect": 1.0 if a == b else 0.1}
+            for v in VECTORS
+            for a in concepts
+            for b in concepts
+        ],
+        "causal/dose": [
+            {"concept": c, "vector": v, "strength": s, "effect": 10 * s, "perplexity_ratio": 1.0 + s}
             for c in concepts
+            for v in VECTORS
+            for s in (0.05, 0.1)
         ],
-        pursuit=[
-            {"dictionary": name, "rows": rows, "explained": share * rows / 20}
-            for name, share in (("SAE decoder", 0.6), ("random", 0.3), ("covariance-matched", 0.5))
-            for rows in (1, 20)
+        "causal/controls": [
+            {"vector": "direction", "operation": "inject", "family": "isotropic", "members": 20, "p_floor": 1 / 61},
+            {"vector": "direction", "operation": "ablate", "family": "random", "members": 20, "p_floor": 1 / 21},
         ],
-        subspace={"cosines": [0.9, 0.4], "share": 0.5, "null_95": 0.2, "null_mean": 0.1},
+    }
+    quality = [{"concept": c, "texts": 4, "mean_words": 101.5, "named": int(c == concepts[0])} for c in concepts]
+    return Evidence(
+        model="tiny",
+        layer=2,
+        width=32,
+        concepts=concepts,
+        documents=(dataclasses.replace(texts[0], text=story), *texts[1:]),
+        tables={**{name: filled(name, rows) for name, rows in tables.items()}, "corpus/quality": quality},
+        cards={
+            "sae": {
+                "rows": 900,
+                "l0": 8.0,
+                "explained_variance": 0.8,
+                "dead_share": 0.05,
+                "dense_share": 0.01,
+                "width": 128,
+            }
+            | {"density_histogram": {"edges": [0.0, 1e-2, 1.0], "features": [100, 22]}}
+            | {"random": {"explained_variance": 0.2, "l0": 8.0, "dead_share": 0.0}},
+            "compare": {
+                "subspace": {"share": 0.5, "null_95": 0.2},
+                "pairs": [
+                    {
+                        "layer": 2,
+                        "method": "difference of means",
+                        "read": "mean",
+                        "devices": {"negation": 0.6, "order": 0.5},
+                    }
+                ],
+            },
+            "geometry": {
+                "length_correlation": [{"component": 1, "r": 0.1, "low": -0.6, "high": 0.7}],
+                "clusters": {"n": len(concepts), "rand": {"value": 0.5, "null_95": 0.2, "p": 0.01}},
+                "vocabulary": {"similarity": {"value": 0.6, "p": 0.01}, "clusters": {"value": 0.1, "p": 0.3}},
+            },
+        },
         experiments=[
             {"name": "blackmail", "title": "Leverage", "claim": "It grows.", "refuted_by": "It does not.", "source": ""}
             | {
@@ -246,8 +292,29 @@ def study(concepts: tuple[str, ...] = CONCEPTS, story: str = "She waited.") -> E
             "match": {"best_feature_auroc": 0.75, "best_feature_auroc_low": 0.7, "best_feature_auroc_high": 0.8}
             | {"random_sae_auroc": 0.62, "random_sae_auroc_low": 0.6, "random_sae_auroc_high": 0.64}
             | {"difference": 0.13, "difference_low": 0.06, "difference_high": 0.2},
+            "geometry": {
+                "r_component_1_valence": 0.8,
+                "r_component_1_valence_low": 0.3,
+                "r_component_1_valence_high": 0.97,
+            }
+            | {"r_component_2_arousal": 0.1, "r_component_2_arousal_low": -0.5, "r_component_2_arousal_high": 0.97},
+            "causal": {"reference_strength": 0.1},
+            "sae": {"features": 128.0},
+            "activations": {"rows": 1234.0},
         },
     )
+
+
+def changed(evidence: Evidence, name: str, change: Any) -> Evidence:
+    """The same with the rows of a table changed: ``change`` maps a row to its new cells, or None drops it."""
+    rows = [{**row, **new} for row in evidence.rows(name) if (new := change(row)) is not None]
+    return dataclasses.replace(evidence, tables={**evidence.tables, name: rows})
+
+
+def table_of(evidence: Evidence, name: str) -> tables.Table:
+    """A registered table of the page."""
+    built = (item.build(evidence) for item in ITEMS if all(evidence.rows(table) for table in item.needs))
+    return next(each for each in built if isinstance(each, tables.Table) and each.name == name)
 
 
 def blanked(value: Any) -> Any:
@@ -261,43 +328,19 @@ def blanked(value: Any) -> Any:
 
 def without_numbers() -> Evidence:
     whole = study()
-    names = (
-        "directions",
-        "sweep",
-        "health",
-        "match",
-        "comparison",
-        "detection",
-        "geometry",
-        "effects",
-        "matrix",
-        "dose",
-        "pairs",
-        "confounds",
-        "pursuit",
-        "subspace",
-        "experiments",
+    names = ("tables", "cards", "metrics", "experiments")
+    reference = {"causal": {"reference_strength": 0.1}}
+    unknown = dataclasses.replace(whole, **{name: blanked(getattr(whole, name)) for name in names})
+    keys = {"strength": 0.1}
+    rows = [{**row, **keys} for row in unknown.rows("causal/effects")]
+    return dataclasses.replace(
+        unknown, tables={**unknown.tables, "causal/effects": rows}, metrics={**unknown.metrics, **reference}
     )
-    unknown = {name: blanked(getattr(whole, name)) for name in (*names, "metrics")}
-    return dataclasses.replace(whole, **unknown)
 
 
 def without_results() -> Evidence:
     """A study of which only the texts are known."""
-    lists = (
-        "directions",
-        "sweep",
-        "match",
-        "comparison",
-        "detection",
-        "effects",
-        "dose",
-        "pairs",
-        "confounds",
-        "pursuit",
-    )
-    mappings = ("quality", "health", "geometry", "matrix", "verdicts", "controls", "metrics", "subspace")
-    return dataclasses.replace(study(), **{name: [] for name in lists}, **{name: {} for name in mappings})
+    return dataclasses.replace(study(), tables={}, cards={}, metrics={}, experiments=())
 
 
 def visible(page: str) -> str:
@@ -309,11 +352,11 @@ def visible(page: str) -> str:
 def specifications(page: str) -> dict[str, Any]:
     found = re.search(r'<script type="application/json" id="charts">(.*?)</script>', page, re.S)
     assert found is not None
-    return json.loads(found[1])
+    return json.loads(found[1])["figures"]
 
 
 def texts_of(evidence: Evidence) -> dict[str, str]:
-    return {finding.title: f"{finding.text} {finding.more}" for finding in sentences.findings(evidence)}
+    return {finding.title: f"{finding.text} {finding.more}" for finding in conclusions(evidence)}
 
 
 @pytest.fixture(scope="module")
@@ -355,8 +398,7 @@ def test_markup_in_texts_is_shown_not_run(where: str) -> None:
     if where == "concept":
         evidence = study(concepts=(*CONCEPTS[:4], EVIL))
     if where == "token":
-        rows = [{**row, "contexts": [{**row["contexts"][0], "token": EVIL}]} for row in evidence.match]
-        evidence = dataclasses.replace(evidence, match=rows)
+        evidence = changed(evidence, "match/contexts", lambda _: {"token": EVIL})
     found = render(evidence, title=EVIL if where == "title" else "")
     assert "<img" not in found
     assert "&lt;img src=x" in found
@@ -371,16 +413,13 @@ def test_unknown_numbers_are_dashes_never_zeros_or_nan() -> None:
     assert "not shown" in seen
     text = json.dumps(specifications(found))
     assert "NaN" not in text
-    rows = tables.features(without_numbers(), 8).rows
+    rows = table_of(without_numbers(), "features").rows
     assert [cell.text for cell in rows[0][2:7]] == [numbers.MISSING] * 5
     assert all(cell.key is None for cell in rows[0][2:7])
     values = [tile.value for tile in cards.tiles(without_numbers()) if not tile.title.startswith("Injecting")]
     assert values == [numbers.NOT_SHOWN] * 4
-    dots = {
-        name: chart
-        for name, chart in specifications(found).items()
-        if not {"effect", "perplexity", "layers", "makeup", "experiment"} & set(name.split("-"))
-    }
+    drawn_by_number = {"perplexity", "effect", "layers", "makeup", "experiment", "density"}
+    dots = {name: chart for name, chart in specifications(found).items() if not drawn_by_number & set(name.split("-"))}
     drawn = [x for chart in dots.values() for trace in chart["data"] for x in trace["x"] if not isinstance(x, str)]
     assert set(drawn) <= {None}
 
@@ -388,7 +427,7 @@ def test_unknown_numbers_are_dashes_never_zeros_or_nan() -> None:
 def test_a_study_without_results_still_gives_a_page() -> None:
     seen = visible(render(without_results()))
     assert "not shown" in seen
-    assert all(finding.standing == "not shown" for finding in sentences.findings(without_results()))
+    assert all(finding.standing == "not shown" for finding in conclusions(without_results()))
 
 
 def test_sentences_name_the_side_that_loses() -> None:
@@ -398,13 +437,13 @@ def test_sentences_name_the_side_that_loses() -> None:
     assert "Difference of means loses to the feature for: calm." in found
     assert "Features lose for: " in found
     swap = {"difference of means": "best SAE feature", "best SAE feature": "difference of means"}
-    turned = [{**row, "method": swap.get(row["method"], row["method"])} for row in evidence.detection]
-    found = texts_of(dataclasses.replace(evidence, detection=turned))["Differences of means lose to SAE features"]
+    turned = changed(evidence, "compare/readouts", lambda row: {"method": swap.get(row["method"], row["method"])})
+    found = texts_of(turned)["Differences of means lose to SAE features"]
     assert "for 1 of 5 concepts" in found
 
 
 def finding_of(evidence: Evidence, title: str) -> Any:
-    return next(each for each in sentences.findings(evidence) if each.title == title)
+    return next(each for each in conclusions(evidence) if each.title == title)
 
 
 INJECTING = "Injecting directions raises their concepts' words"
@@ -416,7 +455,7 @@ def test_sentences_say_for_which_concepts_an_effect_is_not_shown() -> None:
     assert "Not shown for: tired." in found[INJECTING]
     assert "Not shown for: calm, proud, sad and tired." in found[FEATURES]
     assert "Not shown for: afraid, calm" in found["Taking directions out lowers their concepts' words"]
-    assert dict(sentences.not_shown(study()))["inject direction"] == ["tired"]
+    assert "<dt>Inject direction</dt><dd>tired</dd>" in render(study())
 
 
 def test_a_badge_needs_more_than_the_count_that_chance_gives() -> None:
@@ -440,19 +479,19 @@ def test_the_diagonal_decides_the_badge_of_each_kind_of_vector() -> None:
 
 
 def test_marks_follow_the_rule_of_the_verdicts_and_the_weaker_rule_is_half_a_mark() -> None:
-    verdicts = {**study().verdicts, "calm": {"words": "", "direction": {"sufficient": False}}}
-    evidence = dataclasses.replace(study(), verdicts=verdicts)
-    tones = {row[0].text: row[4].tone for row in tables.overview(evidence, {}).rows}
+    weaker = {"calm": {"sufficient": False}}
+    evidence = changed(study(), "causal/verdicts", lambda row: weaker.get(row["concept"], {}))
+    tones = {row[0].text: row[4].tone for row in cards.overview(evidence, {}).rows}
     assert tones == {"afraid": "yes", "calm": "weak", "proud": "yes", "sad": "yes", "tired": "no"}
-    agreeing = [row[3].tone for row in tables.overview(evidence, {}).rows]
+    agreeing = [row[3].tone for row in cards.overview(evidence, {}).rows]
     assert agreeing == ["weak", "weak", "weak", "no", "no"], "an uncorrected test gives half a mark"
 
 
 def test_verdicts_say_what_was_not_tested() -> None:
-    row = tables.verdicts(study()).rows[0]
+    row = table_of(study(), "verdicts").rows[0]
     assert [cell.text for cell in row[1:4]] == ["shown", "not shown", "not shown"]
     assert row[6].text == numbers.MISSING, "necessity of the feature was not tested"
-    assert "The least p they allow: direction 0.016, ablation 0.048." in sentences.controls(study())
+    assert "The least p they allow: direction 0.016 and ablation 0.048." in causal.controls(study())
 
 
 def test_one_p_is_shown_with_its_floor_and_the_raw_one_is_a_note() -> None:
@@ -462,18 +501,24 @@ def test_one_p_is_shown_with_its_floor_and_the_raw_one_is_a_note() -> None:
 
 
 def test_of_several_strengths_the_reference_counts() -> None:
-    rows = [{**row, "strength": s, "effect": 100 * s} for row in study().effects for s in (0.05, 0.2)]
+    rows = [
+        {**row, "strength": s, "effect": 100 * s}
+        for row in study().rows("causal/effects")
+        if row["operation"] == "inject"
+        for s in (0.05, 0.2)
+    ]
     metrics = {**study().metrics, "causal": {"reference_strength": 0.2}}
-    evidence = dataclasses.replace(study(), effects=rows, metrics=metrics)
-    assert evidence.effect_rows("direction", "inject")["afraid"]["effect"] == 20
-    assert len(tables.effects(evidence).rows) == len(rows)
+    evidence = dataclasses.replace(study(), tables={**study().tables, "causal/effects": rows}, metrics=metrics)
+    assert evidence.effects("direction", "inject")["afraid"]["effect"] == 20
+    assert len(table_of(evidence, "effects").rows) == len(rows)
 
 
 def test_an_effect_that_was_not_measured_is_not_called_absent() -> None:
-    evidence = dataclasses.replace(study(), verdicts={c: v for c, v in study().verdicts.items() if c != "sad"})
-    assert list(evidence.tally_effect("direction", "inject").unknown) == ["sad"]
+    evidence = changed(study(), "causal/verdicts", lambda row: None if row["concept"] == "sad" else {})
+    evidence = changed(evidence, "causal/effects", lambda row: None if row["concept"] == "sad" else {})
+    assert list(evidence.intervention("direction", "inject").unknown) == ["sad"]
     assert "Not testable for: sad." in texts_of(evidence)[INJECTING]
-    row = next(row for row in tables.overview(evidence, {}).rows if row[0].text == "sad")
+    row = next(row for row in cards.overview(evidence, {}).rows if row[0].text == "sad")
     assert row[4].text == numbers.MISSING
 
 
@@ -482,46 +527,67 @@ def test_an_experiment_that_could_not_be_tested_is_not_called_refuted(page: str)
     assert "could not be tested" in seen
     assert "0.50 [0.20, 0.80]" in seen
     assert "Dose." in seen
-    assert behaviour._led(["Short: as it is."]) == ["Short: as it is."]
-    assert behaviour._led(["None shown: " + "long " * 40, "More."])[::2] == ["None shown.", "More."]
+    assert behaviour.lead(["Short: as it is."]) == ["Short: as it is."]
+    assert behaviour.lead(["None shown: " + "long " * 40, "More."])[::2] == ["None shown.", "More."]
     without = render(dataclasses.replace(study(), experiments=()))
     assert "Behavioural experiments" not in visible(without)
 
 
 def test_same_words_pairs_are_corrected_for_the_number_of_readings() -> None:
-    said = texts_of(study())["Meaning beyond words"]
-    assert "none beats chance" in said
-    clear = [{**row, "accuracy": 0.8, "low": 0.7, "high": 0.9, "p": 0.001} for row in study().pairs]
-    said = texts_of(dataclasses.replace(study(), pairs=clear))["Meaning beyond words"]
-    assert "2 of 2 beat chance" in said
-    lucky = [{**row, "p": 0.04} for row in study().pairs]
-    assert "none beats chance" in texts_of(dataclasses.replace(study(), pairs=lucky))["Meaning beyond words"]
+    def of(**cells: Any) -> Any:
+        return finding_of(changed(study(), "compare/pairs", lambda _: cells), "Meaning is read beyond words")
+
+    assert of().standing == "not shown"
+    assert of(accuracy=0.8, low=0.7, high=0.9, p=0.001).standing == "shown"
+    assert of(p=0.04).standing == "not shown"
 
 
 def test_a_random_dictionary_that_does_as_well_takes_the_meaning_from_few_rows() -> None:
-    title = "Are directions made of few features"
-    assert "better than any random dictionary" in texts_of(study())[title]
-    better = [
-        {**row, "explained": 0.9} if row["dictionary"] == "covariance-matched" else row for row in study().pursuit
-    ]
-    assert "says little about features" in texts_of(dataclasses.replace(study(), pursuit=better))[title]
+    title, better = "Directions are made of few features", {"covariance-matched": {"explained": 0.9}}
+    assert finding_of(study(), title).standing == "shown"
+    evidence = changed(study(), "compare/explained", lambda row: better.get(row["dictionary"], {}))
+    assert finding_of(evidence, title).standing == "partly shown"
 
 
 def test_vocabulary_is_admitted_unless_directions_clear_it() -> None:
-    evidence = study()
-    assert "does not show more than vocabulary" in texts_of(evidence)["Directions read more than vocabulary"]
+    title = "Directions read more than vocabulary"
+    assert finding_of(study(), title).standing == "not shown"
     lower = {"TF-IDF": {"mean": 0.6, "low": 0.55, "high": 0.65}, "difference of means, layer 0": {"high": 0.8}}
-    weaker = [{**row, **lower.get(row["method"], {})} for row in evidence.detection]
-    assert (
-        "more than the vocabulary"
-        in texts_of(dataclasses.replace(evidence, detection=weaker))["Directions read more than vocabulary"]
-    )
+    weaker = changed(study(), "compare/detection", lambda row: lower.get(row["method"], {}))
+    assert finding_of(weaker, title).standing == "shown"
+
+
+def test_a_plugin_adds_a_figure_with_one_function() -> None:
+    def texts(evidence: Evidence) -> tables.Table:
+        rows = [{"split": split, "topics": len(evidence.topics(split))} for split in ("train", "test")]
+        return tables.table("added", "Added", rows, [tables.text("Split", "split"), tables.whole("Topics", "topics")])
+
+    figure("texts", caption="An added figure.")(texts)
+    try:
+        assert 'id="table-added"' in render(study())
+    finally:
+        ITEMS.pop()
+
+
+def test_columns_are_explained_by_the_declaration_of_their_table(tmp_path: Path) -> None:
+    results.write(tmp_path, directions.CONCEPTS, study().rows("directions/concepts"))
+    rows = Rows.of(results.read(tmp_path, "concepts"))
+    assert rows[0]["stability"] is None, "an empty cell is None"
+    evidence = dataclasses.replace(study(), tables={**study().tables, "directions/concepts": rows})
+    help = {column.key: column.help for column in table_of(evidence, "directions").columns}
+    assert directions.CONCEPTS.column("neutral_energy").description[1:] in help["neutral_energy"]
+
+
+def test_features_lose_only_where_the_paired_difference_excludes_none() -> None:
+    title = "SAE features lose to differences of means"
+    assert finding_of(study(), title).standing == "not shown", "no interval of the difference"
+    ends = {"best SAE feature": {"difference": -0.2, "difference_low": -0.3, "difference_high": -0.1}}
+    clear = changed(study(), "compare/detection", lambda row: ends.get(row["method"], {}))
+    assert finding_of(clear, title).standing == "partly shown", "one concept is read better by its feature"
 
 
 def test_a_correlation_whose_interval_holds_zero_is_not_shown() -> None:
-    (finding,) = [
-        each for each in sentences.findings(study()) if each.title == "Components go with valence and arousal"
-    ]
+    (finding,) = [each for each in conclusions(study()) if each.title == "Components go with valence and arousal"]
     assert finding.standing == "partly shown"
     assert "an interval that holds 0: not shown" in finding.text
 
@@ -529,17 +595,19 @@ def test_a_correlation_whose_interval_holds_zero_is_not_shown() -> None:
 @pytest.mark.parametrize("verdict", ["weak", "bad"])
 def test_a_bad_sae_is_called_so(verdict: str) -> None:
     evidence = study()
-    assert sentences.health(evidence).standing == "shown"
+    assert finding_of(evidence, "The SAE is sound").standing == "shown"
     judged = {"verdict": verdict, "faults": [{"grave": True, "text": "61% of its features never fire"}]}
-    finding = sentences.health(dataclasses.replace(evidence, health={**evidence.health, **judged}))
-    assert verdict in finding.title
+    faulty = {**evidence.cards, "sae": {**evidence.cards["sae"], **judged}}
+    finding = finding_of(dataclasses.replace(evidence, cards=faulty), f"The SAE is {verdict}")
     assert judged["faults"][0]["text"] in finding.text
     assert finding.standing == {"weak": "partly shown", "bad": "not shown"}[verdict]
 
 
 def test_a_trained_sae_no_better_than_a_random_one_is_not_shown() -> None:
     metrics = {**study().metrics, "match": {**study().metrics["match"], "difference_low": -0.02}}
-    finding = sentences.features(dataclasses.replace(study(), metrics=metrics))
+    finding = finding_of(
+        dataclasses.replace(study(), metrics=metrics), "Trained features match concepts better than random ones"
+    )
     assert finding.standing == "not shown"
     assert "that training helps is not shown" in finding.text
 
@@ -561,9 +629,9 @@ def test_every_figure_is_valid_plotly(evidence: Evidence) -> None:
 
 def test_labels_on_the_map_do_not_overlap() -> None:
     crowd = {f"concept-{i}": (math.cos(i) * (i % 5), math.sin(2 * i) * (i % 7)) for i in range(40)}
-    sides = charts.label_sides(crowd)
+    sides = draw.label_sides(crowd)
     assert 20 < len(sides) <= 40
-    assert charts.label_sides({"one": (0.0, 0.0)}) == {"one": "top center"}
+    assert draw.label_sides({"one": (0.0, 0.0)}) == {"one": "top center"}
 
 
 @pytest.mark.parametrize(
@@ -614,12 +682,12 @@ def test_colours_can_be_read(name: palette.Name) -> None:
                 assert (pair[1] + 0.05) / (pair[0] + 0.05) >= least, (role, ground)
 
 
-def results(root: Path, moment: str) -> dict[str, Any]:
+def artifacts(root: Path, moment: str) -> dict[str, Any]:
     """Artifacts as the stage gets them, with manifests written at ``moment``."""
     whole, opened = study(), {}
     names = ("corpus", "activations", "sae", "directions", "match", "compare", "geometry", "causal", "measure", "grade",
              "conclude")  # fmt: skip
-    metrics = {"activations": {"rows": 1234.0}, "sae": {"features": 128.0}, **whole.metrics}
+    metrics = whole.metrics
     for name in names:
         folder = root / name
         folder.mkdir(parents=True)
@@ -635,25 +703,16 @@ def results(root: Path, moment: str) -> dict[str, Any]:
         }
         (folder / "manifest.json").write_text(json.dumps(record), encoding="utf-8")
         (folder / "metrics.json").write_text(json.dumps(metrics.get(name, {})), encoding="utf-8")
+        for table, declared in DECLARED.items():
+            if table.startswith(f"{name}/") and whole.rows(table):
+                results.write(folder, declared, whole.rows(table))
         opened[name] = SimpleNamespace(folder=folder)
     (root / "sae" / "sae").mkdir()
-    vars(opened["corpus"]).update(
-        emotions=whole.concepts, documents=whole.documents, quality=whole.quality, fixed_split=False
-    )
+    vars(opened["corpus"]).update(emotions=whole.concepts, documents=whole.documents, fixed_split=False)
     vars(opened["activations"]).update(d_model=32)
-    vars(opened["sae"]).update(folder=root / "sae" / "sae", health=whole.health)
-    vars(opened["directions"]).update(table=whole.directions, sweep=whole.sweep)
-    vars(opened["match"]).update(table=whole.match)
-    vars(opened["compare"]).update(
-        table=whole.comparison,
-        detection=whole.detection,
-        pairs=whole.pairs,
-        confounds=whole.confounds,
-        pursuit=whole.pursuit,
-        subspace=whole.subspace,
-    )
-    vars(opened["geometry"]).update(data=whole.geometry)
-    vars(opened["causal"]).update(page_figures=whole)
+    vars(opened["sae"]).update(folder=root / "sae" / "sae", health=whole.cards["sae"])
+    vars(opened["compare"]).update(whole.cards["compare"])
+    vars(opened["geometry"]).update(data=whole.cards["geometry"])
     vars(opened["conclude"]).update(findings=whole.experiments)
     return opened
 
@@ -664,7 +723,7 @@ def run_stage(root: Path, moment: str) -> bytes:
     from affectlens.stages.report import PAGE, ReportConfig, ReportStage
 
     setting = Setting(seed=3, model=ModelConfig(name="org/tiny", layer=2), device="cpu", threads=1, models=root)
-    stage = ReportStage(ReportConfig(), setting, results(root, moment))
+    stage = ReportStage(ReportConfig(), setting, artifacts(root, moment))
     (part,) = stage.parts()
     out, final = root / "part", root / "final"
     out.mkdir()
@@ -730,7 +789,8 @@ def test_injected_markup_does_not_run(chromium: Any, tmp_path: Path) -> None:
         assert seen.errors == []
         assert seen.page.locator("img").count() == 0
         assert EVIL in seen.page.locator("h1").inner_text()
-        assert EVIL in seen.page.locator("#directions-auroc").text_content()
+        shown = seen.page.locator("#directions-auroc").text_content()
+        assert "".join(EVIL.split()) in "".join(shown.split()), "a long label is broken into lines"
 
 
 def test_page_without_numbers_opens_without_error(chromium: Any, tmp_path: Path) -> None:
@@ -742,10 +802,10 @@ def test_page_without_numbers_opens_without_error(chromium: Any, tmp_path: Path)
 
 
 def test_tables_sort_by_number_with_the_unknown_last(chromium: Any, tmp_path: Path) -> None:
-    rows = [dict(row) for row in study().directions]
-    rows[1]["auroc_test"] = NAN
+    unknown = {"calm": {"auroc_test": NAN}}
+    evidence = changed(study(), "directions/concepts", lambda row: unknown.get(row["concept"], {}))
     path = tmp_path / "report.html"
-    path.write_text(render(dataclasses.replace(study(), directions=rows)), encoding="utf-8")
+    path.write_text(render(evidence), encoding="utf-8")
     with visit(chromium, path) as seen:
         table = seen.page.locator("#table-directions")
         seen.page.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")

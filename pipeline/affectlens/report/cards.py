@@ -1,15 +1,19 @@
-"""What stands out at first sight: tiles with the main figures, and a card for each concept."""
+"""What stands out at first sight: tiles with the main figures, marks and a card for each concept."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-from affectlens.report.evidence import OPERATIONS, VECTORS, Evidence, Row, Tally
-from affectlens.report.numbers import MISSING, NOT_SHOWN, estimate, finite, interval, number, p_value, percent, plural
-from affectlens.report.tables import corrected
+from affectlens.report import tables
+from affectlens.report.evidence import OPERATIONS, VECTORS, Evidence, Figure, Row, Tally
+from affectlens.report.sections.causal import words
+from affectlens.report.sections.detection import index, words_of
+from affectlens.report.sentences import say
+from affectlens.report.tables import Cell, Table
+from affectlens.results.format import NOT_SHOWN, estimate, finite, interval, number, percent
+from affectlens.stats import wilson
 
 
 @dataclass(frozen=True)
@@ -62,98 +66,72 @@ class Card:
     contexts: Sequence[Context]
 
 
+BESIDE = """concepts whose words rise beyond all controls, and specifically{% if above is not none %}; above every
+control
+{{ above | percent }}, expected of wrong labels {{ wrong | percent }}{% endif %}{% if p is not none %}; all together
+p = {{ p | p }}{% endif %}"""
+
+
 def tiles(evidence: Evidence) -> list[Tile]:
     """The main figures, each with its interval."""
-    concepts = plural(len(evidence.concepts), "concept")
-    topics = plural(len(evidence.tested), "left-out topic")
-    correlation = evidence.correlation(1, "valence")
-    r = [finite(correlation.get(key)) for key in ("r", "low", "high")]
+    direction, feature = evidence.metric("directions", "auroc_test"), evidence.metric("match", "best_feature_auroc")
+    noise, r = evidence.metric("match", "random_sae_auroc"), evidence.metric("geometry", "r_component_1_valence")
+    note = say(
+        'mean AUROC; {{ plural(concepts, "concept") }}, {{ plural(topics, "left-out topic") }}',
+        concepts=len(evidence.concepts),
+        topics=len(evidence.tested),
+    )
+    shares = []
+    for vector, title in VECTORS.items():
+        beside = say(
+            BESIDE,
+            p=evidence.metric("causal", f"diagonal_p_{vector}")[0],
+            above=evidence.metric("causal", f"share_above_controls_{vector}")[0],
+            wrong=evidence.metric("causal", f"above_controls_expected_{vector}")[0],
+        )
+        shares.append(_share("causal", f"Injecting {title}", evidence.verdict(vector, "specific"), vector, beside))
+    agree = "concepts with a cosine above its null"
+    rated = f"{evidence.count('geometry', 'rated_words')} rated concepts"
     return [
-        _auroc_tile(evidence, "directions", "auroc_test", "Directions read concepts", f"{concepts}, {topics}"),
-        _auroc_tile(evidence, "match", "best_feature_auroc", "SAE features read concepts", ""),
-        _share_tile(
-            "agreement", "Feature and direction agree", evidence.agreeing, "feature", "with a cosine above its null"
+        _scale("directions", "Directions read concepts", direction, 0.5, note, "direction"),
+        _scale(
+            "features", "SAE features read concepts", feature, noise[0], f"random SAE: {estimate(*noise)}", "feature"
         ),
-        _share_tile(
-            "causal",
-            "Injecting directions",
-            evidence.tally_verdict("direction", "specific"),
-            "direction",
-            _beside(evidence, "direction"),
-        ),
-        _share_tile(
-            "causal",
-            "Injecting SAE features",
-            evidence.tally_verdict("feature", "specific"),
-            "feature",
-            _beside(evidence, "feature"),
-        ),
-        Tile(
-            "geometry",
-            "First component and valence",
-            f"r = {number(r[0])}" if r[0] is not None else NOT_SHOWN,
-            interval(r[1], r[2]),
-            f"{plural(int(correlation.get('n') or 0), 'rated concept')}",
-            _gauge(r, 0.0, -1.0, 1.0),
-            (number(-1, 0), number(1, 0)),
-        ),
+        _share("agreement", "Feature and direction agree", evidence.agreeing, "feature", agree),
+        *(replace(tile, title=tile.title.replace("Directions", "directions")) for tile in shares),
+        _scale("geometry", "First component and valence", r, 0.0, rated, "ink", (-1.0, 1.0), "r = "),
     ]
 
 
-def _beside(evidence: Evidence, vector: str) -> str:
-    """What stands beside the count of specific effects: all vectors in one test, and the weaker rule."""
-    said = "whose words rise beyond all controls, and specifically"
-    p, above, wrong = (
-        evidence.figure("causal", f"{name}_{vector}")[0]
-        for name in ("diagonal_p", "share_above_controls", "above_controls_expected")
-    )
-    if above is not None:
-        said += f"; above every control {percent(above)}, expected of wrong labels {percent(wrong)}"
-    return said if p is None else f"{said}; all together p = {p_value(p)}"
+def _scale(
+    section: str,
+    title: str,
+    figure: Figure,
+    reference: float | None,
+    note: str,
+    tone: str,
+    ends: tuple[float, float] | None = None,
+    name: str = "",
+) -> Tile:
+    least = min((value for value in figure if value is not None), default=0.5)
+    start, end = ends or (min(0.5, math.floor(10 * least) / 10), 1.0)
+    value = NOT_SHOWN if figure[0] is None else name + number(figure[0])
+    gauge = _gauge(figure, reference, start, end)
+    return Tile(section, title, value, interval(*figure[1:]), note, gauge, (f"{start:g}", f"{end:g}"), tone)
 
 
-def _auroc_tile(evidence: Evidence, stage: str, key: str, title: str, note: str) -> Tile:
-    values = evidence.figure(stage, key)
-    reference = 0.5
-    if stage == "match":
-        noise = evidence.figure("match", "random_sae_auroc")
-        reference = noise[0]
-        note = f"random SAE: {estimate(*noise)}"
-    least = min([each for each in values if each is not None], default=0.5)
-    start = min(0.5, math.floor(10 * least) / 10)
-    return Tile(
-        "directions" if stage == "directions" else "features",
-        title,
-        number(values[0]) if values[0] is not None else NOT_SHOWN,
-        interval(values[1], values[2]),
-        f"mean AUROC; {note}",
-        _gauge(values, reference, start, 1.0),
-        (number(start, 1), "1"),
-        "direction" if stage == "directions" else "feature",
-    )
-
-
-def _share_tile(section: str, title: str, tally: Tally, tone: str, note: str) -> Tile:
-    from affectlens.stats import wilson
-
+def _share(section: str, title: str, tally: Tally, tone: str, note: str) -> Tile:
     if not tally.total:
         return Tile(section, title, NOT_SHOWN, "[no interval]", note, {}, ("0", "all"), tone)
     rate = wilson(len(tally.shown), tally.total)
-    return Tile(
-        section,
-        title,
-        f"{len(tally.shown)} of {tally.total}",
-        f"[{percent(rate.low)}, {percent(rate.high)}]",
-        f"concepts {note}",
-        _gauge([rate.value, rate.low, rate.high], None, 0.0, 1.0),
-        ("0%", "100%"),
-        tone,
-    )
+    value, spread = f"{len(tally.shown)} of {tally.total}", f"[{percent(rate.low)}, {percent(rate.high)}]"
+    gauge = _gauge((rate.value, rate.low, rate.high), None, 0.0, 1.0)
+    return Tile(section, title, value, spread, note, gauge, ("0%", "100%"), tone)
 
 
-def _gauge(values: Sequence[float | None], reference: float | None, start: float, end: float) -> dict[str, float]:
-    """Positions on the scale from ``start`` to ``end`` as percentages, for what is known."""
-    named = dict(zip(("value", "low", "high", "reference"), (*values, reference), strict=True))
+def _gauge(figure: Figure, reference: float | None, start: float, end: float) -> dict[str, float]:
+    """Positions on the scale from ``start`` to ``end`` as percentages, for what is defined."""
+    named = dict(zip(("value", "low", "high", "reference"), (*figure, reference), strict=True))
     return {
         name: round(100 * min(max((value - start) / (end - start), 0), 1), 1)
         for name, value in named.items()
@@ -161,71 +139,106 @@ def _gauge(values: Sequence[float | None], reference: float | None, start: float
     }
 
 
-def cards(evidence: Evidence, *, concepts: int, contexts: int, words: int) -> list[Card]:
+RULE = "beyond every family of controls at a corrected 5%; half: more than every control, and not by that rule"
+CLAIMS = {
+    "Direction reads it": "The direction's AUROC within left-out topics lies above 0.5 at a corrected 5%, by a t over "
+    "topics; half: without correction",
+    "Feature reads it": "A feature matches it with a corrected p of at most 0.05, and reads it better than the "
+    "features of "
+    "random SAEs do; half: the p alone",
+    "Both agree": "The feature's cosine with the direction lies above 95% of its null (uncorrected: half)",
+    "Inject direction": f"Raises the concept's words, against other concepts' words, {RULE}",
+    "Inject feature": f"Raises the concept's words, against other concepts' words, {RULE}",
+    "Ablate direction": f"Lowers the concept's words in stories that evoke them, {RULE}",
+    "Ablate feature": f"Lowers the concept's words in stories that evoke them, {RULE}",
+}
+
+
+def overview(evidence: Evidence, links: Mapping[str, str]) -> Table:
+    """Per concept, which of the claims the study can make about it.
+
+    Args:
+        evidence: what was found.
+        links: concept -> id of its card.
+    """
+    agreeing = evidence.agreeing
+    tallies = [
+        evidence.read_by_direction,
+        evidence.read_by_feature,
+        Tally([], [*agreeing.shown, *agreeing.missing], weak=agreeing.shown),
+        *(evidence.intervention(vector, operation) for operation in OPERATIONS for vector in VECTORS),
+    ]
+    rows = [
+        [
+            Cell(concept, concept.lower(), link=links.get(concept, "")),
+            *(tables.mark(tally.of(concept), weak=concept in tally.weak) for tally in tallies),
+        ]
+        for concept in evidence.concepts
+    ]
+    columns = [tables.text("Concept", "")]
+    columns += [tables.Column(title, tables.word, help, "claim") for title, help in CLAIMS.items()]
+    return Table("overview", "What is shown for which concept", columns, rows, open=True, criteria=True)
+
+
+def cards(evidence: Evidence, *, concepts: int, contexts: int) -> list[Card]:
     """Cards of the concepts whose features detect best."""
-    rows = sorted(evidence.match, key=lambda row: (finite(row.get("auroc_test")) is None, -_or_zero(row)))
-    directions, agreement = evidence.by_concept(evidence.directions), evidence.by_concept(evidence.comparison)
-    found = []
+    directions, cosines = evidence.by_concept("directions/concepts"), evidence.by_concept("compare/cosines")
+    rows = sorted(evidence.rows("match/concepts"), key=lambda row: -(finite(row["auroc_test"]) or 0.0))
+    listed = []
     for row in rows[:concepts]:
         concept = row["concept"]
-        direction, cosine = directions.get(concept, {}), agreement.get(concept, {})
-        found.append(
+        direction = directions.get(concept, {})
+        passages = [each for each in evidence.rows("match/contexts") if each["concept"] == concept]
+        listed.append(
             Card(
                 concept=concept,
                 anchor=f"card-{evidence.concepts.index(concept)}",
-                feature=str(row.get("feature", MISSING)),
-                auroc=number(row.get("auroc_test")),
-                facts=_facts(evidence, row, direction, cosine),
-                verdict=str(evidence.verdicts.get(concept, {}).get("words", f"Causal effect: {NOT_SHOWN}.")),
-                direction_words=_printable(direction.get("words", [])[:words]),
-                feature_words=_printable(row.get("words", [])[:words]),
-                contexts=_contexts(concept, row.get("contexts", [])[:contexts]),
+                feature=index(row.get("feature")).text,
+                auroc=number(row["auroc_test"]),
+                facts=_facts(evidence, row, direction, cosines.get(concept, {})),
+                verdict=words(evidence, concept) or f"Causal effect: {NOT_SHOWN}.",
+                direction_words=words_of(direction, evidence.words),
+                feature_words=words_of(row, evidence.words),
+                contexts=_contexts(concept, passages[:contexts]),
             )
         )
-    return found
+    return listed
 
 
 def _facts(evidence: Evidence, feature: Row, direction: Row, cosine: Row) -> list[tuple[str, str]]:
     facts = [
         ("AUROC of the feature", estimate(feature.get("auroc_test"), feature.get("low"), feature.get("high"))),
         ("of the best random-SAE feature", number(feature.get("auroc_random_sae"))),
-        ("p, corrected", corrected(feature).text),
+        ("p, corrected", tables.corrected(feature).text),
         ("AUROC of the direction", estimate(direction.get("auroc_test"), direction.get("low"), direction.get("high"))),
         ("cosine of both", f"{number(cosine.get('cosine'))} (null: {number(cosine.get('cosine_null_95'))})"),
+        ("other concepts with the feature", feature.get("same_feature") or "none"),
     ]
     said = {"inject": "{} in: rise of the words, nats", "ablate": "{} out: fall of the words, nats"}
     for operation in OPERATIONS:
         for vector in VECTORS:
-            row = evidence.effect_rows(vector, operation).get(feature["concept"], {})
+            row = evidence.effects(vector, operation).get(feature["concept"], {})
             value = estimate(row.get("effect"), row.get("low"), row.get("high"), sign=True)
             facts.append((said[operation].format(vector), value))
     return facts
 
 
 def _contexts(concept: str, rows: Sequence[Row]) -> list[Context]:
-    top = max((value for row in rows if (value := finite(row.get("value"))) is not None), default=0.0)
-    found = []
+    top = max((finite(row["value"]) or 0.0 for row in rows), default=0.0)
+    contexts = []
     for row in rows:
-        token = str(row.get("token", ""))
         # The blank before a word is part of its token, but should not be marked.
+        token = row["token"]
         blank = token[: len(token) - len(token.lstrip())] if token.strip() else ""
-        found.append(
+        contexts.append(
             Context(
-                before=str(row.get("before", "")) + blank,
+                before=row["before"] + blank,
                 token=token[len(blank) :],
-                after=str(row.get("after", "")),
-                value=number(row.get("value")),
-                heat=round((finite(row.get("value")) or 0.0) / top, 2) if top > 0 else 0.0,
-                emotion=str(row.get("emotion") or "neutral text"),
-                own=row.get("emotion") == concept,
+                after=row["after"],
+                value=number(row["value"]),
+                heat=round((finite(row["value"]) or 0.0) / top, 2) if top > 0 else 0.0,
+                emotion=row["emotion"] or "neutral text",
+                own=row["emotion"] == concept,
             )
         )
-    return found
-
-
-def _printable(words: Sequence[Any]) -> list[str]:
-    return [str(item).strip() or "␣" for item in words]
-
-
-def _or_zero(row: Row) -> float:
-    return finite(row.get("auroc_test")) or 0.0
+    return contexts

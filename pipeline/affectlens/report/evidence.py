@@ -1,18 +1,19 @@
-"""All that the page shows, as plain data: what stages hand over, and the look-ups that several sections share."""
+"""All that the page shows, as plain data: the declared tables of the stages, their metrics, and what concepts pass."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from statistics import fmean, median
 from typing import Any, Protocol
 
-from affectlens.report.numbers import finite
+from affectlens import results
+from affectlens.results.format import finite
 
 Row = Mapping[str, Any]
-VECTORS = ("direction", "feature")
+Figure = tuple[float | None, float | None, float | None]
+"""A value with the ends of its interval."""
+VECTORS = {"direction": "Directions", "feature": "SAE features"}
 OPERATIONS = ("inject", "ablate")
 SIGNIFICANT = 0.05
 """Corrected p up to which a concept counts as shown."""
@@ -30,9 +31,24 @@ class Text(Protocol):
     @property
     def split(self) -> str: ...
     @property
-    def kind(self) -> str: ...
-    @property
     def text(self) -> str: ...
+
+
+class Rows(list[Row]):
+    """The rows of a table, empty cells as None.
+
+    Attributes:
+        declared: the table's declaration, where it has one.
+    """
+
+    declared: results.Table | None = None
+
+    @classmethod
+    def of(cls, frame: Any) -> Rows:
+        """From a table as :func:`affectlens.results.read` gives it."""
+        rows = cls(frame.astype(object).where(frame.notna(), None).to_dict("records"))
+        rows.declared = frame.attrs.get("table")
+        return rows
 
 
 @dataclass(frozen=True)
@@ -54,13 +70,13 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Tally:
-    """For how many concepts something is shown.
+    """For which concepts something is shown.
 
     Attributes:
         shown: concepts for which it is.
         missing: concepts for which it was looked for and is not shown.
         unknown: concepts without the figure that would decide it.
-        weak: concepts for which a weaker rule holds, and this one does not.
+        weak: those of ``missing`` and ``unknown`` for which a weaker rule holds.
     """
 
     shown: Sequence[str]
@@ -73,67 +89,60 @@ class Tally:
         """Concepts for which it was looked for."""
         return len(self.shown) + len(self.missing)
 
+    def of(self, concept: str) -> bool | None:
+        """Whether it is shown of a concept; None where it was not looked for."""
+        return True if concept in self.shown else False if concept in self.missing else None
+
 
 @dataclass(frozen=True)
 class Evidence:
-    """The opened results of a study, without the objects that opened them.
+    """The results of a study.
 
     Attributes:
-        model: name of the model.
+        model: its name.
         layer: whose residual stream is studied.
         width: of the residual stream.
-        tokens: rows in the activation cache.
-        concepts: in the order of every "concepts" axis.
+        concepts: in the order of the study.
         documents: the corpus.
-        quality: findings of the quality gates.
-        directions, sweep: per concept and per layer.
-        features: width of the SAE.
-        health: of the SAE.
-        match, comparison: per concept.
-        detection: per method.
-        metrics: per stage its flat metrics.
-        geometry: components, ratings, correlations, cosines.
-        effects, matrix, dose, verdicts, controls: of the causal stage.
-        pairs: same-words pairs, per method, layer and reading.
-        confounds: per concept what else tells it.
-        pursuit, subspace: what directions are made of.
-        experiments: per behavioural experiment its claim and findings.
         fixed_split: whether the study names its test topics; otherwise every topic is the test once.
+        tables: rows of declared tables under ``stage/table``.
+        metrics: per stage.
+        cards: what has no table: ``sae`` (metrics of the SAE), ``compare`` and ``geometry``.
+        experiments: per behavioural experiment its claim and findings.
+        provenance: settings, fingerprints, digests.
+        words: logit-lens words shown of each vector.
     """
 
     model: str
     layer: int
     width: int
-    tokens: int
     concepts: Sequence[str]
     documents: Sequence[Text]
-    quality: Mapping[str, Any]
-    directions: Sequence[Row]
-    sweep: Sequence[Row]
-    features: int
-    health: Mapping[str, Any]
-    match: Sequence[Row]
-    comparison: Sequence[Row]
-    detection: Sequence[Row]
-    geometry: Mapping[str, Any]
-    effects: Sequence[Row]
-    matrix: Mapping[str, Sequence[Sequence[Any]]]
-    dose: Sequence[Row]
-    verdicts: Mapping[str, Row]
-    controls: Mapping[str, Any]
+    tables: Mapping[str, Sequence[Row]]
+    metrics: Mapping[str, Mapping[str, float]]
+    cards: Mapping[str, Mapping[str, Any]]
     provenance: Provenance
-    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    pairs: Sequence[Row] = ()
-    confounds: Sequence[Row] = ()
-    pursuit: Sequence[Row] = ()
-    subspace: Mapping[str, Any] = field(default_factory=dict)
     experiments: Sequence[Row] = ()
     fixed_split: bool = False
+    words: int = 8
 
-    @cached_property
-    def splits(self) -> Mapping[str, int]:
-        """Documents of each split."""
-        return Counter(document.split for document in self.documents)
+    def rows(self, name: str) -> Sequence[Row]:
+        """The rows of a table; none where the stage wrote none."""
+        return self.tables.get(name, ())
+
+    def by_concept(self, name: str, **where: Any) -> dict[str, Row]:
+        """The rows of a table whose cells are as given, by their concept."""
+        rows = (row for row in self.rows(name) if all(row[key] == value for key, value in where.items()))
+        return {row["concept"]: row for row in rows}
+
+    def metric(self, stage: str, name: str) -> Figure:
+        """A metric with the ends of its interval."""
+        metrics = self.metrics.get(stage, {})
+        return finite(metrics.get(name)), finite(metrics.get(f"{name}_low")), finite(metrics.get(f"{name}_high"))
+
+    def count(self, stage: str, name: str) -> int:
+        """A metric that is a count; 0 where it is missing."""
+        return int(self.metric(stage, name)[0] or 0)
 
     def topics(self, split: str) -> list[str]:
         """Topics of a split, alphabetically."""
@@ -157,59 +166,45 @@ class Evidence:
         pairs = {(document.emotion, document.topic) for document in self.documents if document.emotion}
         return len(pairs) == len({concept for concept, _ in pairs}) * len({topic for _, topic in pairs})
 
-    def by_concept(self, rows: Sequence[Row]) -> dict[str, Row]:
-        """Rows by their concept."""
-        return {row["concept"]: row for row in rows}
-
-    def figure(self, stage: str, name: str) -> tuple[float | None, float | None, float | None]:
-        """A stage's metric with the ends of its interval; None for what is not defined."""
-        metrics = self.metrics.get(stage, {})
-        return finite(metrics.get(name)), finite(metrics.get(f"{name}_low")), finite(metrics.get(f"{name}_high"))
-
     def method(self, name: str) -> Row:
         """The detection row of a method; empty when it was not compared."""
-        return next((row for row in self.detection if row["method"] == name), {})
+        return next((row for row in self.rows("compare/detection") if row["method"] == name), {})
 
-    @cached_property
-    def lowest_layer(self) -> Row:
-        """The detection row of directions at the lowest layer read; empty when only one layer was."""
-        return next((row for row in self.detection if row["method"].startswith(f"{BASELINE}, layer ")), {})
+    def aurocs(self, method: str) -> dict[str, float]:
+        """Per concept the AUROC of a method, where it is defined."""
+        rows = (row for row in self.rows("compare/readouts") if row["method"] == method)
+        return {row["concept"]: value for row in rows if (value := finite(row["auroc"])) is not None}
 
-    def effect_rows(self, vector: str, operation: str) -> dict[str, Row]:
-        """Per concept the effect of one intervention at its reference strength."""
-        rows = [row for row in self.effects if row["vector"] == vector and row["operation"] == operation]
-        strength = self.strength(vector, operation)
-        return {row["concept"]: row for row in rows if row.get("strength") == strength}
+    def paired(self) -> dict[str, tuple[float, float]]:
+        """Per concept the AUROC of its direction and of its best feature, where both are defined."""
+        direction, feature = self.aurocs(BASELINE), self.aurocs(FEATURE)
+        return {c: (direction[c], feature[c]) for c in self.concepts if c in direction and c in feature}
 
-    def strength(self, vector: str, operation: str) -> Any:
-        """The strength that verdicts are about; where the study names none, the one most concepts were measured at."""
-        reference = finite(self.metrics.get("causal", {}).get("reference_strength"))
-        found = Counter(
-            row.get("strength") for row in self.effects if row["vector"] == vector and row["operation"] == operation
+    def effects(self, vector: str, operation: str) -> dict[str, Row]:
+        """Per concept the effect of an intervention at the strength that verdicts are about."""
+        rows = [row for row in self.rows("causal/effects") if (row["vector"], row["operation"]) == (vector, operation)]
+        reference = self.metric("causal", "reference_strength")[0] if operation == "inject" else 1.0
+        return {row["concept"]: row for row in rows if row["strength"] == reference}
+
+    def tally(self, decided: Mapping[str, bool | None], weak: Mapping[str, bool | None] | None = None) -> Tally:
+        """Concepts by whether something is shown of them; ``weak`` is a rule that is easier to pass."""
+        shown = [concept for concept in self.concepts if decided.get(concept) is True]
+        return Tally(
+            shown=shown,
+            missing=[concept for concept in self.concepts if decided.get(concept) is False],
+            unknown=[concept for concept in self.concepts if decided.get(concept) is None],
+            weak=[c for c in self.concepts if (weak or {}).get(c) and c not in shown],
         )
-        if reference in found:
-            return reference
-        return found.most_common(1)[0][0] if found else None
 
-    @cached_property
-    def doses(self) -> list[float]:
-        """The strengths that were tried, ascending."""
-        return sorted({row["strength"] for row in self.dose})
-
-    def tally_effect(self, vector: str, operation: str) -> Tally:
-        """Concepts for which an intervention is shown, by the verdicts' rule; ``weak`` does more than every control."""
-        strict = self.tally_verdict(vector, "sufficient" if operation == "inject" else "necessary")
-        rows = self.effect_rows(vector, operation)
-        above = [concept for concept in self.concepts if rows.get(concept, {}).get("above_controls")]
-        return replace(strict, weak=[concept for concept in above if concept not in strict.shown])
-
-    def tally_verdict(self, vector: str, claim: str) -> Tally:
+    def verdict(self, vector: str, claim: str) -> Tally:
         """Concepts of which a claim (sufficient, specific, necessary) is shown by all of its criteria."""
-        decided = {}
-        for concept, verdict in self.verdicts.items():
-            if (shown := verdict.get(vector, {}).get(claim)) is not None:
-                decided[concept] = bool(shown)
-        return self._tally(decided)
+        return self.tally({c: row[claim] for c, row in self.by_concept("causal/verdicts", vector=vector).items()})
+
+    def intervention(self, vector: str, operation: str) -> Tally:
+        """Concepts for which an intervention is shown by the verdicts' rule; ``weak``: beyond every control."""
+        strict = self.verdict(vector, "sufficient" if operation == "inject" else "necessary")
+        above = {concept for concept, row in self.effects(vector, operation).items() if row["above_controls"]}
+        return replace(strict, weak=[c for c in self.concepts if c in above and c not in strict.shown])
 
     @cached_property
     def read_by_direction(self) -> Tally:
@@ -221,13 +216,15 @@ class Evidence:
 
         from affectlens.stats import benjamini_hochberg
 
-        rows = {row["concept"]: row for row in self.directions if finite(row.get("low")) is not None}
+        rows = {c: row for c, row in self.by_concept("directions/concepts").items() if finite(row["low"]) is not None}
+        if not rows:
+            return self.tally({})
         degrees = max(len(self.tested) - 1, 1)
-        quantile = stdtrit(degrees, 0.975)
-        t = [quantile * (row["auroc_test"] - 0.5) / max((row["high"] - row["low"]) / 2, 1e-12) for row in rows.values()]
-        corrected = benjamini_hochberg(stdtr(degrees, [-each for each in t])) if t else []
-        tally = self._tally({concept: bool(p <= SIGNIFICANT) for concept, p in zip(rows, corrected, strict=True)})
-        return replace(tally, weak=[concept for concept in tally.missing if rows[concept]["low"] > 0.5])
+        errors = [max((row["high"] - row["low"]) / 2 / stdtrit(degrees, 0.975), 1e-12) for row in rows.values()]
+        t = [(row["auroc_test"] - 0.5) / error for row, error in zip(rows.values(), errors, strict=True)]
+        p = benjamini_hochberg(stdtr(degrees, [-each for each in t]))
+        decided = {concept: bool(each <= SIGNIFICANT) for concept, each in zip(rows, p, strict=True)}
+        return self.tally(decided, {concept: row["low"] > 0.5 for concept, row in rows.items()})
 
     @cached_property
     def read_by_feature(self) -> Tally:
@@ -235,58 +232,18 @@ class Evidence:
 
         ``weak``: by the p alone, which features of random SAEs may have as well.
         """
-        matched = {
-            row["concept"]: row["p_adjusted"] <= SIGNIFICANT
-            for row in self.match
-            if finite(row.get("p_adjusted")) is not None
+        rows = self.by_concept("match/concepts")
+        passed = {
+            c: row["p_adjusted"] <= SIGNIFICANT for c, row in rows.items() if finite(row["p_adjusted"]) is not None
         }
-        better = {row["concept"]: (finite(row.get("auroc_test")) or 0.0) > (finite(row.get("auroc_random_sae")) or 0.0)
-                  for row in self.match}  # fmt: skip
-        tally = self._tally({concept: shown and better[concept] for concept, shown in matched.items()})
-        return replace(tally, weak=[concept for concept in tally.missing if matched[concept]])
+        gain = {c: (finite(row["auroc_test"]) or 0) - (finite(row["auroc_random_sae"]) or 0) for c, row in rows.items()}
+        return self.tally({concept: p and gain[concept] > 0 for concept, p in passed.items()}, passed)
 
     @cached_property
     def agreeing(self) -> Tally:
-        """Concepts whose feature lies closer to the direction than 95% of the null."""
-        return self._tally(
-            {
-                row["concept"]: row["cosine"] > row["cosine_null_95"]
-                for row in self.comparison
-                if finite(row.get("cosine")) is not None and finite(row.get("cosine_null_95")) is not None
-            }
-        )
-
-    def median_cosine(self) -> float | None:
-        """Over concepts, between the best feature's decoder row and the direction."""
-        found = [value for row in self.comparison if (value := finite(row.get("cosine"))) is not None]
-        return median(found) if found else None
-
-    def paired_detection(self) -> dict[str, tuple[float, float]]:
-        """Per concept the test AUROC of its direction and of its best feature, where both are defined."""
-        direction = self.method(BASELINE).get("per_concept", {})
-        feature = self.method(FEATURE).get("per_concept", {})
-        pairs = {concept: (finite(direction.get(concept)), finite(feature.get(concept))) for concept in self.concepts}
-        return {concept: (a, b) for concept, (a, b) in pairs.items() if a is not None and b is not None}
-
-    def paired_means(self) -> tuple[float, float] | None:
-        """Means of :meth:`paired_detection`: direction, feature."""
-        pairs = self.paired_detection().values()
-        return (fmean(a for a, _ in pairs), fmean(b for _, b in pairs)) if pairs else None
-
-    def correlation(self, component: int, rating: str) -> Row:
-        """How a principal component goes with a rating; empty when it was not computed."""
-        return next(
-            (
-                row
-                for row in self.geometry.get("correlations", [])
-                if row["component"] == component and row["rating"] == rating
-            ),
-            {},
-        )
-
-    def _tally(self, decided: Mapping[str, bool]) -> Tally:
-        return Tally(
-            shown=[concept for concept in self.concepts if decided.get(concept) is True],
-            missing=[concept for concept in self.concepts if decided.get(concept) is False],
-            unknown=[concept for concept in self.concepts if concept not in decided],
-        )
+        """Concepts whose feature lies closer to the direction than 95% of the null; a test that is not corrected."""
+        rows = self.by_concept("compare/cosines")
+        known = {
+            c: row for c, row in rows.items() if None not in (finite(row["cosine"]), finite(row["cosine_null_95"]))
+        }
+        return self.tally({concept: row["cosine"] > row["cosine_null_95"] for concept, row in known.items()})

@@ -3,7 +3,7 @@
   const root = document.documentElement;
   const coarse = matchMedia("(pointer: coarse)").matches;
   const frames = [...document.querySelectorAll("[data-chart]")];
-  const specs = JSON.parse(document.getElementById("charts").textContent);
+  const { template, figures: specs } = JSON.parse(document.getElementById("charts").textContent);
 
   // Colours in the specifications are CSS variables: they follow the scheme that is in force when a figure is drawn.
   const inked = (value, style) => {
@@ -19,6 +19,7 @@
 
   const draw = (frame) => {
     const spec = inked(specs[frame.dataset.chart], getComputedStyle(root));
+    spec.layout.template = inked(template, getComputedStyle(root));
     if (coarse) spec.layout.dragmode = false;
     return Plotly.react(frame, spec.data, spec.layout, {
       displayModeBar: coarse ? false : "hover",

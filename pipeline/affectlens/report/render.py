@@ -5,14 +5,22 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from affectlens.report import behaviour, cards, charts, makeup, meaning, palette, sentences, shape, tables
-from affectlens.report.evidence import Evidence
-from affectlens.report.marks import Chart
-from affectlens.report.numbers import count, names, number, percent, plural
+from affectlens.report import cards, draw, palette, tables
+from affectlens.report.draw import Chart
+from affectlens.report.evidence import VECTORS, Evidence
+from affectlens.report.registry import FINDINGS, ITEMS, Content
+from affectlens.report.sections import behaviour, causal
+from affectlens.report.sections.detection import GATES
+from affectlens.report.sentences import Finding, equip
+from affectlens.report.tables import Table
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 HERE = Path(__file__).parent
 SECTIONS = (
@@ -60,11 +68,14 @@ def render(
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": number, "count": count, "percent": percent, "names": names}
-    environment.globals |= {"plural": plural, "len": len, "gates": tables.GATES}
-    figures = _figures(evidence)
-    experiments = behaviour.sections(evidence)
-    listed = cards.cards(evidence, concepts=concepts_shown, contexts=contexts_per_feature, words=words_per_concept)
+    equip(environment).globals |= {"gates": GATES}
+    evidence = replace(evidence, words=words_per_concept)
+    listed = cards.cards(evidence, concepts=concepts_shown, contexts=contexts_per_feature)
+    blocks = _blocks(evidence, environment)
+    experiments = {row["name"]: behaviour.answers(row) for row in evidence.experiments}
+    charts = [each for block in blocks for each, _ in block.charts]
+    charts += [chart for answers in experiments.values() for answer in answers for chart, _ in answer.charts]
+    figures = {chart.name: chart.spec for chart in charts}
     return environment.get_template("page.html.j2").render(
         evidence=evidence,
         title=title,
@@ -74,73 +85,61 @@ def render(
         style=palette.stylesheet(colours) + (HERE / "page.css").read_text(encoding="utf-8"),
         script=(HERE / "page.js").read_text(encoding="utf-8"),
         plotly=_plotly(),
-        figures=figures,
-        specifications=_json({chart.name: chart.spec for chart in [*_flat(figures.values()), *_drawn(experiments)]}),
+        blocks=blocks,
+        specifications=_json({"template": {"layout": draw.TEMPLATE}, "figures": figures}),
         tiles=cards.tiles(evidence),
-        findings=[*sentences.findings(evidence), *behaviour.findings(evidence)],
-        controls=sentences.controls(evidence),
-        not_shown=sentences.not_shown(evidence),
-        tables=_tables(evidence, listed, words_per_concept),
+        findings=conclusions(evidence),
+        controls=causal.controls(evidence),
+        overview=cards.overview(evidence, {card.concept: card.anchor for card in listed}),
+        stages=_stages(evidence),
         cards=listed,
         example=next((document for document in evidence.documents if document.emotion), None),
         settings=_yaml(evidence.provenance.config),
     )
 
 
-def _figures(evidence: Evidence) -> dict[str, Any]:
-    """Every figure by the name the template uses; causal ones in pairs for directions and features."""
-    return {
-        "directions": charts.direction_dots(evidence),
-        "layers": charts.layer_sweep(evidence),
-        "density": charts.density_bars(evidence),
-        "features": charts.feature_dots(evidence),
-        "methods": charts.method_dots(evidence),
-        "duel": charts.duel(evidence),
-        "cosines": charts.cosine_dots(evidence),
-        "pursuit": makeup.pursuit_lines(evidence),
-        "angles": makeup.angle_dots(evidence),
-        "pairs": meaning.pair_dots(evidence),
-        "layer_agreement": shape.layer_heat(evidence),
-        "map": charts.concept_map(evidence),
-        "correlations": charts.correlation_dots(evidence),
-        "similarity": charts.cosine_heat(evidence),
-        **charts.causal_charts(evidence),
-    }
+def conclusions(evidence: Evidence) -> list[Finding]:
+    """What was found, in the order of the page."""
+    order = [*(name for name, _ in SECTIONS[:5]), "agreement", "makeup", *(name for name, _ in SECTIONS[5:])]
+    concluded = [finding for conclude in FINDINGS for finding in conclude(evidence)]
+    return sorted(concluded, key=lambda finding: order.index(finding.section))
 
 
-def _drawn(experiments: Sequence[behaviour.Section]) -> Iterator[Chart]:
-    for section in experiments:
-        for answer in section.answers:
-            yield from (chart for chart, _ in answer.charts)
+@dataclass(frozen=True)
+class Block:
+    """A registered figure or table as the page shows it; charts come with their captions."""
+
+    section: str
+    heading: str
+    narrow: bool
+    charts: Sequence[tuple[Chart, str]]
+    table: Table | None
 
 
-def _flat(figures: Any) -> Iterator[Chart]:
-    for item in figures:
-        if isinstance(item, Chart):
-            yield item
-        else:
-            yield from item
+def _blocks(evidence: Evidence, environment: Environment) -> list[Block]:
+    """Every registered item whose tables have rows."""
+    blocks = []
+    for item in ITEMS:
+        content: Content = item.build(evidence) if all(evidence.rows(name) for name in item.needs) else None
+        if not content:
+            continue
+        table, charts = (content, []) if isinstance(content, Table) else (None, content)
+        charts = [charts] if isinstance(charts, Chart) else charts
+        kinds = list(VECTORS.values()) if len(charts) > 1 else [""]
+        caption = environment.from_string(item.caption)
+        captions = [caption.render(evidence=evidence, kind=kind) for kind in kinds]
+        blocks.append(Block(item.section, item.heading, item.narrow, [*zip(charts, captions, strict=False)], table))
+    return blocks
 
 
-def _tables(evidence: Evidence, listed: Sequence[cards.Card], words: int) -> dict[str, tables.Table]:
-    found: Sequence[tables.Table] = (
-        tables.overview(evidence, {card.concept: card.anchor for card in listed}),
-        tables.quality(evidence),
-        tables.directions(evidence, words),
-        tables.health(evidence),
-        tables.features(evidence, words),
-        tables.methods(evidence),
-        tables.agreement(evidence),
-        meaning.pairs(evidence),
-        meaning.confounds(evidence),
-        shape.clusters(evidence),
-        tables.correlations(evidence),
-        tables.effects(evidence),
-        tables.verdicts(evidence),
-        tables.stages(evidence),
-        behaviour.overview(evidence),
-    )
-    return {table.name: table for table in found}
+def _stages(evidence: Evidence) -> Table:
+    """What each figure was computed by."""
+    columns = [
+        tables.text("Stage", "stage"),
+        tables.whole("Version", "version"),
+        tables.text("Fingerprint", "fingerprint"),
+    ]
+    return tables.table("stages", "Stages and fingerprints", evidence.provenance.stages, columns, open=True)
 
 
 def _json(value: Any) -> str:

@@ -10,18 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from affectlens import results
 from affectlens.config import Config
 from affectlens.errors import DamagedResult
 from affectlens.stage import MANIFEST, METRICS, Metrics, Part, Progress, Stage, register
 from affectlens.stages.activations import ActivationsStage
-from affectlens.stages.causal import CausalStage
 from affectlens.stages.compare import CompareStage
 from affectlens.stages.conclude import ConcludeStage
 from affectlens.stages.corpus import CorpusStage
-from affectlens.stages.directions import DirectionsStage
 from affectlens.stages.geometry import GeometryStage
 from affectlens.stages.grade import GradeStage
-from affectlens.stages.match import MatchStage
 from affectlens.stages.measure import MeasureStage
 from affectlens.stages.sae import SaeStage
 
@@ -65,7 +63,7 @@ class ReportStage(Stage[ReportConfig, Report]):
     """Put everything on a page."""
 
     name = "report"
-    version = 4
+    version = 5
     config_class = ReportConfig
     needs = ("corpus", "activations", "sae", "directions", "match", "compare", "geometry", "causal")
     needs += ("measure", "grade", "conclude")
@@ -92,44 +90,34 @@ class ReportStage(Stage[ReportConfig, Report]):
 
     def evidence(self) -> Evidence:
         """What the other stages found, as plain data."""
-        from affectlens.report.evidence import Evidence
+        from affectlens.report.evidence import Evidence, Rows
 
-        corpus, store, sae = self.need(CorpusStage), self.need(ActivationsStage), self.need(SaeStage)
-        directions, comparison = self.need(DirectionsStage), self.need(CompareStage)
-        causal = self.need(CausalStage).page_figures
+        corpus, sae = self.need(CorpusStage), self.need(SaeStage)
         folders = {name: result_folder(Path(self._results[name].folder)) for name in self.needs}
         records = {
             name: json.loads((folder / MANIFEST).read_text(encoding="utf-8")) for name, folder in folders.items()
         }
         metrics = {name: json.loads((folder / METRICS).read_text(encoding="utf-8")) for name, folder in folders.items()}
+        comparison = self.need(CompareStage)
         return Evidence(
             model=shown_name(self.setting.model.name),
             layer=self.setting.model.layer,
-            width=store.d_model,
-            tokens=int(metrics["activations"]["rows"]),
+            width=self.need(ActivationsStage).d_model,
             concepts=corpus.emotions,
             documents=corpus.documents,
-            quality=corpus.quality,
-            directions=directions.table,
-            sweep=directions.sweep,
-            features=int(metrics["sae"]["features"]),
-            health=sae.health,
-            match=self.need(MatchStage).table,
-            comparison=comparison.table,
-            detection=comparison.detection,
             fixed_split=corpus.fixed_split,
-            pairs=comparison.pairs,
-            confounds=comparison.confounds,
-            pursuit=comparison.pursuit,
-            subspace=comparison.subspace,
-            experiments=self.need(ConcludeStage).findings,
-            geometry=self.need(GeometryStage).data,
-            effects=causal.effects,
-            matrix=causal.matrix,
-            dose=causal.dose,
-            verdicts=causal.verdicts,
-            controls=causal.controls,
+            tables={
+                f"{stage}/{name}": Rows.of(results.read(folder, name))
+                for stage, folder in folders.items()
+                for name in results.names(folder)
+            },
             metrics=metrics,
+            cards={
+                "sae": sae.health,
+                "compare": {"subspace": comparison.subspace, "pairs": comparison.pairs},
+                "geometry": self.need(GeometryStage).data,
+            },
+            experiments=self.need(ConcludeStage).findings,
             provenance=self._provenance(records),
         )
 
