@@ -119,9 +119,9 @@ def series(
     return Series(
         name,
         [row[x] for row in rows],
-        [row.get(key) for row in rows],  # pyright: ignore[reportArgumentType]
-        [row.get("low") for row in rows] if spread else None,  # pyright: ignore[reportArgumentType]
-        [row.get("high") for row in rows] if spread else None,  # pyright: ignore[reportArgumentType]
+        [row.get(key) for row in rows],
+        [row.get("low") for row in rows] if spread else None,
+        [row.get("high") for row in rows] if spread else None,
         [note(row) for row in rows] if given else None,
     )
 

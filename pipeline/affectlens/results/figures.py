@@ -40,9 +40,9 @@ class Series:
 
     name: str
     x: Sequence[Any]
-    y: Sequence[float]
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
+    y: Sequence[float | None]
+    low: Sequence[float | None] | None = None
+    high: Sequence[float | None] | None = None
     labels: Sequence[str] | None = None
 
     @classmethod

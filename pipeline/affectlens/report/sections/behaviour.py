@@ -67,7 +67,7 @@ def overview(evidence: Evidence) -> Table | None:
 @findings
 def behaviour(evidence: Evidence) -> Iterator[Finding]:
     """One line for the head of the page; nothing where no experiment was run."""
-    verdicts = [result["verdict"] for row in evidence.experiments for result in row["findings"]]
+    verdicts: list[Any] = [result["verdict"] for row in evidence.experiments for result in row["findings"]]
     if not verdicts:
         return
     counts = {name: verdicts.count(name) for name in VERDICT_WORDS}

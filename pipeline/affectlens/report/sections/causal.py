@@ -121,7 +121,7 @@ def _dose_lines(evidence: Evidence, key: str, title: str, neutral: float) -> lis
         middle = [
             median(values) if (values := [r[key] for r in mine if r["strength"] == s]) else None for s in strengths
         ]
-        thick = draw.Series("Median over concepts", strengths, middle)  # pyright: ignore[reportArgumentType]
+        thick = draw.Series("Median over concepts", strengths, middle)
         marks.append(Marks(thick, vector, SYMBOL[vector], width=3.5))
         limits = draw.reach([row[key] for row in rows], around=neutral)
         charts.append(

@@ -56,7 +56,7 @@ def density(evidence: Evidence) -> Chart | None:
         return None
     never = None if dead is None else round(dead * evidence.count("sae", "features"))
     names = ["never", *(f"up to {general(100 * edge)}%" for edge in histogram["edges"][1:])]
-    series: Any = draw.Series("Features", names, [never, *histogram["features"]])
+    series = draw.Series("Features", names, [never, *histogram["features"]])
     colours = ["control", *["feature"] * len(histogram["features"])]
     words = "Bar chart: number of SAE features by the share of held-out tokens on which they are active."
     x, y = "Share of tokens on which it is active", "Features"
