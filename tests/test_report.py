@@ -673,6 +673,8 @@ def test_colours_can_be_read(name: palette.Name) -> None:
             for role, least in {
                 "ink": 7,
                 "soft": 4.5,
+                "axis": 3,
+                "control": 3,
                 "good": 4.5,
                 "bad": 4.5,
                 "direction": 4.5,

@@ -39,19 +39,6 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Context:
-    """A passage in which a feature is active; ``heat`` is its activation as a share of the strongest one."""
-
-    before: str
-    token: str
-    after: str
-    value: str
-    heat: float
-    emotion: str
-    own: bool
-
-
-@dataclass(frozen=True)
 class Card:
     """All that the study found about one concept."""
 
@@ -63,7 +50,7 @@ class Card:
     verdict: str
     direction_words: Sequence[str]
     feature_words: Sequence[str]
-    contexts: Sequence[Context]
+    contexts: Sequence[Row]
 
 
 BESIDE = """concepts whose words rise beyond all controls, and specifically{% if above is not none %}; above every
@@ -223,22 +210,14 @@ def _facts(evidence: Evidence, feature: Row, direction: Row, cosine: Row) -> lis
     return facts
 
 
-def _contexts(concept: str, rows: Sequence[Row]) -> list[Context]:
-    top = max((finite(row["value"]) or 0.0 for row in rows), default=0.0)
-    contexts = []
+def _contexts(concept: str, rows: Sequence[Row]) -> list[Row]:
+    """Passages in which a feature is active; ``heat`` is its activation as a share of the strongest one."""
+    top, contexts = max((finite(row["value"]) or 0.0 for row in rows), default=0.0), []
     for row in rows:
         # The blank before a word is part of its token, but should not be marked.
         token = row["token"]
         blank = token[: len(token) - len(token.lstrip())] if token.strip() else ""
-        contexts.append(
-            Context(
-                before=row["before"] + blank,
-                token=token[len(blank) :],
-                after=row["after"],
-                value=number(row["value"]),
-                heat=round((finite(row["value"]) or 0.0) / top, 2) if top > 0 else 0.0,
-                emotion=row["emotion"] or "neutral text",
-                own=row["emotion"] == concept,
-            )
-        )
+        shown = {"before": row["before"] + blank, "token": token[len(blank) :], "value": number(row["value"])}
+        shown |= {"heat": round((finite(row["value"]) or 0.0) / top, 2) if top > 0 else 0.0}
+        contexts.append({**row, **shown, "emotion": row["emotion"] or "neutral text", "own": row["emotion"] == concept})
     return contexts

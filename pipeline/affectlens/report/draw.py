@@ -105,16 +105,8 @@ def series(
     spread: bool = True,
     note: Callable[[Row], str] = str,
 ) -> Series:
-    """A column of rows as a series, with the interval of ``low`` and ``high`` where there is one.
-
-    Args:
-        name: in the legend.
-        rows: as tables have them.
-        key: of the value.
-        x: key of the category or place.
-        spread: whether to show the interval.
-        note: what the pointer shows besides, of a row.
-    """
+    """A column of rows as a series at their ``x``, with the interval of ``low`` and ``high``; ``note`` adds to the
+    hover."""
     given = note is not str
     return Series(
         name,
@@ -160,7 +152,7 @@ def bands(rows: Sequence[Row], low: str, high: str, name: str) -> dict[str, Any]
         "base": [min(a, b) for _, a, b in spans],
         "x": [abs(b - a) for _, a, b in spans],
         "width": 0.62,
-        "marker": {"color": "var(--band)", "line": {"width": 0}},
+        "marker": {"color": "var(--band)", "line": {"color": "var(--axis)", "width": 1}},
         "hoverinfo": "skip",
     }
 
@@ -177,18 +169,10 @@ def dots(
     row: int = 22,
     limits: Sequence[float] | None = None,
 ) -> Chart:
-    """Rows of dots with intervals, first of ``order`` on top, with a rule at ``zero``.
+    """Rows of dots with intervals, first of ``order`` on top, with a rule at ``zero``; ``row`` is a row's height in
+    pixels.
 
-    Args:
-        name: of the chart.
-        marks: their series' ``x`` are of ``order``.
-        order: the rows.
-        title: of the axis.
-        zero: what chance gives.
-        words: what is drawn.
-        behind: further traces, such as :func:`bands`.
-        row: height of a row in pixels.
-        limits: of the axis.
+    The series' ``x`` are of ``order``. Traces ``behind`` the dots may be :func:`bands`.
     """
     traces = [*behind, *(_trace(each, "markers", across=True) for each in marks)]
     xaxis = {"title": {"text": title}, "side": "top"} | ({"range": list(limits)} if limits else {})
@@ -215,18 +199,7 @@ def lines(
     height: int = 340,
     **layout: Any,
 ) -> Chart:
-    """Series against a number or category, as lines, bars or points.
-
-    Args:
-        name: of the chart.
-        kind: how series are drawn.
-        marks: the series.
-        x: title of the axis.
-        y: title of the axis.
-        words: what is drawn.
-        height: in pixels.
-        layout: further keys of plotly's layout; ``xaxis`` and ``yaxis`` are added to.
-    """
+    """Series against a number or category; ``layout`` holds further keys of plotly's, its axes are added to."""
     traces = [_trace(each, {"line": "lines+markers", "bar": "bar", "scatter": "markers"}[kind]) for each in marks]
     named = [trace for trace in traces if trace.get("showlegend", True)]
     xaxis = {"title": {"text": label(x)}} | layout.pop("xaxis", {})
@@ -249,18 +222,9 @@ def points(
     room: tuple[float, float] = (100, 26),
     **layout: Any,
 ) -> Chart:
-    """Points with their names beside them where there is room; all names appear under the pointer.
+    """Points with their names beside them where there is room (letters, lines); all names appear under the pointer.
 
-    Args:
-        name: of the chart.
-        marks: their series' ``labels`` start with the name of the point and a line break.
-        x: title of the axis.
-        y: title of the axis.
-        words: what is drawn.
-        height: in pixels.
-        wide: least width in pixels.
-        room: of the plot in letters and lines.
-        layout: further keys of plotly's layout.
+    The series' ``labels`` are the name of the point, a line break, and what else the pointer shows.
     """
     places = {
         text.partition("\n")[0]: (at, value)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from affectlens import results
 from affectlens.results.format import finite
+
+if TYPE_CHECKING:
+    from affectlens.corpus.documents import Document
 
 Row = Mapping[str, Any]
 Figure = tuple[float | None, float | None, float | None]
@@ -19,19 +22,6 @@ SIGNIFICANT = 0.05
 """Corrected p up to which a concept counts as shown."""
 BASELINE = "difference of means"
 FEATURE = "best SAE feature"
-
-
-class Text(Protocol):
-    """What the page reads of a document."""
-
-    @property
-    def emotion(self) -> str: ...
-    @property
-    def topic(self) -> str: ...
-    @property
-    def split(self) -> str: ...
-    @property
-    def text(self) -> str: ...
 
 
 class Rows(list[Row]):
@@ -117,7 +107,7 @@ class Evidence:
     layer: int
     width: int
     concepts: Sequence[str]
-    documents: Sequence[Text]
+    documents: Sequence[Document]
     tables: Mapping[str, Sequence[Row]]
     metrics: Mapping[str, Mapping[str, float]]
     cards: Mapping[str, Mapping[str, Any]]

@@ -74,7 +74,7 @@ def behaviour(evidence: Evidence) -> Iterator[Finding]:
     said = ", ".join(f"{count} {VERDICT_WORDS[name]}" for name, count in counts.items() if count)
     text = f"{len(evidence.experiments)} behavioural experiments were run, with {len(verdicts)} analyses: {said}."
     badge: Standing = "shown" if counts["shown"] == len(verdicts) else "partly shown"
-    yield Finding("experiments", "Behaviour follows", text, badge if counts["shown"] else "not shown")
+    yield Finding("experiments", "The claims about behaviour hold", text, badge if counts["shown"] else "not shown")
 
 
 def lead(sentences: Sequence[str]) -> list[str]:
