@@ -567,6 +567,8 @@ def test_a_plugin_adds_a_figure_with_one_function() -> None:
         assert 'id="table-added"' in render(study())
     finally:
         ITEMS.pop()
+    with pytest.raises(ValueError, match="no section `elsewhere`"):
+        figure("elsewhere")
 
 
 def test_columns_are_explained_by_the_declaration_of_their_table(tmp_path: Path) -> None:

@@ -37,6 +37,9 @@ class Item:
     narrow: bool = False
 
 
+PLACES = ("texts", "directions", "layers", "features", "health", "methods", "agreement", "makeup", "meaning")
+PLACES += ("geometry", "causal", "experiments")
+"""The sections and parts of sections, in the order of the page."""
 ITEMS: list[Item] = []
 FINDINGS: list[Callable[[Evidence], Iterable[Finding]]] = []
 
@@ -44,7 +47,13 @@ FINDINGS: list[Callable[[Evidence], Iterable[Finding]]] = []
 def figure(
     section: str, *needs: str, caption: str = "", heading: str = "", narrow: bool = False
 ) -> Callable[[Callable[[Evidence], Content]], Callable[[Evidence], Content]]:
-    """Register a function of the evidence as a figure or table of a section; the arguments are those of Item."""
+    """Register a function of the evidence as a figure or table of a section; the arguments are those of Item.
+
+    Raises:
+        ValueError: there is no such section.
+    """
+    if section not in PLACES:
+        raise ValueError(f"the page has no section `{section}`; it has {', '.join(PLACES)}")
 
     def register(build: Callable[[Evidence], Content]) -> Callable[[Evidence], Content]:
         ITEMS.append(Item(section, needs, build, caption, heading, narrow))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from affectlens.report import cards, draw, palette, tables
 from affectlens.report.draw import Chart
 from affectlens.report.evidence import VECTORS, Evidence
-from affectlens.report.registry import FINDINGS, ITEMS, Content
+from affectlens.report.registry import FINDINGS, ITEMS, PLACES, Content
 from affectlens.report.sections import behaviour, causal
 from affectlens.report.sections.detection import GATES
 from affectlens.report.sentences import Finding, equip
@@ -100,9 +100,8 @@ def render(
 
 def conclusions(evidence: Evidence) -> list[Finding]:
     """What was found, in the order of the page."""
-    order = [*(name for name, _ in SECTIONS[:5]), "agreement", "makeup", *(name for name, _ in SECTIONS[5:])]
     concluded = [finding for conclude in FINDINGS for finding in conclude(evidence)]
-    return sorted(concluded, key=lambda finding: order.index(finding.section))
+    return sorted(concluded, key=lambda finding: PLACES.index(finding.section))
 
 
 @dataclass(frozen=True)
