@@ -227,7 +227,7 @@ def points(
     The series' ``labels`` are the name of the point, a line break, and what else the pointer shows.
     """
     places = {
-        text.partition("\n")[0]: (at, value)
+        text.partition("\n")[0]: (at, value or 0.0)
         for each in marks
         for text, at, value in zip(each.series.labels or (), each.series.x, each.series.y, strict=True)
     }

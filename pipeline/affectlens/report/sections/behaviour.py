@@ -71,7 +71,7 @@ def behaviour(evidence: Evidence) -> Iterator[Finding]:
     if not verdicts:
         return
     counts = {name: verdicts.count(name) for name in VERDICT_WORDS}
-    said = ", ".join(f"{count} {VERDICT_WORDS[name]}" for name, count in counts.items() if count)
+    said = ", ".join(f"{counts[name]} {written}" for name, written in VERDICT_WORDS.items() if counts[name])
     text = f"{len(evidence.experiments)} behavioural experiments were run, with {len(verdicts)} analyses: {said}."
     badge: Standing = "shown" if counts["shown"] == len(verdicts) else "partly shown"
     yield Finding("experiments", "The claims about behaviour hold", text, badge if counts["shown"] else "not shown")
