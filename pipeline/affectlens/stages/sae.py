@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -109,6 +110,7 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
     config_class = SaeConfig
     needs = ("corpus", "activations")
     seeded = True
+    keeps_parts = True
     checkpoint = "checkpoint"
     resources = Resources(parts_per_job=1)  # a part is a whole training
     unit = "tokens"
@@ -297,7 +299,8 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
         skip = shutil.ignore_patterns(RECORD)
         for index, (name, folder) in enumerate(parts.items()):
             target = out if index == 0 else out / OTHERS / name
-            shutil.copytree(folder, target, dirs_exist_ok=True, ignore=skip)
+            # Parts stay, since they cost hours; a second name of the same file costs nothing.
+            shutil.copytree(folder, target, dirs_exist_ok=True, ignore=skip, copy_function=_link)
         first = json.loads((out / HEALTH).read_text(encoding="utf-8"))
         first |= self._agreement(parts)
         listed = health.faults(first, self.config.limits)
@@ -328,6 +331,15 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
         from affectlens.sae.model import Sae
 
         return Sae(folder)
+
+
+def _link(source: str, target: str) -> str:
+    """A second name of a file, or a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
 
 
 class Grid(NamedTuple):
