@@ -28,7 +28,7 @@ from affectlens.sae.formats.sae_lens import from_settings
 from affectlens.sae.recipe import Recipe, SaeLimits
 from affectlens.sae.source import LoadConfig
 from affectlens.settings import Resources
-from affectlens.stage import RECORD, Folder, Identity, Metrics, Part, Progress, Stage, StudySettings, register
+from affectlens.stage import LIVE, RECORD, Folder, Identity, Metrics, Part, Progress, Stage, StudySettings, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
 
@@ -296,7 +296,7 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
         from affectlens.sae import metrics as health
         from affectlens.sae.model import HEALTH
 
-        skip = shutil.ignore_patterns(RECORD)
+        skip = shutil.ignore_patterns(RECORD, LIVE)
         for index, (name, folder) in enumerate(parts.items()):
             target = out if index == 0 else out / OTHERS / name
             # Parts stay, since they cost hours; a second name of the same file costs nothing.
