@@ -26,10 +26,11 @@ install: $(VENV)/.run  ## what running needs
 test: $(VENV)/.test  ## what the tests need, then the tests
 	$(BIN)/python -m pytest -m "not slow"
 
-check: $(VENV)/.test  ## format, lint, types
+check: $(VENV)/.test  ## format, lint, types, and which room may import which
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest tests/test_architecture.py
 
 docs: $(VENV)/.test  ## the generated pages: every key of a study file, and the API in build/api
 	$(BIN)/python docs/build.py

@@ -68,11 +68,12 @@ def injected_vectors(config: CausalConfig, concepts: Sequence[str]) -> list[tupl
 
     Known without the vectors themselves, because the status of a study asks for parts and should answer at once.
     """
-    vectors: list[tuple[str, Family]] = [
-        (concept, family) for family in studied_families(config.feature_set) for concept in concepts
-    ]
+    vectors: list[tuple[str, Family]] = []
+    for family in studied_families(config.feature_set):
+        vectors.extend((concept, family) for concept in concepts)
     sizes: dict[Family, int] = dict.fromkeys((*RANDOM, "random_feature"), config.controls)
-    sizes |= dict.fromkeys(("shuffled_direction", "shuffled_feature"), config.shuffled_controls)
+    shuffled: tuple[Family, ...] = ("shuffled_direction", "shuffled_feature")
+    sizes |= dict.fromkeys(shuffled, config.shuffled_controls)
     for family, size in sizes.items():
-        vectors += [(str(number), family) for number in range(size)]
+        vectors.extend((str(number), family) for number in range(size))
     return vectors

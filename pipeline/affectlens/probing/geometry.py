@@ -242,7 +242,7 @@ def _tree_order(unit: Float[np.ndarray, "concepts d"], concepts: Sequence[str]) 
     np.fill_diagonal(distance, 0)
     condensed = squareform((distance + distance.T) / 2, checks=False)
     tree = optimal_leaf_ordering(linkage(condensed, "average"), condensed)
-    return [concepts[index] for index in leaves_list(tree).tolist()]
+    return [str(concepts[int(index)]) for index in leaves_list(tree)]
 
 
 def metrics(data: Mapping[str, Any]) -> dict[str, float]:

@@ -115,10 +115,10 @@ class Persistence(Analysis):
                 sums[name][0], lambda counts, own=sums[name]: mean_excess(own, counts), self, drawn
             )
         units = {name: len(np.unique(groups[own])) for name, own in chosen.items()}
-        holders = [
-            self._holder(name, *boot[name], units[name], values[0, own], target[own], groups[own], rng)
-            for name, own in chosen.items()
-        ]
+        holders = []
+        for name, own in chosen.items():
+            point, draws = boot[name]
+            holders.append(self._holder(name, point, draws, units[name], values[0, own], target[own], groups[own], rng))
         contrasts = [
             {"first": a, "second": b, "excess": tuple(
                 estimators.interval(x - y, s - t, min(units[a], units[b]), self)
