@@ -193,7 +193,7 @@ def test_a_corpus_that_cannot_be_measured_is_refused_with_the_names(tmp_path, ro
         check(own(tmp_path / "s.jsonl", rows, **keys))
 
 
-@pytest.mark.parametrize("name", ["fear/terror", "../../../outside", "/root/x", "ill at ease", "furchtlos-kühn"])
+@pytest.mark.parametrize("name", ["fear/terror", "../../../outside", "/etc/x", "ill at ease", "furchtlos-kühn"])
 def test_names_of_concepts_become_safe_names_of_files(name):
     assert (stem := file_stem(name))
     assert not set(stem) & set("/\\. ")
