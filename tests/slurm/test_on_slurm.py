@@ -59,7 +59,7 @@ def slow(self, part, out, progress):
     from affectlens.sae.training import Trainer
     step = Trainer.step
     if "SLURM_RESTART_COUNT" not in os.environ:
-        Trainer.step = lambda self: (time.sleep({pause}), step(self))[1]
+        Trainer.step = lambda self, rows: (time.sleep({pause}), step(self, rows))[1]
     return whole(self, part, out, progress)
 SaeStage.run_part = slow
 """
@@ -170,7 +170,7 @@ def long_study(slurm: SlurmNode, values: dict[str, Any], write_study) -> Study:
 def in_jobs(tmp_path: Path, code: str) -> str:
     """The override by which every job runs ``code`` when its Python starts."""
     (tmp_path / "sitecustomize.py").write_text(code, encoding="utf-8")
-    return f"cluster.setup=['export PYTHONPATH={tmp_path}:{ROOT}']"
+    return f"cluster.setup=['export PYTHONPATH={tmp_path}:{ROOT}/pipeline']"
 
 
 def test_the_quickstart_gives_the_bytes_of_a_plain_run(slurm, plain, tmp_path):
