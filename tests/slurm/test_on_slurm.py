@@ -305,7 +305,13 @@ def test_jobs_of_a_node_that_goes_down_are_queued_again_and_go_on(slurm, study, 
     until("the third part", lambda: (space.parts / "00002.building").is_dir())
     stamps = {name: _stamp(study, name) for name in space.finished()}
     slurm.run("scontrol", "update", f"NodeName={slurm.name}", "State=DOWN", "Reason=test")
-    slurm.run("scontrol", "update", f"NodeName={slurm.name}", "State=RESUME")
+    resume = ("scontrol", "update", f"NodeName={slurm.name}", "State=RESUME")
+
+    def back() -> bool:
+        slurm.run(*resume, check=False)  # refused where the node has come back by itself
+        return "down" not in slurm.run("sinfo", "-h", "-o", "%t")
+
+    until("the node to come back", back)
     until("the end", lambda: settled(study, "activations"))
     assert {name: _stamp(study, name) for name in stamps} == stamps
     assert contents(study, "activations") == in_process(study, plain, "activations")
