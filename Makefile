@@ -23,8 +23,8 @@ run: $(VENV)/.run  ## install, then the main job on the embedded model
 
 install: $(VENV)/.run  ## what running needs
 
-test: $(VENV)/.test  ## what the tests need, then the tests
-	$(BIN)/python -m pytest -m "not slow"
+test: $(VENV)/.test  ## what the tests need, then the tests; a process a core, a file stays in one process
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
 
 check: $(VENV)/.test  ## format, lint, types, and which room may import which
 	$(BIN)/ruff format --check .
