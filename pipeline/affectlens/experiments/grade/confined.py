@@ -160,7 +160,7 @@ def _landlock(libc: Any) -> int:
     values = [files, *([3] if version >= 4 else []), *([3] if version >= 6 else [])]
     rules = struct.pack(f"{len(values)}Q", *values)
     ruleset = _ask(libc.syscall(CREATE_RULESET, rules, ctypes.c_size_t(len(rules)), 0), "Landlock takes no rules")
-    for folder in _library():
+    for folder in library_folders():
         try:
             handle = os.open(folder, os.O_PATH | os.O_CLOEXEC)
         except OSError:
@@ -173,7 +173,7 @@ def _landlock(libc: Any) -> int:
     return version
 
 
-def _library() -> list[str]:
+def library_folders() -> list[str]:
     """Folders of Python's own modules and of the shared objects that these need; some systems lack some."""
     own = [os.__file__.rpartition("/")[0], f"{sys.base_prefix}/lib", f"{sys.base_exec_prefix}/lib"]
     return [*own, "/lib", "/lib64", "/usr/lib", "/usr/lib64"]

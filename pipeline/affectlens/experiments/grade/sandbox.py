@@ -6,6 +6,12 @@ standard library; it may start no process, open no connection, write no file, si
 processor time and output. What shuts it in is in :mod:`affectlens.experiments.grade.confined`; whether that holds on
 this machine is tried once before any code is run, by doing everything that is forbidden. Where it does not hold, or the
 system is not Linux, no code is run at all.
+
+Where bubblewrap (bwrap(1)) is installed and may make namespaces, it is put around the process: a root that holds the
+standard library and nothing else, no network, no other process. It adds to what the process does to itself and
+replaces none of it: clusters and containers often forbid namespaces, so containment may not depend on them. What it
+alone hides is that a path outside exists, which Landlock lets a process ask. ``tests/test_sandbox_attempts.py`` tries
+the same attempts with and without it.
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ import json
 import math
 import os
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,12 +28,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from affectlens.errors import UserError
+from affectlens.experiments.grade import confined
 
 FOLDER = Path(__file__).parent
 OUTPUT = 1 << 20
@@ -109,16 +117,22 @@ def run_calls(source: str, entry: str, calls: Sequence[Sequence[Any]], limits: L
     refusal = protections().refusal
     if refusal:
         raise Unprotected(refusal)
-    return _run(source, entry, calls, limits)
+    return _run(source, entry, calls, limits, walls=walls_hold())
+
+
+def walls_hold() -> bool:
+    """Whether bubblewrap is here, starts, and lets nothing through that is forbidden."""
+    return sys.platform == "linux" and shutil.which("bwrap") is not None and not protections(walls=True).faults
 
 
 @cache
-def protections(*, library: bool = True) -> Protections:
+def protections(*, library: bool = True, walls: bool = False) -> Protections:
     """Try everything forbidden from inside, once, and say what shuts code in here.
 
     Args:
         library: whether code may load modules of the standard library that were not loaded for it before; needs
             Landlock, and is quietly forgone without.
+        walls: whether bubblewrap is put around the process.
     """
     if sys.platform != "linux":
         return Protections((), {"system": f"{sys.platform} is not Linux"})
@@ -138,7 +152,7 @@ def protections(*, library: bool = True) -> Protections:
             "time": [],
         }
         source = (FOLDER / "escapes.py").read_text(encoding="utf-8")
-        run = _run(source, "attempt", [[name, *rest] for name, rest in attempts.items()], limits, library=library)
+        run = _run(source, "attempt", [[name, *rest] for name, rest in attempts.items()], limits, library, walls)
     if not run.layers:
         return Protections((), {"sandbox": run.ended})
     faults = {}
@@ -148,20 +162,26 @@ def protections(*, library: bool = True) -> Protections:
     return Protections(run.layers, faults)
 
 
-def _run(source: str, entry: str, calls: Sequence[Sequence[Any]], limits: Limits, *, library: bool = True) -> Run:
+def _run(
+    source: str, entry: str, calls: Sequence[Sequence[Any]], limits: Limits, library: bool = True, walls: bool = False
+) -> Run:
     job = {
         "source": source,
         "entry": entry,
         "calls": len(calls),
         "library": library,
-        "parent": os.getpid(),
+        "parent": 0 if walls else os.getpid(),  # what is outside of its namespace has no number in it
         "processor_seconds": math.ceil(limits.seconds) + 1,
         "memory": limits.memory,
     }
     lines = [json.dumps(value).encode() + b"\n" for value in (job, *map(list, calls))]
+    told, telling = os.pipe()
     # The order of sets depends on the hash seed, and a grade must not.
     process = subprocess.Popen(
-        [sys.executable, "-s", "-S", "-P", "-B", str(FOLDER / "confined.py")],
+        [
+            *(_walls(telling) if walls else ()),
+            *(os.path.realpath(sys.executable), "-s", "-S", "-P", "-B", str(FOLDER / "confined.py")),
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -169,22 +189,61 @@ def _run(source: str, entry: str, calls: Sequence[Sequence[Any]], limits: Limits
         env={"PYTHONHASHSEED": "0"},
         start_new_session=True,
         bufsize=0,
+        pass_fds=[telling] if walls else (),
     )
+    os.close(telling)
     try:
-        data, ended = _converse(process, lines, limits)
+        with os.fdopen(told, "rb") as stream:
+            pid = _object(stream.read()).get("child-pid", process.pid)
+        data, ended = _converse(process, pid, lines, limits)
     finally:
         process.kill()
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()
-    return _understood(data, ended, len(calls))
+    run = _understood(data, ended, len(calls))
+    return replace(run, layers=(*run.layers, "bubblewrap")) if walls and run.layers else run
 
 
-def _converse(process: subprocess.Popen[bytes], lines: Sequence[bytes], limits: Limits) -> tuple[bytes, str]:
+def _walls(telling: int) -> list[str]:
+    """The command that runs a command in a root of its own: the standard library, this script, and a null device.
+
+    Args:
+        telling: the descriptor on which it tells the process's number.
+    """
+    seen = [
+        *confined.library_folders(),
+        "/etc/ld.so.cache",
+        os.path.realpath(sys.executable),
+        f"{FOLDER / 'confined.py'}",
+    ]
+    bound = [word for path in seen for word in ("--ro-bind-try", path, path)]
+    return [
+        *(
+            shutil.which("bwrap") or "bwrap",
+            "--unshare-all",
+            "--die-with-parent",
+            "--as-pid-1",
+            "--cap-drop",
+            "ALL",
+            "--info-fd",
+            str(telling),
+        ),
+        *(*bound, "--dev-bind", os.devnull, os.devnull, "--chdir", "/", "--"),
+    ]
+
+
+def _converse(process: subprocess.Popen[bytes], pid: int, lines: Sequence[bytes], limits: Limits) -> tuple[bytes, str]:
     """Hand over the job, then one call after each line that comes back, until the process is through or out of bounds.
 
     The arguments of a call are not in the process before all earlier calls are answered.
+
+    Args:
+        process: what was started: the process that runs the code, or bubblewrap around it.
+        pid: the process that runs the code.
+        lines: the job, then the arguments of each call.
+        limits: what it may use up.
 
     Returns:
         What the process wrote, and why it was ended.
@@ -221,8 +280,8 @@ def _converse(process: subprocess.Popen[bytes], lines: Sequence[bytes], limits: 
             if len(data) > OUTPUT:
                 return bytes(data[:OUTPUT]), "its results grew too large"
             if begun is None and b"\n" in data:
-                begun, deadline = _processor_seconds(process.pid), time.monotonic() + PATIENCE * limits.seconds
-            if begun is not None and _processor_seconds(process.pid) - begun > limits.seconds:
+                begun, deadline = _processor_seconds(pid), time.monotonic() + PATIENCE * limits.seconds
+            if begun is not None and _processor_seconds(pid) - begun > limits.seconds:
                 return bytes(data), f"it used more than {limits.seconds:g} s of processor time"
             if time.monotonic() > deadline:
                 return bytes(data), "it did not start" if begun is None else "it took too long by the clock"
@@ -241,12 +300,13 @@ def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
         status = process.wait(timeout=1.0)
     except subprocess.TimeoutExpired:
         return "it closed its results"
-    return f"it was ended by {signal.Signals(-status).name}" if status < 0 else ""
+    number = -status if status < 0 else status - 128  # as bubblewrap, and every shell, reports a signal
+    return f"it was ended by {signal.Signals(number).name}" if number in set(signal.Signals) else ""
 
 
 def _understood(data: bytes, ended: str, count: int) -> Run:
     """What the lines of a process say; none of them is trusted to be what it should be."""
-    lines = [_object(line) for line in data.split(b"\n")[:-1]]
+    lines = [_object(line) for line in data.split(b"\n", count + 1)[:-1]]
     first, told = (lines[0], lines[1:]) if lines else ({}, [])
     layers = tuple(map(str, first.get("layers", ())))
     if not layers:
