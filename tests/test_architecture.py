@@ -26,6 +26,7 @@ LAYERS = (
     ("study",),
     ("plan", "sweep"),
     ("run",),
+    ("use",),
     ("tracking", "cluster", "compare", "serve"),
     ("api", "cli", "console", "entry"),
 )

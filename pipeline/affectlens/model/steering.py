@@ -64,15 +64,20 @@ def move_to(
     target: Float[Tensor, "rows"],
     strength: Float[Tensor, "rows"],
     along: Float[Tensor, "rows d_model"] | None = None,
+    *,
+    at_most: bool = False,
 ) -> Residual:
     """Bring the centred projection onto a unit direction to ``target`` (all the way at strength 1).
 
     Args:
         target: one per row, in units of the residual stream.
         along: as in :func:`project_out`.
+        at_most: only where the projection is larger: a cap.
     """
     found = ((residual.float() - centre) * direction[:, None, :]).sum(dim=-1, keepdim=True)
     moved = strength[:, None, None] * (target[:, None, None] - found)
+    if at_most:
+        moved = moved.clamp(max=0)
     return moved * (direction if along is None else along)[:, None, :]
 
 
@@ -83,6 +88,8 @@ def set_features(
     decoder: Float[Tensor, "rows k d_model"],
     values: Float[Tensor, "rows k"],
     strength: Float[Tensor, "rows"],
+    *,
+    at_most: bool = False,
 ) -> Residual:
     """Give SAE features other codes: 0 ablates them, their mean or a drawn code too, any value clamps them.
 
@@ -92,9 +99,12 @@ def set_features(
         decoder: their decoder rows; others of the same norms make a control.
         values: the codes they get.
         strength: share of the way from the code that was found to the new one.
+        at_most: only where the code is larger: a cap.
     """
     found = _codes(residual, encode, features)
     change = strength[:, None, None] * (values[:, None, :] - found)
+    if at_most:
+        change = change.clamp(max=0)
     return change @ decoder
 
 

@@ -51,6 +51,8 @@ class Chat:
     spans: Mapping[str, Any] = field(default_factory=dict)
     index: int = 0
     text: str = ""
+    name: str = ""
+    """For messages to the user; without one, it is called by its index."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,11 @@ def tokenise(tokenizer: Any, document: Document, positions: Sequence[str] = ()) 
     return Text(lead, ids, kept, spans, places)
 
 
+def _called(document: Document) -> str:
+    """What messages to the user call a document."""
+    return getattr(document, "name", "") or f"corpus document {document.index}"
+
+
 def _render(tokenizer: Any, document: Document) -> tuple[str, list[tuple[str, int, int]], bool]:
     """The chat as the template writes it, (role, start, end) of each content in it, and whether an answer is awaited.
 
@@ -160,7 +167,7 @@ def _render(tokenizer: Any, document: Document) -> tuple[str, list[tuple[str, in
     except Exception as error:  # templates are programs; whatever they raise is about this chat
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"corpus document {document.index}: the model's chat template refuses the chat ({reason}); change its "
+            f"{_called(document)}: the model's chat template refuses the chat ({reason}); change its "
             "messages, or study a model that is tuned for chats"
         ) from None
     literals, contents, cursor = _between(marked, marks), [], 0
@@ -172,7 +179,7 @@ def _render(tokenizer: Any, document: Document) -> tuple[str, list[tuple[str, in
             own = _written(rendered[cursor:], message["content"], following, last=last)
         if own is None:
             raise UserError(
-                f"corpus document {document.index}: the model's chat template does not write message {number} "
+                f"{_called(document)}: the model's chat template does not write message {number} "
                 f"({message['role']}) as it stands; leave it out, or put its text into another role"
             )
         contents.append((message["role"], cursor, cursor + len(own)))
@@ -209,7 +216,7 @@ def _with_offsets(
     """
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
-            f"corpus document {document.index}: chats and spans need a fast tokenizer, and this model has none; give "
+            f"{_called(document)}: chats and spans need a fast tokenizer, and this model has none; give "
             "plain texts without spans"
         )
     names = "|".join(re.escape(name) for name in sorted(tokenizer.all_special_tokens, key=len, reverse=True) if name)

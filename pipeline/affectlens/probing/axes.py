@@ -15,6 +15,7 @@ from affectlens.probing import detection, methods
 from affectlens.probing.methods import Linear
 
 AXES = ("valence", "arousal")
+LEAST_RATED = 4
 
 
 def rated(concepts: Sequence[str], ratings: Mapping[str, Mapping[str, float]]) -> Float[np.ndarray, "concepts axes"]:
@@ -24,6 +25,20 @@ def rated(concepts: Sequence[str], ratings: Mapping[str, Mapping[str, float]]) -
     spread = values[known].std(axis=0) if known.any() else np.ones(len(AXES))
     centre = values[known].mean(axis=0) if known.any() else np.zeros(len(AXES))
     return (values - centre) / np.where(spread > 0, spread, 1)
+
+
+def slopes(
+    weights: Float[np.ndarray, "concepts d_model"], ratings: Float[np.ndarray, "concepts axes"]
+) -> Float[np.ndarray, "axes d_model"] | None:
+    """How directions change with each rating, the others held: least squares over rated concepts.
+
+    None where fewer than four concepts are rated.
+    """
+    known = np.isfinite(ratings).all(axis=1)
+    if known.sum() < LEAST_RATED:
+        return None
+    weights = weights.astype(np.float64)
+    return np.linalg.lstsq(ratings[known], weights[known] - weights[known].mean(axis=0), rcond=None)[0]
 
 
 def remainder(
@@ -36,12 +51,11 @@ def remainder(
     Returns:
         The readout without the plane, and the share of each direction's squared norm that is left.
     """
-    known = np.isfinite(ratings).all(axis=1)
     weights = linear.weights.astype(np.float64)
-    if known.sum() < 4:
+    found = slopes(weights, ratings)
+    if found is None:
         return linear, np.ones(len(weights))
-    slopes = np.linalg.lstsq(ratings[known], weights[known] - weights[known].mean(axis=0), rcond=None)[0]
-    plane = np.linalg.qr(slopes.T)[0].T
+    plane = np.linalg.qr(found.T)[0].T
     left = methods.without(weights, plane)
     return Linear(left, linear.centre), (left**2).sum(axis=1) / np.maximum((weights**2).sum(axis=1), 1e-30)
 

@@ -1,0 +1,1 @@
+"""A finished study in use: texts read by its directions and features, its model steered by them."""

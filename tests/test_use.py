@@ -1,0 +1,193 @@
+"""Texts read and models steered: against the caches, against planted values, and however they are computed."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import affectlens
+import numpy as np
+import pytest
+from affectlens.errors import UserError
+from affectlens.use import texts
+from affectlens.use.readings import Readings
+from affectlens.use.steering import Answers, Draws, Push, Recipe, Vectors
+
+PROMPT = "The letter came this morning, and"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, model_folder):
+    """A finished tiny study, SAE included."""
+    import yaml
+    from affectlens.corpus.texts import EMBEDDED, read_jsonl
+
+    folder = tmp_path_factory.mktemp("use")
+    rows = [row for row in read_jsonl(EMBEDDED / "stories.jsonl") if row["emotion"] in ("alert", "docile")]
+    neutral = "\n".join(json.dumps({"kind": "prose", "text": row["text"]}) for row in rows[:12])
+    (folder / "neutral.jsonl").write_text(neutral, encoding="utf-8")
+    values = {
+        "name": "tiny", "cache": str(folder / "cache"),
+        "model": {"name": str(model_folder("llama")), "layer": 2, "dtype": "float32"},
+        "corpus": {"emotions": ["afraid", "calm", "proud", "sad"], "neutral": str(folder / "neutral.jsonl")},
+        "activations": {"texts_per_part": 8, "pooled_layers": [0]},
+        "sae": {"width": 64, "k": 8, "steps": 20, "train_batch_size_tokens": 64, "health_texts": 0},
+        "tracking": {"mode": "disabled"}, "compute": {"threads": 1, "device": "cpu"},
+    }  # fmt: skip
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return affectlens.run_study(path, stages=["directions", "sae"])
+
+
+@pytest.fixture(scope="module")
+def readings(study) -> Readings:
+    return Readings.of(study, [3, 5])
+
+
+def test_a_reading_is_what_the_cache_holds(study, readings):
+    document = study.documents.iloc[0]
+    rows = study.activations.tokens(study.layer).of(0)
+    (reading,) = texts.read_texts(study, readings, [("story", document["text"])])
+    shares = study.built.readout(study.layer, rows) / study.mean_norm(study.layer)
+    np.testing.assert_allclose(reading.values[:, : len(study.concepts)], shares, atol=1e-5)
+    np.testing.assert_allclose(reading.values[:, -2:], study.sae.encode(rows)[:, [3, 5]], atol=1e-4)
+    assert "".join(reading.tokens) == document["text"]
+
+
+def test_neutral_tokens_are_the_zero_and_the_unit(study, readings):
+    standard = readings.standard(readings.values(study.neutral_rows(10**9)))
+    np.testing.assert_allclose(standard.mean(axis=0), 0, atol=1e-4)
+    assert np.allclose(standard.std(axis=0), 1, atol=1e-3) or {3, 5} & set(np.flatnonzero(standard.std(axis=0) == 0))
+
+
+def test_windows_read_every_token_once(study, readings):
+    text = " ".join(study.documents["text"][:3])
+    (whole,) = texts.read_texts(study, readings, [("long", text)])
+    (cut,) = texts.read_texts(study, readings, [("long", text)], window=64)
+    assert cut.tokens == whole.tokens
+    assert cut.values.shape == whole.values.shape
+    np.testing.assert_allclose(cut.values[:32], whole.values[:32], atol=1e-5)  # the first window has all its context
+
+
+def test_a_chat_is_read_message_by_message(study, readings):
+    chat = [{"role": "user", "content": "Is anybody there?"}, {"role": "assistant", "content": "Nobody came."}]
+    (reading,) = texts.read_texts(study, readings, [("chat", chat)])
+    assert [each.role for each in reading.messages] == ["user", "assistant"]
+    said = ["".join(reading.tokens[each.start : each.end]) for each in reading.messages]
+    assert [text.strip() for text in said] == [message["content"] for message in chat]
+    assert reading.means().shape == (2, len(readings.rows))
+    assert list(reading.frame()["role"].unique()) == ["user", "assistant"]
+
+
+def test_letters_of_several_tokens_are_spelled_once(study):
+    text = "na\u00efve \u2014 \u65e5\u672c \U0001f642 end"
+    assert "".join(texts.spell(study.tokenizer, texts.tokenised(study, text).ids)) == text
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("a plain text", ["a plain text"]),
+        ('{"text": "one"}\n{"text": "two"}\n', ["one", "two"]),
+        ('[{"role": "user", "content": "hi"}]', [[{"role": "user", "content": "hi"}]]),
+        ('{"conversations": [{"from": "human", "value": "hi"}]}', [[{"role": "user", "content": "hi"}]]),
+        ("[sic] a text that begins like a list", ["[sic] a text that begins like a list"]),
+    ],
+)
+def test_what_is_given_is_recognised(content, expected):
+    assert [text for _, text in texts.from_source("-", io.StringIO(content))] == expected
+
+
+def test_a_line_that_is_no_text_is_named(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "good"}\n{"txt": "bad"}\n', encoding="utf-8")
+    found = texts.from_source(str(path), None)
+    assert next(found)[1] == "good"
+    with pytest.raises(UserError, match="line 2"):
+        next(found)
+
+
+def states(study, recipe: Recipe, *, cached: bool = True) -> np.ndarray:
+    """Centred projections, as shares of the mean norm, at every position from which a token was predicted."""
+    from affectlens.model.sampling import stream
+
+    text = texts.tokenised(study, PROMPT)
+    ids = [*text.lead, *text.ids.tolist()]
+    steps = stream(
+        study.subject, [ids], np.full((1, 1, 12), 0.4), Vectors(study).edits([recipe]), read=study.layer,
+        special="never", cached=cached,
+    )  # fmt: skip
+    rows = np.concatenate([step.states for step in steps])
+    return study.built.readout(study.layer, rows)[:, study.concepts.index("calm")] / study.mean_norm(study.layer)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_steering_acts_at_every_decoded_token(study, cached):
+    """What is clamped has its value wherever a token is predicted; were the prompt alone steered, only at the first."""
+    np.testing.assert_allclose(states(study, Recipe((Push("calm", 0.3, "clamp"),)), cached=cached), 0.3, atol=1e-4)
+    np.testing.assert_allclose(states(study, Recipe((Push("calm", 1.0, "out"),)), cached=cached), 0.0, atol=1e-4)
+    assert states(study, Recipe((Push("calm", -0.2, "cap"),)), cached=cached).max() <= -0.2 + 1e-4
+    assert states(study, Recipe(), cached=cached).std() > 1e-3
+
+
+def test_an_addition_is_as_large_as_it_says_and_random_is_as_large(study):
+    recipes = [Recipe(), Recipe((Push("calm", 0.2), Push("sad", -0.1))), Recipe((Push("calm", 0.2),), random=1)]
+    (edit,) = Vectors(study).edits(recipes)
+    import torch
+
+    zeros = torch.zeros(3, 4, study.subject.width)
+    delta = edit.delta(zeros).numpy() / study.mean_norm(study.layer)
+    calm, sad = study.directions()["calm"], study.directions()["sad"]
+    assert not delta[0].any()
+    np.testing.assert_allclose(delta[1, 0], 0.2 * calm - 0.1 * sad, atol=1e-5)
+    assert np.linalg.norm(delta[2, 0]) == pytest.approx(0.2, abs=1e-5)
+    assert abs(delta[2, 0] @ calm) < 0.15
+
+
+def test_features_are_clamped_to_their_code(study):
+    from affectlens.model.reading import Site, read
+
+    site = Site(study.layer)
+    feature = int(study.sae.encode(study.activations.tokens(study.layer).of(0)).mean(axis=0).argmax())
+    ids = study.subject.led(study.subject.encode(PROMPT))
+    ((_, plain),) = read(study.subject, [ids], [site])
+    for push, wanted in (
+        (Push(f"feature:{feature}", 1.0, "out"), 0.0),
+        (Push(f"feature:{feature}", 2.0, "clamp"), 2.0),
+    ):
+        (edit,) = Vectors(study).edits([Recipe((push,))])
+        delta = edit.delta(plain[site][None])[0].numpy()
+        codes = study.sae.encode(plain[site].numpy())[:, feature]
+        np.testing.assert_allclose(delta, (wanted - codes)[:, None] * study.sae.decoder[feature], atol=1e-4)
+
+
+def test_streamed_batched_and_cached_answers_and_their_readings_are_the_same(study, readings):
+    recipes = [Recipe(), Recipe((Push("calm", 1.5),)), Recipe((Push("calm", 1.5),), random=0)]
+    draws = Draws(tokens=10, samples=2, seed=3)
+    together = Answers(study, PROMPT, recipes, draws)
+    streamed: dict[tuple[int, int], str] = {}
+    for step in together.stream():
+        for row, sample, piece in step:
+            streamed[row, sample] = streamed.get((row, sample), "") + piece
+    assert [[streamed.get((row, sample), "") for sample in range(2)] for row in range(3)] == together.texts
+    uncached = Answers(study, PROMPT, recipes, Draws(tokens=10, samples=2, seed=3, cached=False)).run()
+    assert uncached.ids == together.ids
+    values = together.readings(readings)
+    for row, recipe in enumerate(recipes):
+        alone = Answers(study, PROMPT, [recipe], draws).run()
+        assert alone.texts == [together.texts[row]]
+        for mine, theirs in zip(alone.readings(readings)[0], values[row], strict=True):
+            np.testing.assert_allclose(mine, theirs, atol=1e-4)
+        assert alone.perplexities()[0] == pytest.approx(together.perplexities()[row], rel=1e-3)
+    assert together.texts[0] != together.texts[1]
+
+
+def test_what_a_study_cannot_steer_by_is_said_before_sampling(study):
+    for push, words in (
+        (Push("clam", 0.1), "calm"),
+        (Push("calm", 0.1, layers=(1,)), "pooled_layers"),
+        (Push("feature:64", 0.1), "0 to 63"),
+        (Push("feature:3", 0.1, layers=(0,)), "layer 2"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Answers(study, PROMPT, [Recipe((push,))], Draws())
