@@ -7,17 +7,21 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from affectlens.corpus.quality import WORD, emotion_list, named_word, stem_of
-from affectlens.corpus.texts import EMBEDDED, read_jsonl, texts_path
+from affectlens.corpus.texts import EMBEDDED, read_jsonl, read_texts, texts_path
 
 KINDS = {"dialogue": 44, "prose": 40, "code": 20, "log": 14, "chat_markup": 14}
 PLEASANTRIES = {
     *("thanks", "thank", "please", "sorry", "hello", "hi", "hey", "welcome"),
     *("goodbye", "bye", "cheers", "pardon", "apologies", "congratulations"),
 }
+WRITERS = {"writer_b": (("dialogue", "diary"), (76, 101))}
+"""Files of other writers: their manners, fewest and most words of a text."""
 RUN = 8
 PAIR_KEYS = ("id", "emotion_a", "emotion_b", "device", "text_a", "text_b")
 DEVICES = {"order": 65, "negation": 30, "role": 40}
@@ -292,3 +296,68 @@ def test_the_more_pleasant_side_of_a_pair_comes_first_half_of_the_time(pairs, ra
     valence = {row["emotion"]: float(row["valence"]) for row in ratings}
     first = sum(valence[row["emotion_a"]] > valence[row["emotion_b"]] for row in pairs)
     assert abs(first - len(pairs) / 2) <= 0.05 * len(pairs)
+
+
+@pytest.fixture(scope="module", params=WRITERS)
+def writer(request) -> tuple[str, list[dict[str, Any]]]:
+    """Name and texts of another writer."""
+    return request.param, read_texts(texts_path(request.param, "embedded"), required=("emotion", "topic", "manner"))
+
+
+@pytest.fixture(scope="module")
+def quickstart() -> list[str]:
+    path = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8"))["corpus"]["emotions"]
+
+
+def test_another_writer_crosses_concepts_topics_and_manners(writer, quickstart):
+    """Each cell once: then neither topic nor manner tells of a concept."""
+    name, rows = writer
+    manners = WRITERS[name][0]
+    topics = {row["topic"] for row in rows}
+    cells = Counter((row["emotion"], row["topic"], row["manner"]) for row in rows)
+    assert cells == Counter({(e, t, m): 1 for e in quickstart for t in topics for m in manners})
+    assert len(topics) == 8
+
+
+def test_no_two_writers_share_a_topic(stories):
+    topics = [{row["topic"] for row in stories}]
+    topics += [{row["topic"] for row in read_texts(texts_path(name, "embedded"))} for name in WRITERS]
+    assert len(set.union(*topics)) == sum(map(len, topics))
+
+
+def test_another_writers_texts_are_of_one_length_for_every_concept(writer, quickstart):
+    name, rows = writer
+    least, most = WRITERS[name][1]
+    words = {(r["emotion"], r["topic"], r["manner"]): len(r["text"].split()) for r in rows}
+    assert {cell: count for cell, count in words.items() if not least <= count <= most} == {}
+    mean = sum(words.values()) / len(words)
+    by_concept = {
+        e: sum(n for cell, n in words.items() if cell[0] == e) * len(quickstart) / len(words) for e in quickstart
+    }
+    assert {e: count for e, count in by_concept.items() if abs(count / mean - 1) > 0.05} == {}
+
+
+def test_another_writer_names_no_studied_concept_and_none_of_its_own_synonyms(writer, quickstart):
+    lexicon = json.loads((EMBEDDED / "lexicon.json").read_text(encoding="utf-8"))
+    for row in writer[1]:
+        words = WORD.findall(row["text"].lower())
+        cell = (row["emotion"], row["topic"], row["manner"])
+        assert [concept for concept in quickstart if named_word(concept, words)] == [], cell
+        assert set(words) & set(lexicon[row["emotion"]]) == set(), cell
+
+
+def test_another_writer_repeats_no_run_of_words_of_any_text(writer, stories):
+    others = [row for name in WRITERS if name != writer[0] for row in read_texts(texts_path(name, "embedded"))]
+    texts = [row["text"] for row in (*writer[1], *stories, *others)]
+    assert [run for first, _, run in shared_runs(texts) if first < len(writer[1])] == []
+
+
+def test_no_opening_and_no_phrase_of_another_writer_belongs_to_a_concept(writer, quickstart):
+    """A phrase of four words in three texts of a concept, or a first word in more than a quarter, would be a label."""
+    for concept in quickstart:
+        texts = [re.findall(r"[a-z']+", row["text"].lower()) for row in writer[1] if row["emotion"] == concept]
+        openings = Counter(words[0] for words in texts)
+        assert {word: n for word, n in openings.items() if n > len(texts) / 4} == {}, concept
+        phrases = Counter(p for words in texts for p in {tuple(words[i : i + 4]) for i in range(len(words) - 3)})
+        assert {phrase: n for phrase, n in phrases.items() if n >= 3} == {}, concept
