@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 from affectlens.experiments.conclude.analysis import conclude
 from affectlens.experiments.experiment import Experiment, ExperimentConfig
-from affectlens.experiments.results import Cell, GradedCompletion, Measured
+from affectlens.experiments.results import GradedCompletion, Measured
 from affectlens.experiments.scenario import Scenario
+from affectlens.interventions.conditions import Condition
 from affectlens.results.figures import Finding
 
 CONCEPTS = ("afraid", "angry", "calm", "desperate", "happy", "hostile", "loving", "proud", "sad", "tired")
 VALENCE = np.array([2.0, 2.5, 7.0, 2.0, 8.5, 2.2, 8.2, 7.5, 2.3, 4.0])
 AROUSAL = np.array([7.0, 7.5, 2.0, 6.5, 6.5, 7.0, 5.5, 6.0, 3.5, 2.5])
-FAMILIES = ("isotropic", "covariance", "permuted")
+FAMILIES = ("isotropic", "covariance", "permuted", "wrong_emotion")
+"""Controls, in the order in which they are taken in turn."""
 WIDTH = 40
 FAST = {"draws": 200, "permutations": 199}
 """Settings of an analysis that tell shown from not shown in a fraction of the time."""
@@ -40,16 +42,16 @@ def experiment(scenarios: Sequence[Scenario], analyses: Sequence[Mapping[str, An
 
 def grid(
     vectors: Sequence[str], strengths: Sequence[float] = (-0.1, -0.05, 0.05, 0.1), controls: int = 21
-) -> list[Cell]:
+) -> list[Condition]:
     """No steering, every vector at every strength, the controls at both ends."""
     ends = [end for end in (max(strengths), min(strengths)) if end]
-    own = [Cell(vector, "concept", strength) for vector in vectors for strength in strengths]
-    random = [Cell(str(i // 3), FAMILIES[i % 3], end) for end in dict.fromkeys(ends) for i in range(controls)]
-    return [Cell(), *own, *random]
+    own = [Condition(vector, "concept", strength) for vector in vectors for strength in strengths]
+    random = [Condition(str(i // 4), FAMILIES[i % 4], end) for end in dict.fromkeys(ends) for i in range(controls)]
+    return [Condition(), *own, *random]
 
 
 def manipulation(
-    cells: Sequence[Cell], moves: Sequence[str] | None = None, limit: float = 1.0
+    cells: Sequence[Condition], moves: Sequence[str] | None = None, limit: float = 1.0
 ) -> dict[str, np.ndarray]:
     """Every vector (or those named) moves its own words by 20 nats a norm, controls hardly any; all is coherent."""
     rises, perplexity = np.zeros((len(cells), len(CONCEPTS))), np.full(len(cells), 1.1)
@@ -67,7 +69,7 @@ def manipulation(
 def measured(
     what: Experiment,
     readings: Mapping[str, np.ndarray] | None = None,
-    cells: Sequence[Cell] = (Cell(),),
+    cells: Sequence[Condition] = (Condition(),),
     seed: int = 0,
     **values: Any,
 ) -> Measured:
@@ -78,7 +80,7 @@ def measured(
         "concepts": CONCEPTS,
         "ratings": {"valence": VALENCE, "arousal": AROUSAL},
         "directions": np.linalg.qr(generator.normal(size=(WIDTH, len(CONCEPTS))))[0].T,
-        "cells": tuple(cells),
+        "grid": tuple(cells),
         "manipulation": manipulation(cells),
         "words": generator.normal(size=(count, len(CONCEPTS))),
     }
@@ -133,7 +135,7 @@ class Steered:
 
 
 def completions(
-    cells: Sequence[Cell], scenarios: int, label: Any, samples: int = 2, seed: int = 0
+    cells: Sequence[Condition], scenarios: int, label: Any, samples: int = 2, seed: int = 0
 ) -> tuple[GradedCompletion, ...]:
     """Sampled answers whose grade is ``label(cell, scenario, generator)``."""
     generator = np.random.default_rng(seed)
@@ -143,7 +145,7 @@ def completions(
             for sample in range(samples):
                 grade = label(cell, number, generator)
                 grade = grade if isinstance(grade, dict) else {"label": grade, "score": None, "reason": ""}
-                answer = {"cell": index, "scenario": number, "sample": sample, "text": "text", "loss": 2.0}
+                answer = {"condition": index, "scenario": number, "sample": sample, "text": "text", "loss": 2.0}
                 found.append(GradedCompletion(**answer, grade=grade, repetition=0.0))
     return tuple(found)
 

@@ -1,4 +1,4 @@
-"""Preferences: strengths from tournaments, their correlations with readings, and what steering does to them."""
+"""Preferences: strengths from comparisons, their correlations with readings, and what steering does to them."""
 
 from __future__ import annotations
 
@@ -178,20 +178,19 @@ def liking(signal: float, steering: float = 0.0, seed: int = 0, strengths=(-0.1,
         push += generator.normal() * 0.02 * (cell.family not in ("none", "concept"))
         noise = 0.05 * generator.normal(size=(count, count)) + 0.02 * generator.normal(size=count)[:, None]
         tables.append(odds(appeal + level + push * steered, 0.5) + noise)
-    tournament = {"kind": "tournament", "question": "{a} or {b}?", "steered": 16}
+    pairwise = {"kind": "pairwise", "question": "{a} or {b}?", "steered": 16}
     what = experiment(
         names,
         [{"kind": "preference", "reading": "answer", "leave_out": ["harm"], "fits": 40} | asked],
-        outcomes=[tournament],
+        outcomes=[pairwise],
     )
     return measured(
         what,
         {"answer": readings[None]},
         cells,
-        tournament=np.array(tables),
-        tournament_cells=tuple(range(len(cells))),
+        comparisons=np.array(tables),
+        compared=tuple(range(len(cells))),
         steered=steered,
-        items=tuple((each.text, str(each.factors["category"])) for each in names),
     )
 
 
@@ -219,35 +218,22 @@ class TestPreference:
         draws = []
         for seed in range(40):
             seen = liking(0.0, seed=seed, fits=5, draws=200)
-            assert seen.tournament is not None
-            draws.append(run(replace(seen, tournament=seen.tournament[:1], tournament_cells=(0,)), seed))
+            assert seen.comparisons is not None
+            draws.append(run(replace(seen, comparisons=seen.comparisons[:1], compared=(0,)), seed))
         assert sum(finding.verdict == "shown" for finding in draws) <= 2
 
     def test_a_failed_check_and_no_steering(self) -> None:
         seen = liking(2.0, steering=5.0)
-        failed = replace(seen, manipulation=manipulation(seen.cells, moves=()))
+        failed = replace(seen, manipulation=manipulation(seen.grid, moves=()))
         assert run(failed).verdict == "untestable"
-        assert seen.tournament is not None
-        plain = run(replace(seen, tournament=seen.tournament[:1], tournament_cells=(0,)))
+        assert seen.comparisons is not None
+        plain = run(replace(seen, comparisons=seen.comparisons[:1], compared=(0,)))
         assert plain.verdict == "shown"
 
     def test_nothing_to_go_by(self) -> None:
         seen = liking(2.0)
-        assert run(replace(seen, tournament=None)).verdict == "untestable"
+        assert run(replace(seen, comparisons=None)).verdict == "untestable"
         gone = {"answer": np.full_like(seen.readings["answer"], np.nan)}
         assert run(replace(seen, readings=gone)).verdict == "untestable"
         still = {"answer": np.zeros_like(seen.readings["answer"])}
         assert run(replace(seen, readings=still)).verdict == "untestable"
-
-    def test_items_from_a_file_find_their_reading_by_their_text(self) -> None:
-        seen = liking(2.0)
-        order = np.arange(31, -1, -1)
-        assert seen.tournament is not None
-        shuffled = replace(
-            seen,
-            items=tuple(seen.items[i] for i in order[:30]),
-            tournament=seen.tournament[:1][:, order[:30]][:, :, order[:30]],
-            tournament_cells=(0,),
-            steered=None,
-        )
-        assert run(shuffled).metrics["r_within_happy"] > 0.5

@@ -118,7 +118,9 @@ def answers(
     seen = completions(cells, scenarios, lambda *_: "said", 3, seed)
     common = generator.normal(size=(len(seen), len(CONCEPTS)))
     state, text = (together * common + (1 - together) * generator.normal(size=common.shape) for _ in range(2))
-    pushed = np.array([cells[each.cell].vector == "desperate" and cells[each.cell].strength > 0 for each in seen])
+    pushed = np.array(
+        [cells[each.condition].vector == "desperate" and cells[each.condition].strength > 0 for each in seen]
+    )
     state[:, CONCEPTS.index("desperate")] += apart * pushed
     what = experiment(
         [scenario(i, f"g{i}") for i in range(scenarios)],
@@ -154,7 +156,7 @@ class TestDissociation:
     def test_few_controls_failed_checks_and_nothing_read(self) -> None:
         seen = answers(0.9, apart=8.0, controls=12)
         assert run(seen).verdict == "untestable"
-        failed = replace(seen, manipulation=manipulation(seen.cells, moves=()))
+        failed = replace(seen, manipulation=manipulation(seen.grid, moves=()))
         assert run(failed).verdict == "untestable"
         assert run(replace(seen, completion_state=None)).verdict == "untestable"
         assert seen.completion_text is not None
@@ -162,12 +164,12 @@ class TestDissociation:
 
     def test_without_steering_it_is_described(self) -> None:
         seen = answers(0.9)
-        plain = [each.cell == 0 for each in seen.completions]
+        plain = [each.condition == 0 for each in seen.completions]
         assert seen.completion_state is not None and seen.completion_text is not None
         finding = run(
             replace(
                 seen,
-                completions=tuple(each for each in seen.completions if each.cell == 0),
+                completions=tuple(each for each in seen.completions if each.condition == 0),
                 completion_state=seen.completion_state[plain],
                 completion_text=seen.completion_text[plain],
                 completion_words=None,
@@ -346,7 +348,7 @@ class TestAccuracy:
             right = generator.random() < (0.2 if number % 3 == 1 else 0.8)
             return {"label": "right" if right else "wrong", "score": float(right), "reason": ""}
 
-        finding = run(replace(seen, choice=None, completions=completions(seen.cells, 90, grade, 12)))
+        finding = run(replace(seen, choice=None, completions=completions(seen.grid, 90, grade, 12)))
         assert finding.metrics["change_urgent"] == pytest.approx(-0.6, abs=0.15)
 
     def test_ceilings_and_missing_baselines(self) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from affectlens.experiments.conclude.dose import Dose
 from affectlens.experiments.conclude.rate import Rate, kappa
-from affectlens.experiments.results import Cell, Measured
+from affectlens.experiments.results import Measured
+from affectlens.interventions.conditions import Condition
 from affectlens.results.figures import Finding
 from synthetic_measurements import (
     CONCEPTS,
@@ -98,7 +99,7 @@ class TestDose:
         seen = Steered({"desperate": 20}).choices(RAISES)
         assert seen.choice is not None
         unseen = seen.choice.copy()
-        unseen[[cell.family == "concept" for cell in seen.cells]] = np.nan
+        unseen[[cell.family == "concept" for cell in seen.grid]] = np.nan
         finding = run(replace(seen, choice=unseen))
         assert finding.verdict == "untestable" and "measured" in reasons(finding)["desperate"]
 
@@ -233,7 +234,7 @@ RATE: dict[str, Any] = {"kind": "rate", "label": "cheat", "raises": ["desperate"
 
 
 def rates(
-    chance: Callable[[Cell, np.random.Generator], Any],
+    chance: Callable[[Condition, np.random.Generator], Any],
     asked: dict[str, Any] | None = None,
     scenarios: int = 30,
     samples: int = 4,
@@ -247,23 +248,23 @@ def rates(
     names = [replace(each, id=f"s{number}") for number, each in enumerate(names)]
     what = experiment(names, [asked or RATE])
 
-    def grade(cell: Cell, number: int, generator: np.random.Generator) -> Any:
+    def grade(cell: Condition, number: int, generator: np.random.Generator) -> Any:
         if names[number].condition == "main":
             return chance(cell, generator)
         return "cheat" if names[number].condition == ORDERS[0] else "honest"
 
     answers = completions(cells, len(names), grade, samples)
     rolled = [cell.family in ("none", "concept") or place(cell) < controls for cell in cells]
-    return measured(what, cells=cells, completions=tuple(each for each in answers if rolled[each.cell]))
+    return measured(what, cells=cells, completions=tuple(each for each in answers if rolled[each.condition]))
 
 
-def place(cell: Cell) -> int:
+def place(cell: Condition) -> int:
     """Which of the controls of its strength a control is."""
-    return 3 * int(cell.vector) + FAMILIES.index(cell.family)
+    return len(FAMILIES) * int(cell.vector) + FAMILIES.index(cell.family)
 
 
-def cheats(up: float, down: float, usual: float = 0.3) -> Callable[[Cell, np.random.Generator], str]:
-    def chance(cell: Cell, generator: np.random.Generator) -> str:
+def cheats(up: float, down: float, usual: float = 0.3) -> Callable[[Condition, np.random.Generator], str]:
+    def chance(cell: Condition, generator: np.random.Generator) -> str:
         rate = usual
         if cell.family == "concept":
             rate = up if cell.strength > 0 else down
@@ -298,7 +299,7 @@ class TestRate:
         assert finding.verdict == "untestable" and reasons(finding)["desperate"] == "too few controls"
 
     def test_answers_without_a_grade_are_reported_and_left_out(self) -> None:
-        def half(cell: Cell, generator: np.random.Generator) -> str | None:
+        def half(cell: Condition, generator: np.random.Generator) -> str | None:
             return None if generator.random() < 0.3 else "cheat"
 
         finding = run(rates(half))
@@ -311,7 +312,7 @@ class TestRate:
 
     def test_judges_who_agree_and_one_who_talks_rubbish(self) -> None:
         def votes(second: Callable[[str, np.random.Generator], str | None]) -> Callable:
-            def grade(cell: Cell, generator: np.random.Generator) -> dict:
+            def grade(cell: Condition, generator: np.random.Generator) -> dict:
                 mine = "cheat" if generator.random() < 0.5 else "honest"
                 return {"label": mine, "score": None, "reason": "", "votes": {"a": mine, "b": second(mine, generator)}}
 

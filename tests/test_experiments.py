@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -16,11 +15,11 @@ import torch
 import yaml
 from affectlens import plan
 from affectlens.errors import ConfigError, UserError
-from affectlens.experiments import pairwise as tournament
+from affectlens.experiments import pairwise
 from affectlens.experiments import serialization as keeping
 from affectlens.experiments import validation as choosing
-from affectlens.experiments.branching import Branching, Push, Tree
-from affectlens.experiments.conditions import compared, extremes, grid, rolled
+from affectlens.experiments.branching import Branching, Tree
+from affectlens.experiments.conditions import compared, extremes, grid, sampled
 from affectlens.experiments.config import ExperimentsConfig
 from affectlens.experiments.experiment import ExperimentConfig, ReadingConfig, SteeringConfig, read_experiment
 from affectlens.experiments.grade import remote
@@ -37,9 +36,9 @@ from judge_server import Server
 from scripted import CONCEPTS, LAYER, NO, NORM, YES, Finished, Scripted, write_experiment
 
 STRENGTHS = (-0.2, -0.1, 0.1, 0.2)
-STEERING = {"vectors": ["afraid", "calm"], "strengths": list(STRENGTHS), "rollout_controls": 3}
+STEERING = {"vectors": ["afraid", "calm"], "strengths": list(STRENGTHS), "completion_controls": 3}
 RULES = {"kind": "rules", "labels": {"yes": [YES.strip()], "no": [NO.strip()]}}
-ROLLOUT = {"kind": "rollout", "samples": 2, "tokens": 6, "temperature": 0, "grader": RULES}
+COMPLETIONS = {"kind": "completions", "samples": 2, "tokens": 6, "temperature": 0, "grader": RULES}
 DOSE = {"kind": "dose", "raises": ["afraid"]}
 RATE = {"kind": "rate", "label": "yes", "raises": ["afraid"]}
 ASKED = [
@@ -84,16 +83,16 @@ def finished(stage: MeasureStage, folder: Path, order: int = 1) -> tuple[dict[st
 
 
 def blackmail(root: Path, **changes) -> Path:
-    config = {"outcomes": [{"kind": "choice"}, ROLLOUT], "steering": STEERING, "analyses": [DOSE, RATE], **changes}
+    config = {"outcomes": [{"kind": "choice"}, COMPLETIONS], "steering": STEERING, "analyses": [DOSE, RATE], **changes}
     return write_experiment(root, "letters", config, ASKED)
 
 
 def rates(measured) -> dict[tuple[str, str, float], float]:
     """Share of answers labelled yes, by cell."""
     said: dict[tuple[str, str, float], list[bool]] = {}
-    for rollout in measured.completions:
-        cell = measured.cells[rollout.cell]
-        said.setdefault((cell.family, cell.vector, cell.strength), []).append(rollout.grade["label"] == "yes")
+    for answer in measured.completions:
+        cell = measured.grid[answer.condition]
+        said.setdefault((cell.family, cell.vector, cell.strength), []).append(answer.grade["label"] == "yes")
     return {cell: float(np.mean(answers)) for cell, answers in said.items()}
 
 
@@ -113,7 +112,7 @@ def test_a_planted_direction_gives_the_planted_dose_response(scripted, tmp_path)
     model = scripted(-0.5)
     metrics, found = finished(model.stage(tmp_path / "e"), tmp_path / "out")
     measured = found.measured("letters")
-    for index, cell in enumerate(measured.cells):
+    for index, cell in enumerate(measured.grid):
         if cell.family in ("none", "concept"):
             strength = cell.strength if cell.vector == "afraid" else 0.0
             push = abs(cell.strength) * NORM
@@ -141,12 +140,17 @@ def test_without_steering_many_scenarios_are_scored_at_once(scripted, tmp_path):
 def test_controls_have_the_norm_of_the_push_and_are_the_same_for_every_experiment(scripted, tmp_path):
     blackmail(tmp_path / "e")
     context = scripted(0.0).stage(tmp_path / "e").context
-    cells = grid(context.experiments["letters"].config.steering)
+    cells = context.grid(context.experiments["letters"])
     pushes = context.pushes(cells, "directions").numpy()
     np.testing.assert_allclose(np.linalg.norm(pushes, axis=1), [abs(cell.strength) * NORM for cell in cells], rtol=1e-5)
     families = [cell.family for cell in cells if cell.strength == 0.2 and cell.family != "concept"]
-    assert {name: families.count(name) for name in families} == {"isotropic": 7, "covariance": 7, "permuted": 7}
-    more = {**STEERING, "controls": 30}
+    assert {name: families.count(name) for name in families} == {
+        "isotropic": 13,
+        "covariance": 13,
+        "permuted": 12,
+        "wrong_emotion": 2,
+    }
+    more = {**STEERING, "controls": 44}
     write_experiment(
         tmp_path / "e", "more", {"outcomes": [{"kind": "choice"}], "steering": more, "analyses": []}, ASKED
     )
@@ -158,7 +162,7 @@ def test_parts_in_any_order_and_again_give_the_same_bytes(scripted, tmp_path):
     """What workers do: the parts one after the other in any order, each by a process that loaded everything anew."""
     readings = [{"name": "answer", "at": "answer"}, {"name": "day", "at": "mean:day"}]
     blackmail(tmp_path / "e", readings=readings, read_under_steering=True)
-    sizes = {"scenarios_per_part": 16, "cells_per_part": 20}
+    sizes = {"scenarios_per_part": 16, "conditions_per_part": 20}
     one = finished(scripted(-0.5).stage(tmp_path / "e", **sizes), tmp_path / "one")[1]
     two = finished(scripted(-0.5).stage(tmp_path / "e", **sizes), tmp_path / "two", order=-1)[1]
     files = sorted(path.relative_to(one.folder) for path in one.folder.rglob("*") if path.is_file())
@@ -270,9 +274,9 @@ def test_an_interrupted_study_goes_on_and_computes_again_only_what_reads_a_chang
     assert change(match={**SMALL["match"], "permutations": 20}) == {stage.name: nothing for stage in STAGES}
     assert change(directions={"permutations": 20}) == {stage.name: nothing for stage in STAGES}
     edit("scenarios.jsonl", "Letter 5", "Letter 55")
-    assert change()["measure"] == {"letters.read-0000", "letters.choice-0002", "letters.rollout-0005"}
+    assert change()["measure"] == {"letters.read-0000", "letters.choice-0002", "letters.completions-0005"}
     edit("experiment.yaml", "temperature: 0", "temperature: 1.0")
-    assert change()["measure"] == {name for name in measured if "rollout" in name}
+    assert change()["measure"] == {name for name in measured if "completions" in name}
 
     # A judge that is down half-way costs neither answers nor the grades that it gave.
     down = True
@@ -299,13 +303,18 @@ def test_an_interrupted_study_goes_on_and_computes_again_only_what_reads_a_chang
 def test_how_the_work_is_cut_changes_no_number(scripted, tmp_path):
     """All scenarios and cells at once, or a few at a time: the same choices, readings and answers."""
     readings = [{"name": "answer", "at": "answer"}, {"name": "day", "at": "mean:day"}]
-    rollout = {**ROLLOUT, "temperature": 1.0}
+    rollout = {**COMPLETIONS, "temperature": 1.0}
     blackmail(tmp_path / "e", readings=readings, read_under_steering=True, outcomes=[{"kind": "choice"}, rollout])
     whole = finished(scripted(0.0).stage(tmp_path / "e"), tmp_path / "one")[1].measured("letters")
-    small = {"scenarios_per_part": 8, "cells_per_part": 20, "tokens_per_batch": 100, "completion_tokens_per_batch": 100}
+    small = {
+        "scenarios_per_part": 8,
+        "conditions_per_part": 20,
+        "tokens_per_batch": 100,
+        "completion_tokens_per_batch": 100,
+    }
     pieces = finished(scripted(0.0).stage(tmp_path / "e", **small), tmp_path / "two")[1].measured("letters")
     np.testing.assert_allclose(pieces.choice, whole.choice, atol=1e-5)
-    assert whole.readings["day"].shape == (len(whole.cells), len(ASKED), len(CONCEPTS))
+    assert whole.readings["day"].shape == (len(whole.grid), len(ASKED), len(CONCEPTS))
     for name in ("answer", "day"):
         np.testing.assert_allclose(pieces.readings[name], whole.readings[name], atol=1e-4)
     assert [rollout.text for rollout in pieces.completions] == [rollout.text for rollout in whole.completions]
@@ -323,8 +332,9 @@ def test_a_tree_gives_what_its_branches_give_one_by_one(model_folder, family):
     stem, *branches = (tuple(torch.randint(3, 600, (size,), generator=generator).tolist()) for size in (7, 3, 1, 5))
     vectors = torch.randn(3, subject.shape.width, generator=generator)
 
-    def scores(tree: Tree, mask: torch.Tensor) -> np.ndarray:
-        return branching.branch_scores(tree, branching.lower(tree), Push(vectors, mask)).numpy()
+    def scores(tree: Tree, mask: torch.Tensor, vectors: torch.Tensor = vectors) -> np.ndarray:
+        outcome = branching.run(tree, branching.lower(tree), vectors, mask, keep=tree.places)
+        return tree.collect(outcome.logits.log_softmax(dim=-1)).numpy()
 
     assert branching.shares
     together = scores(Tree(stem, tuple(branches)), torch.arange(16) >= 2)
@@ -333,8 +343,8 @@ def test_a_tree_gives_what_its_branches_give_one_by_one(model_folder, family):
     assert np.ptp(together, axis=0).min() > 1e-3, "the push does something"
     several = [Tree(stem, tuple(branches)), Tree(stem[:4], (branches[2],)), Tree(stem[:5], tuple(branches[:2]))]
     for tree, found in zip(several, branching.plain_scores(several), strict=True):
-        alone = branching.branch_scores(tree, branching.lower(tree), None)[0]
-        np.testing.assert_allclose(found.numpy(), alone.numpy(), atol=1e-4)
+        alone = scores(tree, torch.zeros(len(tree.ids), dtype=torch.bool), vectors[:1])[0]
+        np.testing.assert_allclose(found.numpy(), alone, atol=1e-4)
     assert sum(len(piece.branches) for piece in branching.split(Tree(stem, tuple(branches)), 11)) == 3
 
 
@@ -381,7 +391,7 @@ def test_readings_are_cosines_under_one_centre_and_missing_spans_are_missing(scr
     assert np.isnan(measured.readings["day"][0, 0]).all()
     assert (measured.readings["feature"] >= 0).all() and measured.readings["feature"].max() > 0
     assert measured.words.shape == (len(ASKED), len(CONCEPTS))
-    assert measured.cells == grid(None)
+    assert measured.grid == grid(None, CONCEPTS)
 
 
 def test_a_second_model_is_read_under_the_centre_of_the_first(scripted, tmp_path):
@@ -396,30 +406,30 @@ def test_a_second_model_is_read_under_the_centre_of_the_first(scripted, tmp_path
     np.testing.assert_allclose(measured.against["answer"], measured.readings["answer"][0], atol=1e-5)
 
 
-def test_a_tournament_compares_all_pairs_and_steers_the_words_of_the_steered_items(scripted, tmp_path):
+def test_all_pairs_are_compared_and_steers_the_words_of_the_steered_items(scripted, tmp_path):
     """Of a model that looks at the last token alone: positions make no difference, nor do steered items' own tokens."""
     items = [
         {"id": f"item-{n}", "factors": {"category": "ab"[n % 2]}, "text": f"counting {n} stones"} for n in range(6)
     ]
     question = {
-        "kind": "tournament",
+        "kind": "pairwise",
         "question": "Which one?\nA: {a}\nB: {b}",
         "labels": [YES, NO],
         "steered": 3,
-        "opponents": 2,
+        "comparisons": 2,
     }
-    config = {"outcomes": [question], "steering": {**STEERING, "controls": 21}, "analyses": []}
+    config = {"outcomes": [question], "steering": STEERING, "analyses": []}
     folder = write_experiment(tmp_path / "e", "games", config, items)
     measured = finished(scripted(1.0).stage(tmp_path / "e"), tmp_path / "out")[1].measured("games")
-    assert measured.tournament.shape == (len(measured.tournament_cells), 6, 6)
-    assert np.isnan(np.diagonal(measured.tournament[0])).all()
-    np.testing.assert_allclose(measured.tournament[0][~np.eye(6, dtype=bool)], 1.0, atol=1e-4)
+    assert measured.comparisons.shape == (len(measured.compared), 6, 6)
+    assert np.isnan(np.diagonal(measured.comparisons[0])).all()
+    np.testing.assert_allclose(measured.comparisons[0][~np.eye(6, dtype=bool)], 1.0, atol=1e-4)
     assert measured.steered.tolist() == [True, False] * 3
-    compared_pairs = np.isfinite(measured.tournament[1])
+    compared_pairs = np.isfinite(measured.comparisons[1])
     assert (compared_pairs == compared_pairs.T).all() and compared_pairs.sum() == 2 * 3 * 2
     assert not compared_pairs[::2, ::2].any() and not compared_pairs[1::2, 1::2].any()
-    assert {measured.cells[index].strength for index in measured.tournament_cells} == {0.0, 0.2, -0.2}
-    assert compared(read_experiment(folder).config) == measured.tournament_cells
+    assert {measured.grid[index].strength for index in measured.compared} == {0.0, 0.2, -0.2}
+    assert compared(read_experiment(folder).config, CONCEPTS) == measured.compared
 
 
 def test_steering_an_item_reaches_its_words_and_nothing_else(model_folder, tmp_path):
@@ -430,54 +440,48 @@ def test_steering_an_item_reaches_its_words_and_nothing_else(model_folder, tmp_p
         for n, text in enumerate(("a stone", "two old boats", "rain"))
     ]
     question = {
-        "kind": "tournament",
+        "kind": "pairwise",
         "question": "Which?\nB: {b}\nA: {a}",
         "labels": [YES, NO],
         "steered": 1,
-        "opponents": 0,
+        "comparisons": 0,
     }
     config = {"outcomes": [question], "steering": STEERING, "analyses": []}
     write_experiment(tmp_path / "e", "games", config, items)
     stage = Scripted(model_folder("llama"), tmp_path / "unused", 0.0).stage(tmp_path / "e")
     stage.setting.__dict__["model"] = source
     context = stage.context
-    found = tournament.measure(context, context.experiments["games"], 0, 3)["tournament"]
-    cells = [
-        grid(context.experiments["games"].config.steering)[index]
-        for index in compared(context.experiments["games"].config)
-    ]
+    found = pairwise.measure(context, context.experiments["games"], 0, 3)["comparisons"]
+    games = context.experiments["games"]
+    cells = [context.grid(games)[index] for index in compared(games.config, CONCEPTS)]
     settings = context.experiments["games"].config.outcomes[0]
     for first, second in ((0, 1), (2, 0)):
-        ids, a, b = tournament._pair(context, settings, items[first]["text"], items[second]["text"], 0)
+        ids, a, b = pairwise.question(context, settings, items[first]["text"], items[second]["text"])
         mine = a if first == 0 else b
         assert context.subject.tokenizer.decode([ids[place] for place in mine]).strip() == "a stone"
         tree = Tree(ids)
         mask = torch.zeros(len(ids), dtype=torch.bool)
         mask[mine] = True
-        push = Push(context.pushes(cells, "directions"), mask)
-        alone = context.branching.log_probabilities(tree, context.branching.lower(tree), push, [len(ids) - 1])[:, 0]
+        vectors, last = context.pushes(cells, "directions"), [len(ids) - 1]
+        alone = context.branching.run(tree, context.branching.lower(tree), vectors, mask, keep=last).logits[:, 0]
         yes, no = (context.subject.encode(word)[0] for word in (YES, NO))
         np.testing.assert_allclose(found[:, first, second], (alone[:, yes] - alone[:, no]).numpy(), atol=1e-4)
     assert np.isnan(found[1:, 1, 2]).all() and np.isfinite(found[0, 1, 2])
     assert np.ptp(found[:, 0, 1]) > 1e-4
 
 
-def test_opponents_are_shared_out_evenly():
+def test_steered_items_meet_the_others_evenly_and_are_met_by_them():
     settings = ExperimentConfig(
         title="", claim="", refuted_by="", analyses=(),
-        outcomes=({"kind": "tournament", "question": "{a} {b}", "steered": 32, "opponents": 8},),
+        outcomes=({"kind": "pairwise", "question": "{a} {b}", "steered": 32, "comparisons": 8},),
     ).outcomes[0]  # fmt: skip
-    pairs = tournament.opponents(64, settings)
-    met = list(itertools.chain.from_iterable(pairs.values()))
-    assert {len(others) for others in pairs.values()} == {8}
-    assert {met.count(item) for item in range(1, 64, 2)} == {8}
-    assert all(
-        set(tournament.met(item, 64, settings)) == {s for s in pairs if item in pairs[s]} for item in range(1, 64, 2)
-    )
+    met = pairwise.pairs(64, settings)
+    assert {len(others) for others in met.values()} == {8}
+    assert all(other % 2 != item % 2 and item in met[other] for item, others in met.items() for other in others)
 
 
 def test_items_come_from_a_file_when_one_is_named(scripted, tmp_path):
-    question = {"kind": "tournament", "question": "{a} or {b}?", "labels": [YES, NO], "items": "mine.csv"}
+    question = {"kind": "pairwise", "question": "{a} or {b}?", "labels": [YES, NO], "items": "mine.csv"}
     folder = write_experiment(tmp_path / "e", "games", {"outcomes": [question], "analyses": []}, ASKED)
     with (folder / "mine.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows(
@@ -485,26 +489,38 @@ def test_items_come_from_a_file_when_one_is_named(scripted, tmp_path):
         )
     measured = finished(scripted(1.0).stage(tmp_path / "e"), tmp_path / "out")[1].measured("games")
     assert measured.items == (("digging", "work"), ("singing", "play"), ("sleeping", "rest"))
-    assert measured.tournament.shape == (1, 3, 3)
+    assert measured.comparisons.shape == (1, 3, 3)
 
 
-def test_cells_are_the_grid_with_controls_at_the_extremes():
-    steering = SteeringConfig(vectors=("calm", "sad"), strengths=(0.05, 0.1), controls=20, rollout_controls=2)
-    cells = grid(steering)
-    assert len(cells) == 1 + 2 * 2 + 20
+def test_the_grid_has_controls_at_the_extremes():
+    concepts = ("afraid", "calm", "proud", "sad", "tired")
+    steering = SteeringConfig(vectors=("calm", "sad"), strengths=(0.05, 0.1), controls=20, completion_controls=4)
+    conditions = grid(steering, concepts)
+    assert len(conditions) == 1 + 2 * 2 + 20
+    assert {each.vector for each in conditions if each.family == "wrong_emotion"} == {"afraid", "proud", "tired"}
     assert extremes((0.05, 0.1)) == (0.1,)
     assert extremes((-0.1, 0.05)) == (0.05, -0.1)
     config = ExperimentConfig(
-        title="", claim="", refuted_by="", analyses=(), outcomes=(ROLLOUT,), steering=steering
+        title="", claim="", refuted_by="", analyses=(), outcomes=(COMPLETIONS,), steering=steering
     )  # fmt: skip
-    assert [(cells[index].family, cells[index].strength) for index in rolled(config)] == [
-        ("none", 0.0), ("concept", 0.1), ("concept", 0.1), ("isotropic", 0.1), ("covariance", 0.1)
+    assert [(conditions[index].family, conditions[index].strength) for index in sampled(config, concepts)] == [
+        ("none", 0.0), ("concept", 0.1), ("concept", 0.1),
+        *((family, 0.1) for family in ("isotropic", "covariance", "permuted", "wrong_emotion")),
     ]  # fmt: skip
 
 
-def test_keys_of_the_last_release_are_read_with_a_warning():
+def test_names_of_the_last_release_are_read_with_a_warning():
     with pytest.warns(FutureWarning, match="`completions` now"):
         assert not ExperimentsConfig.model_validate({"rollouts": False}).completions
+    former = {
+        "title": "", "claim": "", "refuted_by": "", "analyses": [],
+        "outcomes": [{"kind": "tournament", "question": "{a} {b}", "opponents": 3}, {**COMPLETIONS, "kind": "rollout"}],
+        "steering": {"vectors": ["calm"], "rollout_controls": 20},
+    }  # fmt: skip
+    with pytest.warns(FutureWarning, match="now"):
+        config = ExperimentConfig.model_validate(former)
+    assert [outcome.kind for outcome in config.outcomes] == ["pairwise", "completions"]
+    assert config.outcomes[0].comparisons == 3 and config.steering.completion_controls == 20
 
 
 def test_whatever_a_model_says_is_kept_as_it_was_said(tmp_path):
@@ -559,10 +575,10 @@ READ_X = {"readings": [{"name": "x"}]}
         ({}, {"options": {"target": [YES]}}, "scenario case-0: `options` has no `other`"),
         ({}, {"options": {"target": [YES], "other": [" "]}}, "one of its `options` is empty"),
         ({"against": True, "readings": [{"name": "x"}]}, {}, "experiments.against"),
-        ({"analyses": [{"kind": "rate", "label": "yes"}]}, {}, "needs the outcome `rollout`"),
+        ({"analyses": [{"kind": "rate", "label": "yes"}]}, {}, "needs the outcome `completions`"),
         ({"analyses": [{"kind": "dose", "raises": ["sad"]}]}, {}, "`sad` is not among `steering.vectors`"),
         ({"analyses": [{"kind": "dose", "conditions": ["mian"]}]}, {}, "condition `mian`; did you mean `main`"),
-        ({"outcomes": [{"kind": "tournament", "question": "{a}?"}], "analyses": []}, {}, r"must hold \{b\} once"),
+        ({"outcomes": [{"kind": "pairwise", "question": "{a}?"}], "analyses": []}, {}, r"must hold \{b\} once"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_said_in_one_sentence_before_anything_runs(tmp_path, config, scenario, message):
@@ -602,6 +618,7 @@ def test_the_list_tells_costs_without_loading_torch(study_values, write_study, t
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("letters")]
-    assert line.split()[1:4] == ["6", "6", "51"]
-    sampled = 6 * 2 * 6 * len(rolled(read_experiment(tmp_path / "e" / "letters").config))
-    assert line.split()[5] == str(sampled)
+    assert line.split()[1:4] == ["6", "6", "89"]
+    config = read_experiment(tmp_path / "e" / "letters").config
+    answers = 6 * 2 * len(sampled(config, study_values["corpus"]["emotions"]))
+    assert line.split()[5] == str(6 * answers)

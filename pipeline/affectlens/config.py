@@ -6,6 +6,7 @@ import copy
 import difflib
 import types
 import typing
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,22 @@ def left_out(kind: type[Config], *, measured: bool) -> set[str]:
         for name, field in kind.model_fields.items()
         if isinstance(field.json_schema_extra, dict) and marks & set(field.json_schema_extra)
     }
+
+
+def renamed(values: Any, names: Mapping[str, str], section: str) -> Any:
+    """A section with the keys of the last release under the names that they have now, each named in a warning.
+
+    Args:
+        values: of the section; what is no mapping is returned as it is.
+        names: new names by former ones.
+        section: for the warning.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    for former in names.keys() & values.keys():
+        message = f"`{section}.{former}` is called `{names[former]}` now; it goes with the next release"
+        warnings.warn(message, FutureWarning, stacklevel=3)
+    return {names.get(name, name): value for name, value in values.items()}
 
 
 class _Loader(yaml.SafeLoader):

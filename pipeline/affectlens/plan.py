@@ -120,7 +120,7 @@ def experiments(study: Study, standing: Standing) -> list[cost.Listed]:
     Raises:
         UserError: an experiment cannot be read.
     """
-    return cost.listed(study.config.experiments, study.config.model, standing.done)
+    return cost.listed(study.config.experiments, study.config.model, outlook(study).emotions, standing.done)
 
 
 def _operations_per_second(study: Study, device: str, width: int) -> float:

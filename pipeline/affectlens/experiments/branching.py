@@ -77,26 +77,6 @@ class Tree:
         yield Tree(self.stem, tuple(taken))
 
 
-@dataclass(frozen=True)
-class Push:
-    """What is added after the layer: a vector a row, at the same positions in every row.
-
-    Attributes:
-        vectors: already at their full length, one a row.
-        mask: which positions of the tree are changed.
-    """
-
-    vectors: Float[Tensor, "rows d_model"]
-    mask: Bool[Tensor, "positions"]
-
-    def edits(self, layer: int) -> list[Edit]:
-        """For the passes of a bridge."""
-        return [Edit(layer, self._delta)]
-
-    def _delta(self, residual: Float[Tensor, "rows positions d_model"]) -> Float[Tensor, "rows positions d_model"]:
-        return self.mask[None, :, None] * self.vectors[:, None, :]
-
-
 class Branching:
     """Passes over trees, from the layer of the intervention up.
 
@@ -115,25 +95,27 @@ class Branching:
         """The residual stream after the layer, untouched."""
         return self.upper.lower(self._tokens(tree, 1), **self._layout(tree))
 
-    def residuals(
-        self, tree: Tree, lower: Float[Tensor, "one positions d_model"], push: Push, layer: int
-    ) -> Float[Tensor, "rows positions d_model"]:
-        """The residual stream after a layer above, under the push."""
-        return self._run(tree, lower, push, keep=0, read=[layer]).residuals[layer]
+    def run(
+        self,
+        tree: Tree,
+        lower: Float[Tensor, "one positions d_model"],
+        vectors: Float[Tensor, "rows d_model"],
+        mask: Bool[Tensor, "positions"],
+        *,
+        keep: int | Sequence[int] | None,
+        read: Sequence[int] = (),
+    ) -> Outcome:
+        """One pass from the layer up, with a vector a row added after it.
 
-    def log_probabilities(
-        self, tree: Tree, lower: Float[Tensor, "one positions d_model"], push: Push | None, places: Sequence[int]
-    ) -> Float[Tensor, "rows places vocabulary"]:
-        """float32, of the token after each of these positions."""
-        import torch
-
-        return torch.log_softmax(self._run(tree, lower, push, keep=places).logits, dim=-1)
-
-    def branch_scores(
-        self, tree: Tree, lower: Float[Tensor, "one positions d_model"], push: Push | None
-    ) -> Float[Tensor, "rows branches"]:
-        """Log-probability of each branch after the stem, in nats."""
-        return tree.collect(self.log_probabilities(tree, lower, push, tree.places))
+        Args:
+            lower: what :meth:`lower` gave.
+            vectors: what is added, at full length.
+            mask: the positions of the tree that are changed, the same in every row.
+            keep, read: as of :meth:`~affectlens.model.partial.PartialForward.run`.
+        """
+        edit = Edit(self.upper.layer, lambda residual: mask[None, :, None] * vectors[:, None, :])
+        rows, residual = len(vectors), lower.expand(len(vectors), -1, -1)
+        return self.upper.run(self._tokens(tree, rows), residual, [edit], keep=keep, read=read, **self._layout(tree))
 
     def plain_scores(self, trees: Sequence[Tree]) -> list[Float[Tensor, "branches"]]:
         """Log-probability of each branch of several trees, untouched, in one pass of the whole model."""
@@ -152,14 +134,8 @@ class Branching:
         found = []
         for row, tree in enumerate(trees):
             mine = logits[row : row + 1, [index[place] for place in tree.places]]
-            found.append(tree.collect(torch.log_softmax(mine.float(), dim=-1))[0])
+            found.append(tree.collect(mine.log_softmax(dim=-1))[0])
         return found
-
-    def _run(self, tree: Tree, lower: Any, push: Push | None, **options: Any) -> Outcome:
-        rows = 1 if push is None else len(push.vectors)
-        edits = () if push is None else push.edits(self.upper.layer)
-        residual = lower.expand(rows, -1, -1)
-        return self.upper.run(self._tokens(tree, rows), residual, edits, **options, **self._layout(tree))
 
     def _tokens(self, tree: Tree, rows: int) -> Int[Tensor, "rows positions"]:
         import torch

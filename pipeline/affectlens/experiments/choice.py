@@ -1,109 +1,76 @@
-"""The log-odds of candidate answers under every cell, and the readings under every cell in the same pass."""
+"""The log-odds of candidate answers under every steering condition, and the readings in the same pass.
+
+An answer's log-probability is that of all its tokens. Where the experiment names a neutral lead-in, the answer's
+log-probability after that lead-in, under the same push, is taken off: how likely the wording is anyhow says nothing of
+the scenario (domain-conditional PMI; Holtzman et al. 2021, arXiv 2104.08315).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import numpy as np
+from jaxtyping import Float
 
-from affectlens.experiments.branching import Push, Tree
-from affectlens.experiments.conditions import grid
+from affectlens.experiments.branching import Tree
 from affectlens.experiments.context import ExperimentContext
 from affectlens.experiments.experiment import ChoiceConfig, Experiment, Scenario
-from affectlens.experiments.prompts import Prompt, continuation
-from affectlens.experiments.readings import prompts_of, value_of
-from affectlens.experiments.results import Cell
-from affectlens.model.partial import capturing
+from affectlens.experiments.prompts import Prompt, continuation, read_prompt
+from affectlens.experiments.readings import values_at
+from affectlens.interventions.conditions import Condition
 from affectlens.model.tokens import plan_batches
 
-if TYPE_CHECKING:
-    from jaxtyping import Float
-    from torch import Tensor
+Scores = Float[np.ndarray, "conditions answers"]
 
 
 def measure(
-    context: ExperimentContext, experiment: Experiment, scenarios: Sequence[int], cells: Sequence[int]
+    context: ExperimentContext, experiment: Experiment, scenarios: Sequence[int], conditions: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """A block of scenarios under a block of cells.
+    """A block of scenarios under a block of steering conditions.
 
     Args:
         scenarios: first, and first after the last.
-        cells: likewise, in the order of the experiment's cells.
+        conditions: likewise, in the order of the experiment's grid.
 
     Returns:
-        ``choice`` of shape ``cells scenarios``, NaN where a scenario has no options, and for experiments that read
-        under steering ``residual.NAME`` of shape ``cells scenarios d_model``.
+        ``choice`` and ``choice_per_token`` of shape ``conditions scenarios``, NaN where a scenario has no options, and
+        for experiments that read under steering ``residual.NAME`` of shape ``conditions scenarios d_model``.
     """
-    config = experiment.config
-    start, end = scenarios
-    prompts = prompts_of(context, experiment, start, end, context.subject)
+    config, tokenizer = experiment.config, context.subject.tokenizer
+    choice: ChoiceConfig | None = config.outcome(ChoiceConfig)
+    pushed = context.grid(experiment)[slice(*conditions)]
+    asked = experiment.scenarios[slice(*scenarios)]
+    prompts = [read_prompt(tokenizer, scenario, config.readings) for scenario in asked]
+    answers = [candidates(context, scenario, choice) for scenario in asked]
+    neutral = []
+    if choice is not None and choice.lead_in:
+        neutral = [read_prompt(tokenizer, led_in(scenario, choice.lead_in), ()) for scenario in asked]
+    readings: list[dict[str, np.ndarray]] = []
     if config.steering is None:
-        return {"choice": _plain(context, experiment, experiment.scenarios[start:end], prompts)[None]}
-    chosen = grid(config.steering)[slice(*cells)]
-    found: dict[str, list[np.ndarray]] = {}
-    for scenario, prompt in zip(experiment.scenarios[start:end], prompts, strict=True):
-        for key, values in _scenario(context, experiment, scenario, prompt, chosen).items():
-            found.setdefault(key, []).append(values)
-    return {key: np.stack(values, axis=1).astype(np.float32) for key, values in found.items()}
-
-
-def _plain(
-    context: ExperimentContext, experiment: Experiment, scenarios: Sequence[Scenario], prompts: Sequence[Prompt]
-) -> Float[np.ndarray, "scenarios"]:
-    """Log-odds of the untouched model, many scenarios at once."""
-    choice: ChoiceConfig = experiment.config.outcome(ChoiceConfig)
-    budget = context.config.tokens_per_batch
-    pieces = [
-        (index, piece)
-        for index, (scenario, prompt) in enumerate(zip(scenarios, prompts, strict=True))
-        for piece in context.branching.split(Tree(prompt.ids, _branches(context, scenario, choice)), budget)
-        if piece.branches
-    ]
-    scores: dict[int, list[tuple[int, np.ndarray]]] = {}
-    for batch in plan_batches([len(piece.ids) for _, piece in pieces], budget):
-        found = context.branching.plain_scores([pieces[number][1] for number in batch])
-        for number, values in zip(batch, found, strict=True):
-            scores.setdefault(pieces[number][0], []).append((number, values.cpu().numpy()))
-    result = np.full(len(scenarios), np.nan, np.float32)
-    for index, each in scores.items():
-        scenario, values = scenarios[index], np.concatenate([values for _, values in sorted(each, key=lambda e: e[0])])
-        lengths = [len(branch) for branch in _branches(context, scenario, choice)]
-        result[index] = log_odds(values[None], lengths, len(scenario.options.get(choice.target, ())), choice)[0]
-    return result
-
-
-def _scenario(
-    context: ExperimentContext, experiment: Experiment, scenario: Scenario, prompt: Prompt, cells: Sequence[Cell]
-) -> dict[str, np.ndarray]:
-    """One scenario under the cells: ``choice`` and residuals, as :func:`measure` returns them."""
-    choice: ChoiceConfig | None = experiment.config.outcome(ChoiceConfig)
-    branches = _branches(context, scenario, choice)
-    tree = Tree(prompt.ids, branches)
-    found: dict[str, np.ndarray] = {}
-    scores = []
-    for number, piece in enumerate(context.branching.split(tree, context.config.tokens_per_batch)):
-        lower = context.branching.lower(piece)
-        parts, seen = [], []
-        for run in runs(len(cells), len(piece.ids), context.config.tokens_per_batch):
-            push = push_of(context, experiment, cells[run], len(piece.ids), prompt)
-            with capturing(context.subject.bridge, context.reading_layer(experiment)) as residuals:
-                if piece.branches:
-                    parts.append(context.branching.branch_scores(piece, lower, push).cpu().numpy())
-                else:
-                    context.branching.residuals(piece, lower, push, context.reading_layer(experiment))
-            if number == 0 and experiment.config.read_under_steering:
-                seen += [_read(context, experiment, prompt, row) for row in residuals[-1]]
-        scores += [np.concatenate(parts)] if parts else []
-        found |= {key: np.stack([row[key] for row in seen]) for key in (seen[0] if seen else ())}
+        trees = [Tree(prompt.ids, own) for prompt, own in zip([*prompts, *neutral], answers * 2, strict=False)]
+        scores = unsteered(context, trees)
+    else:
+        scores = []
+        for prompt, own in zip([*prompts, *neutral], answers * 2, strict=False):
+            reads = config.read_under_steering and len(readings) < len(asked)
+            found, read = steered(context, experiment, prompt, own, pushed, reads=reads)
+            scores.append(found)
+            readings += [read] if read else []
+    arrays = {key: np.stack([row[key] for row in readings], axis=1) for key in (readings[0] if readings else ())}
     if choice is not None:
-        targets, lengths = len(scenario.options.get(choice.target, ())), [len(branch) for branch in branches]
-        odds = log_odds(np.concatenate(scores, axis=1), lengths, targets, choice) if branches else None
-        found["choice"] = np.full(len(cells), np.nan) if odds is None else odds
-    return found
+        odds = np.full((2, len(pushed), len(asked)), np.nan)
+        for column, (scenario, own, whole) in enumerate(zip(asked, answers, scores, strict=False)):
+            targets, lengths = len(scenario.options.get(choice.target, ())), [len(tokens) for tokens in own]
+            if 0 < targets < len(own):
+                led = whole - scores[len(asked) + column] if neutral else whole
+                odds[0, :, column] = log_odds(led / lengths if choice.per_token else led, targets)
+                odds[1, :, column] = log_odds(whole / lengths, targets)
+        arrays |= {"choice": odds[0], "choice_per_token": odds[1]}
+    return {key: values.astype(np.float32) for key, values in arrays.items()}
 
 
-def _branches(
+def candidates(
     context: ExperimentContext, scenario: Scenario, choice: ChoiceConfig | None
 ) -> tuple[tuple[int, ...], ...]:
     """Token ids of the candidate answers, those of the target first."""
@@ -114,25 +81,64 @@ def _branches(
     return tuple(tuple(continuation(context.subject.tokenizer, before, wording)) for wording in wordings)
 
 
-def _read(
-    context: ExperimentContext, experiment: Experiment, prompt: Prompt, residual: Float[Tensor, "positions d_model"]
-) -> dict[str, np.ndarray]:
-    """All readings of one scenario in one cell."""
-    found: dict[str, np.ndarray] = {}
-    for reading in experiment.config.readings:
-        found |= value_of(context, reading, prompt, residual)
-    return found
+def led_in(scenario: Scenario, lead_in: str) -> Scenario:
+    """The neutral lead-in in place of what the scenario says; the answer begins alike."""
+    if scenario.messages:
+        return replace(scenario, messages=({"role": "user", "content": lead_in},), spans={})
+    return replace(scenario, text=lead_in, spans={})
 
 
-def push_of(
-    context: ExperimentContext, experiment: Experiment, cells: Sequence[Cell], width: int, prompt: Prompt
-) -> Push:
-    """What a run of cells adds, and where: to the whole text, or from the opening of the answer on."""
-    import torch
+def unsteered(context: ExperimentContext, trees: Sequence[Tree]) -> list[Scores]:
+    """Log-probability of every branch of many trees in the untouched model, one row each, many trees at once."""
+    budget = context.config.tokens_per_batch
+    pieces = [
+        (index, piece)
+        for index, tree in enumerate(trees)
+        for piece in context.branching.split(tree, budget)
+        if piece.branches
+    ]
+    scores = [np.zeros(0)] * len(pieces)
+    for batch in plan_batches([len(piece.ids) for _, piece in pieces], budget):
+        found = context.branching.plain_scores([pieces[number][1] for number in batch])
+        for number, values in zip(batch, found, strict=True):
+            scores[number] = values.cpu().numpy()
+    whole: list[list[np.ndarray]] = [[np.zeros(0)] for _ in trees]
+    for (index, _), values in zip(pieces, scores, strict=True):
+        whole[index].append(values)
+    return [np.concatenate(parts)[None] for parts in whole]
 
-    steering = experiment.config.steering
-    mask = torch.arange(width, device=context.setting.device) >= first_pushed(experiment, prompt)
-    return Push(context.pushes(cells, steering.by if steering else "directions"), mask)
+
+def steered(
+    context: ExperimentContext,
+    experiment: Experiment,
+    prompt: Prompt,
+    branches: tuple[tuple[int, ...], ...],
+    pushed: Sequence[Condition],
+    *,
+    reads: bool,
+) -> tuple[Scores, dict[str, np.ndarray]]:
+    """Log-probability of every branch after a prompt under every condition, and the readings if they are wanted."""
+    steering, layer = experiment.config.steering, context.reading_layer(experiment)
+    assert steering is not None
+    vectors = context.pushes(pushed, steering.by)
+    scores, rows = [np.zeros((len(pushed), 0))], []
+    for number, piece in enumerate(
+        context.branching.split(Tree(prompt.ids, branches), context.config.tokens_per_batch)
+    ):
+        # The stem is the same in every piece, so it is read in the first.
+        read = [layer] if reads and number == 0 else []
+        if not piece.branches and not read:
+            continue
+        lower, width, parts = context.branching.lower(piece), len(piece.ids), []
+        mask = context.tensor(np.arange(width) >= first_pushed(experiment, prompt)).bool()
+        for run in runs(len(pushed), width, context.config.tokens_per_batch):
+            keep = piece.places if piece.branches else 0
+            outcome = context.branching.run(piece, lower, vectors[run], mask, keep=keep, read=read)
+            rows += [values_at(context, experiment, prompt, each) for at in read for each in outcome.residuals[at]]
+            if piece.branches:
+                parts.append(piece.collect(outcome.logits.log_softmax(dim=-1)).cpu().numpy())
+        scores += [np.concatenate(parts)] if parts else []
+    return np.concatenate(scores, axis=1), {key: np.stack([row[key] for row in rows]) for key in (rows[:1] or [{}])[0]}
 
 
 def first_pushed(experiment: Experiment, prompt: Prompt) -> int:
@@ -141,25 +147,15 @@ def first_pushed(experiment: Experiment, prompt: Prompt) -> int:
     return prompt.opening if steering and steering.positions == "answer" else prompt.first
 
 
-def log_odds(
-    scores: Float[np.ndarray, "cells wordings"], lengths: Sequence[int], targets: int, choice: ChoiceConfig
-) -> Float[np.ndarray, "cells"]:
-    """Log-mean-exp over the target's wordings less that over the others, in nats.
+def log_odds(scores: Float[np.ndarray, "rows answers"], targets: int) -> Float[np.ndarray, "rows"]:
+    """Log-mean-exp over the target's wordings, which come first, less that over the others, in nats."""
+    from scipy.special import logsumexp
 
-    Args:
-        scores: log-probability of each wording, those of the target first.
-        lengths: tokens of each.
-        targets: how many are the target's.
-    """
-    if not 0 < targets < scores.shape[1]:
-        return np.full(len(scores), np.nan)
-    each = scores.astype(np.float64) / (np.array(lengths) if choice.per_token else 1)
-    return _log_mean_exp(each[:, :targets]) - _log_mean_exp(each[:, targets:])
-
-
-def _log_mean_exp(values: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows"]:
-    top = values.max(axis=1)
-    return top + np.log(np.exp(values - top[:, None]).mean(axis=1))
+    first, second = (
+        logsumexp(side, axis=1) - np.log(side.shape[1])
+        for side in np.split(scores.astype(np.float64), [targets], axis=1)
+    )
+    return first - second
 
 
 def runs(rows: int, width: int, budget: int) -> list[slice]:

@@ -14,10 +14,9 @@ from affectlens.corpus.ratings import read_ratings
 from affectlens.corpus.texts import EMBEDDED
 from affectlens.experiments.conditions import compared, grid
 from affectlens.experiments.experiment import CompletionConfig, Experiment, PairwiseConfig, Scenario
-from affectlens.experiments.manipulation import for_experiment
 from affectlens.experiments.pairwise import steered_items
 from affectlens.experiments.results import Measured
-from affectlens.experiments.serialization import COMPLETIONS, completion_of, items_of, read_jsonl
+from affectlens.experiments.serialization import COMPLETIONS, completion_of, read_jsonl
 from affectlens.probing.axes import AXES
 from affectlens.probing.control_vectors import unit_rows
 from affectlens.probing.methods import Vocabulary
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from affectlens.stage import Part
 
 RESULT = "part.safetensors"
-KINDS = ("manipulation", "read", "against", "choice", "tournament", "rollout")
+KINDS = ("manipulation", "read", "against", "choice", "pairwise", "completions")
 
 
 @dataclass(frozen=True)
@@ -63,17 +62,21 @@ class Assembly:
         found = {kind: _joined(parts, kind) for kind in KINDS}
         layer = self.readout_layer if under else self.layer
         readings, against = self._readings(experiment, found, layer, under)
-        rows = [row for part, folder in parts if part.payload["kind"] == "rollout" for row in _rows(folder)]
-        tournament: PairwiseConfig | None = config.outcome(PairwiseConfig)
-        items = items_of(experiment)
-        steered = np.isin(np.arange(len(items)), steered_items(len(items), tournament)) if tournament else None
+        rows = [
+            row
+            for part, folder in parts
+            if part.payload["kind"] == "completions"
+            for row in read_jsonl(folder / COMPLETIONS)
+        ]
+        pairwise: PairwiseConfig | None = config.outcome(PairwiseConfig)
+        items, concepts = len(experiment.scenarios), self.corpus.emotions
         return Measured(
             experiment=experiment,
-            concepts=self.corpus.emotions,
+            concepts=concepts,
             ratings=self._ratings(),
             directions=self.directions.unit(self.layer),
-            cells=grid(steering),
-            manipulation=for_experiment(experiment, found["manipulation"], self.corpus.emotions),
+            grid=grid(steering, concepts),
+            manipulation=found["manipulation"] or {"rises": np.zeros((1, len(concepts))), "perplexity": np.ones(1)},
             readings=readings,
             words=self.vocabulary.scores([words_of(scenario) for scenario in experiment.scenarios]).astype(np.float32),
             against=against,
@@ -83,13 +86,13 @@ class Assembly:
                 if reading.keep_residual
             },
             choice=found["choice"].get("choice"),
-            tournament=found["tournament"].get("tournament"),
-            tournament_cells=compared(config),
-            steered=steered,
-            items=items,
+            choice_per_token=found["choice"].get("choice_per_token"),
+            comparisons=found["pairwise"].get("comparisons"),
+            compared=compared(config, concepts),
+            steered=None if pairwise is None else np.isin(np.arange(items), steered_items(items, pairwise)),
             tuned=self.tuned if config.against else (),
             completions=tuple(completion_of(row) for row in rows),
-            **self._completion_readings(experiment, found["rollout"], rows),
+            **self._completion_readings(experiment, found["completions"], rows),
         )
 
     def _ratings(self) -> dict[str, Float[np.ndarray, "concepts"]]:
@@ -102,7 +105,7 @@ class Assembly:
     def _readings(
         self, experiment: Experiment, found: Mapping[str, Mapping[str, np.ndarray]], layer: int, under: bool
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Readings of every cell, and of the second model, under the first model's centre."""
+        """Readings under every condition, and of the second model, under the first model's centre."""
         groups = [scenario.group for scenario in experiment.scenarios]
         readings: dict[str, np.ndarray] = {}
         against: dict[str, np.ndarray] = {}
@@ -132,7 +135,7 @@ class Assembly:
     ) -> dict[str, Any]:
         if experiment.config.outcome(CompletionConfig) is None or not rows:
             return {}
-        plain = np.array([row["cell"] == 0 for row in rows])
+        plain = np.array([row["condition"] == 0 for row in rows])
         groups = [experiment.scenarios[row["scenario"]].group for row in rows]
         read = {}
         for name in ("state", "text"):
@@ -161,19 +164,15 @@ def words_of(scenario: Scenario) -> str:
     return scenario.text or "\n".join(message["content"] for message in scenario.messages)
 
 
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    return read_jsonl(folder / COMPLETIONS)
-
-
 def _joined(parts: Sequence[tuple[Part, Path]], kind: str) -> dict[str, np.ndarray]:
-    """The arrays of all parts of a kind: slices of scenarios side by side, blocks of cells one above the other."""
+    """The arrays of all parts of a kind: slices of scenarios side by side, blocks of conditions one above the other."""
     from safetensors.numpy import load_file
 
     blocks: dict[tuple[int, int], dict[str, np.ndarray]] = {}
     for part, folder in parts:
         if part.payload["kind"] == kind:
-            blocks[part.payload["start"], part.payload.get("cells", [0])[0]] = load_file(folder / RESULT)
-    axis = {"choice": 1, "tournament": 1}.get(kind, 0)
+            blocks[part.payload["start"], part.payload.get("conditions", [0])[0]] = load_file(folder / RESULT)
+    axis = 1 if kind in ("choice", "pairwise") else 0
     columns: dict[str, list[np.ndarray]] = {}
     for start in sorted({start for start, _ in blocks}):
         stacked: dict[str, list[np.ndarray]] = {}

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from affectlens.experiments.choice import first_pushed, runs
-from affectlens.experiments.conditions import grid, rolled
+from affectlens.experiments.conditions import sampled
 from affectlens.experiments.experiment import CompletionConfig, Experiment, Scenario
+from affectlens.experiments.measurements import answered
 from affectlens.experiments.prompts import Prompt, read_prompt
-from affectlens.experiments.results import Cell
+from affectlens.interventions.conditions import Condition
 from affectlens.model.reading import Site, read
 from affectlens.model.sampling import Completion, losses, repetition, sample
 from affectlens.model.steering import Edit, Span, add
@@ -25,50 +26,39 @@ if TYPE_CHECKING:
     from affectlens.experiments.context import ExperimentContext
 
 
-def sampled_scenarios(experiment: Experiment) -> list[int]:
-    """Indices of the scenarios that are rolled out."""
-    rollout: CompletionConfig | None = experiment.config.outcome(CompletionConfig)
-    if rollout is None:
-        return []
-    return [
-        index
-        for index, scenario in enumerate(experiment.scenarios)
-        if not rollout.conditions or scenario.condition in rollout.conditions
-    ]
-
-
 def measure(
     context: ExperimentContext, experiment: Experiment, start: int, end: int
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """Answers to a slice of the scenarios that are rolled out.
+    """Answers to a slice of the scenarios that are answered.
 
-    All cells get the same chances, so that two cells differ by what they add alone.
+    All conditions get the same chances, so that two of them differ by what they add alone.
 
     Returns:
         One row per answer, and ``state`` and ``text`` of shape ``answers d_model``: the mean residual while answering,
         and that of the untouched model over the answer alone; NaN where nothing was said.
     """
-    rollout: CompletionConfig = experiment.config.outcome(CompletionConfig)
-    cells = rolled(experiment.config)
+    outcome: CompletionConfig = experiment.config.outcome(CompletionConfig)
+    grid, subject = context.grid(experiment), context.subject
+    conditions = sampled(experiment.config, context.concepts)
     rows: list[dict[str, Any]] = []
     states: list[np.ndarray] = []
-    for index in sampled_scenarios(experiment)[start:end]:
+    for index in answered(experiment)[start:end]:
         scenario = experiment.scenarios[index]
-        prompt = read_prompt(context.subject.tokenizer, scenario, ())
-        answers = _answers(
-            context, experiment, scenario, prompt, [grid(experiment.config.steering)[cell] for cell in cells]
-        )
+        prompt = read_prompt(subject.tokenizer, scenario, ())
+        answers = _answers(context, experiment, scenario, prompt, [grid[each] for each in conditions])
         said = [answer.tokens for answer in answers]
-        lost = losses(context.subject, prompt.ids, said, context.config.tokens_per_batch)
+        lost = losses(subject, prompt.ids, said, context.config.tokens_per_batch)
         for number, (answer, loss) in enumerate(zip(answers, lost, strict=True)):
-            cell, draw = divmod(number, rollout.samples)
-            text = context.subject.tokenizer.decode(answer.tokens, skip_special_tokens=True)
+            condition, draw = divmod(number, outcome.samples)
+            # An answer ends before the first stop string after its given beginning.
+            text = scenario.answer.rstrip(" ") + subject.tokenizer.decode(answer.tokens, skip_special_tokens=True)
+            ends = [text.find(stop, max(0, len(scenario.answer) - 1)) for stop in outcome.stop]
             rows.append(
                 {
-                    "cell": cells[cell],
+                    "condition": conditions[condition],
                     "scenario": index,
                     "sample": draw,
-                    "text": _until(scenario.answer.rstrip(" ") + text, rollout.stop, len(scenario.answer)),
+                    "text": text[: min((end for end in ends if end >= 0), default=len(text))],
                     "loss": None if math.isnan(loss) else loss,
                     "repetition": repetition(answer.tokens),
                 }
@@ -79,14 +69,18 @@ def measure(
 
 
 def _answers(
-    context: ExperimentContext, experiment: Experiment, scenario: Scenario, prompt: Prompt, cells: Sequence[Cell]
+    context: ExperimentContext,
+    experiment: Experiment,
+    scenario: Scenario,
+    prompt: Prompt,
+    conditions: Sequence[Condition],
 ) -> list[Completion]:
-    """Every cell's samples, cell by cell."""
-    steering, rollout = experiment.config.steering, experiment.config.outcome(CompletionConfig)
-    names = [json.dumps([experiment.name, scenario.id, sample]) for sample in range(rollout.samples)]
-    chances = np.stack([context.generator(name).random(rollout.tokens) for name in names])
-    pushes = context.pushes(cells, steering.by if steering else "directions")
-    width, first = rollout.samples * (len(prompt.ids) + rollout.tokens), first_pushed(experiment, prompt)
+    """Every condition's samples, one condition after the other."""
+    steering, outcome = experiment.config.steering, experiment.config.outcome(CompletionConfig)
+    names = [json.dumps([experiment.name, scenario.id, sample]) for sample in range(outcome.samples)]
+    chances = np.stack([context.generator(name).random(outcome.tokens) for name in names])
+    pushes = context.pushes(conditions, steering.by if steering else "directions")
+    width, first = outcome.samples * (len(prompt.ids) + outcome.tokens), first_pushed(experiment, prompt)
     answers: list[Completion] = []
     for run in runs(len(pushes), width, context.config.completion_tokens_per_batch):
         vectors = pushes[run]
@@ -97,18 +91,12 @@ def _answers(
             np.broadcast_to(chances, (len(vectors), *chances.shape)),
             [Edit(context.layer, delta, span=Span.onward(len(vectors), first))],
             resume_at=context.layer,
-            temperature=rollout.temperature,
-            stop=rollout.stop,
+            temperature=outcome.temperature,
+            stop=outcome.stop,
             read=context.readout_layer,
         )
         answers += [completion for row in completions for completion in row]
     return answers
-
-
-def _until(text: str, stops: Sequence[str], begun: int) -> str:
-    """The text up to the first stop string after its given beginning."""
-    places = [place for stop in stops if (place := text.find(stop, max(0, begun - 1))) >= 0]
-    return text[: min(places)] if places else text
 
 
 def text_residuals(context: ExperimentContext, texts: Sequence[str]) -> Float[np.ndarray, "texts d_model"]:

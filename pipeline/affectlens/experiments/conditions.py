@@ -1,14 +1,15 @@
-"""Which pushes an experiment tries: none, every vector at every strength, and the controls of the same norm."""
+"""The steering conditions of an experiment: none, every vector at every strength, and controls of the same norm."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
+from itertools import cycle, islice
 
 from affectlens.experiments.experiment import CompletionConfig, ExperimentConfig, PairwiseConfig, SteeringConfig
-from affectlens.experiments.results import Cell, Family
+from affectlens.interventions.conditions import RANDOM, Condition, Family
+from affectlens.interventions.conditions import grid as vectors_by_strengths
 
-CONTROLS: tuple[Family, ...] = get_args(Family)[2:]
+CONTROLS: tuple[Family, ...] = (*RANDOM, "wrong_emotion")
 """The families of controls, in the order in which they are taken in turn."""
 
 
@@ -18,47 +19,54 @@ def extremes(strengths: Sequence[float]) -> tuple[float, ...]:
     return tuple(strength for strength in (up, down) if strength * (1 if strength == up else -1) > 0)
 
 
-def grid(steering: SteeringConfig | None) -> tuple[Cell, ...]:
-    """The cells of an experiment: the model as it is, vectors by strengths, controls at the extreme strengths."""
+def control_vectors(steering: SteeringConfig, concepts: Sequence[str]) -> list[tuple[str, Family]]:
+    """The control vectors as (name, family), a family after the other in turn.
+
+    Wrong emotions are other concepts of the study, spread evenly over them. Where there are too few, random vectors
+    make up the number.
+    """
+    others = [concept for concept in concepts if concept not in steering.vectors]
+    wrong = min(len(others), steering.controls // len(CONTROLS))
+    names: dict[Family, list[str]] = {family: [str(number) for number in range(steering.controls)] for family in RANDOM}
+    names["wrong_emotion"] = [others[number * len(others) // wrong] for number in range(wrong)]
+    left = {family: iter(each) for family, each in names.items()}
+    in_turn = ((name, family) for family in cycle(CONTROLS) if (name := next(left[family], None)) is not None)
+    return list(islice(in_turn, steering.controls))
+
+
+def grid(steering: SteeringConfig | None, concepts: Sequence[str]) -> tuple[Condition, ...]:
+    """The conditions of an experiment: the model as it is, vectors by strengths, controls at the extreme strengths."""
     if steering is None:
-        return (Cell(),)
-    pushed = [Cell(vector, "concept", strength) for vector in steering.vectors for strength in steering.strengths]
-    controls = [
-        Cell(str(number // len(CONTROLS)), CONTROLS[number % len(CONTROLS)], strength)
-        for strength in extremes(steering.strengths)
-        for number in range(steering.controls)
-    ]
-    return (Cell(), *pushed, *controls)
+        return (Condition(),)
+    steered = vectors_by_strengths([(vector, "concept") for vector in steering.vectors], steering.strengths)
+    controls = vectors_by_strengths(control_vectors(steering, concepts), extremes(steering.strengths))
+    return (Condition(), *steered, *controls)
 
 
-def rolled(config: ExperimentConfig) -> tuple[int, ...]:
-    """Indices of the cells under which answers are sampled; none where nothing is."""
+def sampled(config: ExperimentConfig, concepts: Sequence[str]) -> tuple[int, ...]:
+    """Indices of the conditions under which answers are sampled; none where nothing is."""
     steering = config.steering
     if config.outcome(CompletionConfig) is None:
         return ()
     if steering is None:
         return (0,)
-    wanted = steering.rollout_strengths or extremes(steering.strengths)
+    strengths = steering.completion_strengths or extremes(steering.strengths)
+    controls = set(control_vectors(steering, concepts)[: steering.completion_controls])
     return tuple(
         index
-        for index, cell in enumerate(grid(steering))
-        if cell.family == "none"
-        or (cell.family == "concept" and cell.strength in wanted)
-        or (cell.family in CONTROLS and number_of(cell) < steering.rollout_controls)
+        for index, each in enumerate(grid(steering, concepts))
+        if each.family == "none"
+        or (each.family == "concept" and each.strength in strengths)
+        or (each.vector, each.family) in controls
     )
 
 
-def compared(config: ExperimentConfig) -> tuple[int, ...]:
-    """Indices of the cells of a tournament: no steering, and the extreme strengths where items are steered."""
-    tournament = config.outcome(PairwiseConfig)
-    if tournament is None:
+def compared(config: ExperimentConfig, concepts: Sequence[str]) -> tuple[int, ...]:
+    """Indices of the conditions of pairwise comparisons: no steering, and the extremes where items are steered."""
+    pairwise = config.outcome(PairwiseConfig)
+    if pairwise is None:
         return ()
-    if config.steering is None or not tournament.steered:
+    if config.steering is None or not pairwise.steered:
         return (0,)
     strengths = (0.0, *extremes(config.steering.strengths))
-    return tuple(index for index, cell in enumerate(grid(config.steering)) if cell.strength in strengths)
-
-
-def number_of(cell: Cell) -> int:
-    """Which of all controls of its strength a control is."""
-    return int(cell.vector) * len(CONTROLS) + CONTROLS.index(cell.family)
+    return tuple(index for index, each in enumerate(grid(config.steering, concepts)) if each.strength in strengths)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from affectlens.config import Config
+from affectlens.config import Config, renamed
 from affectlens.experiments.tuning import TunedConfig
 from affectlens.model.subject import ModelConfig
 
-FORMER_NAMES = {"rollouts": "completions", "rollout_tokens_per_batch": "completion_tokens_per_batch"}
+FORMER_NAMES = {
+    "rollouts": "completions",
+    "rollout_tokens_per_batch": "completion_tokens_per_batch",
+    "cells_per_part": "conditions_per_part",
+}
 """Keys of the last release."""
 
 
@@ -35,8 +37,8 @@ class ExperimentsConfig(Config):
     """Whether answers are sampled, where experiments ask for it. It is most of the time."""
     scenarios_per_part: int = Field(default=128, ge=1)
     """Scenarios read as one part; an eighth of them for choices, a sixteenth for comparisons, a 32nd for answers."""
-    cells_per_part: int = Field(default=96, ge=1)
-    """Cells of a grid that are resumed as one."""
+    conditions_per_part: int = Field(default=96, ge=1)
+    """Steering conditions that are resumed as one."""
     answers_per_part: int = Field(default=256, ge=1)
     """Sampled answers graded as one part: so many a judge that fails half-way costs, at most."""
     tokens_per_batch: int = Field(default=2048, ge=1)
@@ -47,9 +49,4 @@ class ExperimentsConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _former_names(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        for former in FORMER_NAMES.keys() & values.keys():
-            message = f"`experiments.{former}` is called `{FORMER_NAMES[former]}` now; it goes with the next release"
-            warnings.warn(message, FutureWarning, stacklevel=2)
-        return {FORMER_NAMES.get(name, name): value for name, value in values.items()}
+        return renamed(values, FORMER_NAMES, "experiments")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from affectlens.experiments.branching import Branching
-from affectlens.experiments.conditions import CONTROLS, number_of
+from affectlens.experiments.conditions import grid
 from affectlens.experiments.experiment import Experiment
-from affectlens.experiments.results import Cell
+from affectlens.interventions.conditions import RANDOM, Condition
 from affectlens.interventions.inputs import random_families, token_sample
 from affectlens.model.partial import PartialForward
 from affectlens.model.subject import ModelConfig, Subject
@@ -76,6 +76,10 @@ class ExperimentContext:
         under = experiment.config.read_under_steering and experiment.config.steering is not None
         return self.readout_layer if under else self.layer
 
+    def grid(self, experiment: Experiment) -> tuple[Condition, ...]:
+        """The steering conditions of an experiment."""
+        return grid(experiment.config.steering, self.concepts)
+
     @cached_property
     def subject(self) -> Subject:
         """The model under study."""
@@ -98,29 +102,30 @@ class ExperimentContext:
 
     @cached_property
     def _controls(self) -> dict[str, Float[np.ndarray, "count d_model"]]:
-        wanted = [each.config.steering.controls for each in self.experiments.values() if each.config.steering]
+        wanted = max(
+            (each.config.steering.controls for each in self.experiments.values() if each.config.steering), default=0
+        )
         # In blocks, so that an experiment that asks for a few more leaves the vectors of the others as they are.
-        count = BLOCK * -(-max(wanted, default=0) // (len(CONTROLS) * BLOCK))
+        count = BLOCK * -(-wanted // (len(RANDOM) * BLOCK))
         directions = controls.unit_rows(self.directions.unit(self.layer))
         rows = token_sample(self.activations, self.corpus, self.layer, self.generator("rows"))
         return random_families(count, directions, rows, self.generator)
 
-    @cached_property
-    def _features(self) -> Float[np.ndarray, "concepts d_model"]:
-        return controls.unit_rows(self.sae.decoder[np.asarray(self.match.best)])
+    def unit_vector(self, condition: Condition, by: str) -> Float[np.ndarray, "d_model"]:
+        """What a condition adds, at norm 1; zeros without steering."""
+        directions = self.directions.unit(self.layer)
+        if condition.family == "none":
+            return np.zeros_like(directions[0])
+        if condition.family in RANDOM:
+            return self._controls[condition.family][int(condition.vector)]
+        index = self.concepts.index(condition.vector)
+        if by == "features":
+            return controls.unit_rows(self.sae.decoder[np.asarray(self.match.best)[[index]]])[0]
+        return directions[index]
 
-    def unit_vector(self, cell: Cell, by: str) -> Float[np.ndarray, "d_model"]:
-        """What a cell adds, at norm 1; zeros without steering."""
-        if cell.family == "none":
-            return np.zeros_like(self.directions.unit(self.layer)[0])
-        if cell.family in CONTROLS:
-            return self._controls[cell.family][number_of(cell) // len(CONTROLS)]
-        rows = self._features if by == "features" else self.directions.unit(self.layer)
-        return rows[self.concepts.index(cell.vector)]
-
-    def pushes(self, cells: Sequence[Cell], by: str) -> torch.Tensor:
-        """What each of the cells adds, at full length, shape ``cells d_model``."""
-        rows = [self.unit_vector(cell, by) * cell.strength * self.unit for cell in cells]
+    def pushes(self, conditions: Sequence[Condition], by: str) -> torch.Tensor:
+        """What each of the conditions adds, at full length, shape ``conditions d_model``."""
+        rows = [self.unit_vector(each, by) * each.strength * self.unit for each in conditions]
         return self.tensor(np.stack(rows))
 
     def tensor(self, values: Any) -> torch.Tensor:

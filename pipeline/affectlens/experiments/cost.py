@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from affectlens.disk import duration
-from affectlens.experiments import measurements as plan
-from affectlens.experiments import validation as choosing
+from affectlens.experiments import measurements, validation
 from affectlens.experiments.conditions import grid
-from affectlens.experiments.experiment import Experiment
 from affectlens.model import subject
 
 if TYPE_CHECKING:
@@ -33,6 +31,7 @@ class Listed:
     """One experiment as it is listed.
 
     Attributes:
+        conditions: of steering.
         state: ``done``, ``3 of 12 parts``, or empty where nothing was done.
         seconds: of computing on two processor cores, without loading models; None where the model's shape is unknown.
     """
@@ -41,13 +40,13 @@ class Listed:
     title: str
     scenarios: int
     groups: int
-    cells: int
-    work: plan.Work
+    conditions: int
+    work: measurements.Work
     seconds: float | None
     state: str
 
 
-def seconds(work: plan.Work, shape: subject.Shape | None) -> float | None:
+def seconds(work: measurements.Work, shape: subject.Shape | None) -> float | None:
     """Of computing on two processor cores."""
     if shape is None:
         return None
@@ -55,53 +54,53 @@ def seconds(work: plan.Work, shape: subject.Shape | None) -> float | None:
     return larger * (work.forward / FORWARD + work.sampled / SAMPLED)
 
 
-def listed(config: ExperimentsConfig, model: ModelConfig, done: Callable[[Part], bool]) -> list[Listed]:
+def listed(
+    config: ExperimentsConfig, model: ModelConfig, concepts: Sequence[str], done: Callable[[Part], bool]
+) -> list[Listed]:
     """The experiments that are run; where none is, those of the folder.
 
     Args:
         config: the study's section.
         model: under study.
+        concepts: of the study.
         done: whether a part need not be computed.
 
     Raises:
         UserError: an experiment cannot be read.
     """
-    experiments = choosing.read_chosen(config.folder, config.run or "all", config.limit)
-    shape = subject.shape(model)
-    parts = plan.parts(experiments, config, plan.upper_share(model))
-    return [_listed(experiment, parts, done if config.run else lambda part: False, shape) for experiment in experiments]
-
-
-def _listed(
-    experiment: Experiment, parts: list[Part], finished: Callable[[Part], bool], shape: subject.Shape | None
-) -> Listed:
-    mine = [part for part in parts if part.payload["experiment"] == experiment.name]
-    work = sum((plan.work_of(part) for part in mine), plan.Work())
-    done = sum(map(finished, mine))
-    state = "done" if mine and done == len(mine) else f"{done} of {len(mine)} parts" if done else ""
-    groups = {scenario.group for scenario in experiment.scenarios}
-    cells = len(grid(experiment.config.steering))
-    return Listed(
-        experiment.name, experiment.config.title, len(experiment.scenarios), len(groups), cells, work,
-        seconds(work, shape), state,
-    )  # fmt: skip
+    experiments = validation.read_chosen(config.folder, config.run or "all", config.limit)
+    shape, rows = subject.shape(model), []
+    parts = measurements.parts(experiments, config, concepts, measurements.upper_share(model))
+    for experiment in experiments:
+        own = [part for part in parts if part.payload["experiment"] == experiment.name]
+        work = sum((measurements.work_of(part) for part in own), measurements.Work())
+        finished = sum(map(done, own)) if config.run else 0
+        state = "done" if own and finished == len(own) else f"{finished} of {len(own)} parts" if finished else ""
+        groups = len({scenario.group for scenario in experiment.scenarios})
+        conditions, title = len(grid(experiment.config.steering, concepts)), experiment.config.title
+        rows.append(
+            Listed(
+                experiment.name, title, len(experiment.scenarios), groups, conditions, work, seconds(work, shape), state
+            )
+        )
+    return rows
 
 
 def lines(rows: list[Listed]) -> Iterator[str]:
     """The list as text, with its sum."""
     width = max(len("experiment"), *(len(row.name) for row in rows))
-    head = ("scenarios", "groups", "cells", "forward", "sampled", "time", "state")
+    head = ("scenarios", "groups", "conditions", "forward", "sampled", "time", "state")
     yield f"{'experiment':<{width}}" + "".join(f"{name:>11}" for name in head[:-1]) + "  state          title"
     for row in rows:
         yield _line(row, width)
-    total = sum((row.work for row in rows), plan.Work())
+    total = sum((row.work for row in rows), measurements.Work())
     known = [row.seconds for row in rows if row.seconds is not None]
     yield _line(Listed("all", "", 0, 0, 0, total, sum(known) if known else None, ""), width)
     yield NOTE
 
 
 def _line(row: Listed, width: int) -> str:
-    counts = "".join(f"{count or '':>11}" for count in (row.scenarios, row.groups, row.cells))
+    counts = "".join(f"{count or '':>11}" for count in (row.scenarios, row.groups, row.conditions))
     tokens = f"{row.work.forward:>11,.0f}{row.work.sampled:>11,.0f}"
     time = "" if row.seconds is None else duration(row.seconds)
     return f"{row.name:<{width}}{counts}{tokens}{time:>11}  {row.state:<14} {row.title}".rstrip()
@@ -109,7 +108,7 @@ def _line(row: Listed, width: int) -> str:
 
 def summary(rows: list[Listed]) -> str:
     """One line for a plan of the whole study."""
-    work = sum((row.work for row in rows), plan.Work())
+    work = sum((row.work for row in rows), measurements.Work())
     times = [row.seconds for row in rows if row.seconds is not None]
     text = f"{len(rows)} experiments: about {work.forward:,.0f} tokens, at most {work.sampled:,.0f} sampled"
     return f"{text}, about {duration(sum(times))} on two processor cores" if times else text

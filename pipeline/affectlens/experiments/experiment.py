@@ -6,18 +6,22 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from affectlens.config import Config, read_yaml, validate
+from affectlens.config import Config, read_yaml, renamed, validate
 from affectlens.errors import UserError
 from affectlens.experiments.conclude.config import RegisteredAnalysis
 from affectlens.experiments.grade.graders import RegisteredGrader
 from affectlens.experiments.scenario import Scenario, read_scenarios
 
+FORMER_KINDS = {"tournament": "pairwise", "rollout": "completions"}
+"""Of outcomes, in the last release."""
 FILES = ("experiment.yaml", "scenarios.jsonl", "README.md")
 
 
@@ -44,13 +48,16 @@ class ChoiceConfig(Config):
     other: str = "other"
     """The key of those it is compared with."""
     per_token: bool = True
-    """Whether a candidate's log-probability is divided by its tokens, so that length weighs nothing."""
+    """Whether a candidate's log-probability is divided by its tokens: a mean log-likelihood, no log-odds."""
+    lead_in: str = ""
+    """What stands in place of the scenario in a neutral prompt. The candidates' log-probabilities after it, under the
+    same push, are taken off, so that the wordings' own likelihood weighs nothing."""
 
 
 class PairwiseConfig(Config):
     """Every ordered pair of scenarios put side by side; each scenario's `text` is one item."""
 
-    kind: Literal["tournament"] = "tournament"
+    kind: Literal["pairwise"] = "pairwise"
     question: str
     """What the user asks, with the placeholders {a} and {b}."""
     answer: str = ""
@@ -61,16 +68,21 @@ class PairwiseConfig(Config):
     """Log-odds within which a comparison counts as a tie."""
     steered: int = Field(default=0, ge=0)
     """How many of the items are steered on their own tokens: every second one in order, so half of them at most."""
-    opponents: int = Field(default=8, ge=0)
+    comparisons: int = Field(default=8, ge=0)
     """With how many items that are not steered each steered one is compared under a vector, in both orders; 0: all."""
     items: Path | None = None
     """A CSV with the columns `text` and `category` in place of the scenarios of the folder."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_names(cls, values: Any) -> Any:
+        return renamed(values, {"opponents": "comparisons"}, "outcomes")
 
 
 class CompletionConfig(Config):
     """Sampled answers and what a grader says of them."""
 
-    kind: Literal["rollout"] = "rollout"
+    kind: Literal["completions"] = "completions"
     samples: int = Field(default=2, ge=1)
     """Answers per scenario and vector."""
     tokens: int = Field(default=64, ge=1)
@@ -82,7 +94,7 @@ class CompletionConfig(Config):
     grader: RegisteredGrader
     """Who says what the answer amounts to."""
     conditions: tuple[str, ...] = ()
-    """Only scenarios of these conditions are rolled out; all by default."""
+    """Only scenarios of these conditions are answered; all by default."""
 
 
 class SteeringConfig(Config):
@@ -94,18 +106,37 @@ class SteeringConfig(Config):
     """Their linear directions, or the decoder rows of their best features."""
     strengths: tuple[float, ...] = (-0.1, -0.05, 0.05, 0.1)
     """In units of the mean residual norm at the layer; negative ones push away."""
-    controls: int = Field(default=21, ge=20)
-    """Random vectors, in turn isotropic, covariance-matched and permuted, at the largest strength of each sign."""
+    controls: int = Field(default=40, ge=20)
+    """Vectors of the same norm, at the largest strength of each sign, a family after the other in turn: isotropic,
+    covariance-matched, permuted, and wrong emotions (other concepts of the study)."""
     positions: Literal["all", "answer"] = "all"
     """Every text token, or only those from the read position of the answer on."""
-    rollout_controls: int = Field(default=21, ge=0)
-    """How many of the controls are rolled out too, where there are completions; a rate beside fewer than 20 is never
-    counted as shown. They are most of the time."""
-    rollout_strengths: tuple[float, ...] = ()
-    """The strengths that are rolled out; the largest of each sign by default."""
+    completion_controls: int = Field(default=24, ge=0)
+    """Under how many of the controls answers are sampled too, where they are sampled; a rate beside fewer than 20 is
+    never counted as shown. They are most of the time."""
+    completion_strengths: tuple[float, ...] = ()
+    """The strengths under which answers are sampled; the largest of each sign by default."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_names(cls, values: Any) -> Any:
+        names = ("controls", "strengths")
+        return renamed(values, {f"rollout_{name}": f"completion_{name}" for name in names}, "steering")
 
 
-Outcome = Annotated[ChoiceConfig | PairwiseConfig | CompletionConfig, Field(discriminator="kind")]
+def current_kind(value: Any) -> Any:
+    """An outcome with the name that its kind has now."""
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    if kind not in FORMER_KINDS:
+        return value
+    message = f"the outcome `{kind}` is called `{FORMER_KINDS[kind]}` now; the old name goes with the next release"
+    warnings.warn(message, FutureWarning, stacklevel=2)
+    return {**value, "kind": FORMER_KINDS[kind]}
+
+
+Outcome = Annotated[
+    ChoiceConfig | PairwiseConfig | CompletionConfig, Field(discriminator="kind"), BeforeValidator(current_kind)
+]
 
 
 class ExperimentConfig(Config):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from affectlens.experiments.conditions import compared, grid, rolled
+from affectlens.experiments.conditions import compared, grid, sampled
 from affectlens.experiments.experiment import ChoiceConfig, CompletionConfig, Experiment, PairwiseConfig, Scenario
 from affectlens.experiments.manipulation import FRAMES, TEXTS
-from affectlens.experiments.pairwise import met
+from affectlens.experiments.pairwise import pairs
 from affectlens.model import subject
 from affectlens.model.subject import ModelConfig
 from affectlens.stage import Part
@@ -59,87 +60,76 @@ def work_of(part: Part) -> Work:
     return Work(part.payload["forward"], part.payload["sampled"])
 
 
-def parts(experiments: Sequence[Experiment], config: ExperimentsConfig, share: float) -> list[Part]:
+def parts(
+    experiments: Sequence[Experiment], config: ExperimentsConfig, concepts: Sequence[str], share: float
+) -> list[Part]:
     """Every part of the experiments, in the order in which they are run.
 
     Args:
         experiments: the chosen ones.
         config: sizes of the parts.
+        concepts: of the study.
         share: of the model that lies above the layer of the steering.
     """
+    planned = []
+    for experiment in experiments:
+        numbers = Counter[str]()
+        for kind, work, payload in _slices(experiment, config, concepts, share):
+            name = f"{experiment.name}.{kind}-{numbers[kind]:04d}"
+            numbers[kind] += 1
+            costs = {"forward": round(work.forward, 1), "sampled": round(work.sampled, 1)}
+            planned.append(Part(name, work.size, {"experiment": experiment.name, "kind": kind, **payload, **costs}))
     # The checks come first: if a concept has no words of its own for this tokenizer, that shows at once.
-    checks = [part for experiment in experiments for part in _manipulation(experiment, config, share)]
-    return checks + [part for experiment in experiments for part in _of_experiment(experiment, config, share)]
+    return sorted(planned, key=lambda part: part.payload["kind"] != "manipulation")
 
 
-def _manipulation(experiment: Experiment, config: ExperimentsConfig, share: float) -> Iterator[Part]:
-    steered = len(grid(experiment.config.steering)) - 1
-    tokens = 2 * FRAMES * FRAME + TEXTS * NEUTRAL
-    for index, (start, end) in enumerate(_slices(steered, config.cells_per_part)):
-        work = Work(share * tokens * (end - start) + tokens)
-        yield _part(experiment.name, "manipulation", index, work, start=start, end=end)
+def _slices(
+    experiment: Experiment, config: ExperimentsConfig, concepts: Sequence[str], share: float
+) -> Iterator[tuple[str, Work, dict[str, Any]]]:
+    """Kind, work and payload of every part of one experiment."""
+    settings, scenarios, step = experiment.config, experiment.scenarios, config.scenarios_per_part
+    lengths = [prompt_tokens(scenario) for scenario in scenarios]
+    conditions = len(grid(settings.steering, concepts))
+    if settings.steering is not None:
+        tokens = 2 * FRAMES * FRAME + TEXTS * NEUTRAL
+        for start, end in cuts(conditions, config.conditions_per_part):
+            yield "manipulation", Work(tokens * (1 + share * (end - start))), {"start": start, "end": end}
+    for start, end in cuts(len(scenarios), step) if settings.readings else ():
+        for kind in ("read", "against") if settings.against else ("read",):
+            yield kind, Work(sum(lengths[start:end])), {"start": start, "end": end}
+    choice: ChoiceConfig | None = settings.outcome(ChoiceConfig)
+    if choice is not None or (settings.read_under_steering and settings.steering):
+        scored = [length + option_tokens(each, choice) for length, each in zip(lengths, scenarios, strict=True)]
+        for start, end in cuts(len(scenarios), step if conditions == 1 else max(1, step // 8)):
+            for low, high in cuts(conditions, config.conditions_per_part):
+                work = Work(sum(scored[start:end]) * (1 - share + share * (high - low)))
+                yield "choice", work, {"start": start, "end": end, "conditions": [low, high]}
+    pairwise: PairwiseConfig | None = settings.outcome(PairwiseConfig)
+    if pairwise is not None:
+        items, met = len(scenarios), pairs(len(scenarios), pairwise)
+        steered = len(compared(settings, concepts)) - 1
+        asked = (len(pairwise.question) + len(pairwise.answer)) / CHARACTERS + 2 * TURN
+        mean = sum(len(scenario.text) for scenario in scenarios) / CHARACTERS / max(1, items)
+        for start, end in cuts(items, max(1, step // 16)):
+            # The first half of a question is read once, the rest once for every second item.
+            heads, tails = (end - start) * (asked + mean), mean + asked / 3
+            under = sum(len(met[item]) for item in range(start, end))
+            work = heads + (end - start) * (items - 1) * tails + share * steered * (heads + under * tails)
+            yield "pairwise", Work(work), {"start": start, "end": end}
+    outcome: CompletionConfig | None = settings.outcome(CompletionConfig)
+    if outcome is not None and config.completions:
+        chosen, rows = answered(experiment), outcome.samples * len(sampled(settings, concepts))
+        for start, end in cuts(len(chosen), max(1, step // 32)):
+            tokens, answers = sum(lengths[index] for index in chosen[start:end]), (end - start) * rows * outcome.tokens
+            yield "completions", Work(rows * tokens + 1.5 * answers, answers), {"start": start, "end": end}
 
 
-def _of_experiment(experiment: Experiment, config: ExperimentsConfig, share: float) -> Iterator[Part]:
-    lengths = [prompt_tokens(scenario) for scenario in experiment.scenarios]
-    settings = experiment.config
-    if settings.readings:
-        for index, (start, end) in enumerate(_slices(len(lengths), config.scenarios_per_part)):
-            work = Work(sum(lengths[start:end]))
-            yield _part(experiment.name, "read", index, work, start=start, end=end)
-            if settings.against:
-                yield _part(experiment.name, "against", index, work, start=start, end=end)
-    if settings.outcome(ChoiceConfig) is not None or (settings.read_under_steering and settings.steering):
-        cells = grid(settings.steering)
-        step = config.scenarios_per_part if len(cells) == 1 else max(1, config.scenarios_per_part // 8)
-        blocks = [(a, b) for a in _slices(len(lengths), step) for b in _slices(len(cells), config.cells_per_part)]
-        for index, ((start, end), (low, high)) in enumerate(blocks):
-            tokens = sum(
-                length + option_tokens(scenario, settings.outcome(ChoiceConfig))
-                for length, scenario in zip(lengths[start:end], experiment.scenarios[start:end], strict=True)
-            )
-            work = Work(tokens * (1 - share + share * (high - low)))
-            yield _part(experiment.name, "choice", index, work, start=start, end=end, cells=[low, high])
-    yield from _tournament(experiment, config, share)
-    yield from _rollouts(experiment, config)
-
-
-def _tournament(experiment: Experiment, config: ExperimentsConfig, share: float) -> Iterator[Part]:
-    tournament: PairwiseConfig | None = experiment.config.outcome(PairwiseConfig)
-    if tournament is None:
-        return
-    items, cells = len(experiment.scenarios), len(compared(experiment.config))
-    asked = (len(tournament.question) + len(tournament.answer)) / CHARACTERS + 2 * TURN
-    mean = sum(len(scenario.text) for scenario in experiment.scenarios) / CHARACTERS / max(1, items)
-    step = max(1, config.scenarios_per_part // 16)
-    for index, (start, end) in enumerate(_slices(items, step)):
-        tree = (end - start) * (asked + mean) + (end - start) * (items - 1) * (mean + asked / 3)
-        fewer = sum(len(met(item, items, tournament)) for item in range(start, end)) if cells > 1 else 0
-        steered = share * (cells - 1) * ((end - start) * (asked + mean) + fewer * (mean + asked / 3))
-        yield _part(experiment.name, "tournament", index, Work(tree + steered), start=start, end=end)
-
-
-def _rollouts(experiment: Experiment, config: ExperimentsConfig) -> Iterator[Part]:
-    rollout: CompletionConfig | None = experiment.config.outcome(CompletionConfig)
-    if rollout is None or not config.completions:
-        return
-    chosen = [
-        scenario
-        for scenario in experiment.scenarios
-        if not rollout.conditions or scenario.condition in rollout.conditions
-    ]
-    rows = rollout.samples * len(rolled(experiment.config))
-    for index, (start, end) in enumerate(_slices(len(chosen), max(1, config.scenarios_per_part // 32))):
-        tokens = sum(prompt_tokens(scenario) for scenario in chosen[start:end])
-        answers = (end - start) * rows * rollout.tokens
-        work = Work(rows * tokens + 1.5 * answers, answers)
-        yield _part(experiment.name, "rollout", index, work, start=start, end=end)
-
-
-def _part(experiment: str, kind: str, index: int, work: Work, **payload: Any) -> Part:
-    name = f"{experiment}.{kind}-{index:04d}"
-    costs = {"forward": round(work.forward, 1), "sampled": round(work.sampled, 1)}
-    return Part(name, work.size, {"experiment": experiment, "kind": kind, **payload, **costs})
+def answered(experiment: Experiment) -> list[int]:
+    """Indices of the scenarios to which answers are sampled."""
+    outcome: CompletionConfig | None = experiment.config.outcome(CompletionConfig)
+    wanted = outcome.conditions if outcome is not None else ()
+    scenarios = experiment.scenarios if outcome is not None else ()
+    return [index for index, each in enumerate(scenarios) if not wanted or each.condition in wanted]
 
 
 def prompt_tokens(scenario: Scenario) -> float:
@@ -153,8 +143,11 @@ def option_tokens(scenario: Scenario, choice: ChoiceConfig | None) -> float:
     if choice is None:
         return 0.0
     wordings = [*scenario.options.get(choice.target, ()), *scenario.options.get(choice.other, ())]
-    return sum(max(1.0, len(wording) / CHARACTERS) for wording in wordings)
+    tokens = sum(max(1.0, len(wording) / CHARACTERS) for wording in wordings)
+    # After the neutral lead-in they are read once more.
+    return 2 * tokens + len(choice.lead_in) / CHARACTERS + TURN if choice.lead_in else tokens
 
 
-def _slices(count: int, width: int) -> list[tuple[int, int]]:
+def cuts(count: int, width: int) -> list[tuple[int, int]]:
+    """Slices of at most ``width``: first, and first after the last."""
     return [(start, min(count, start + width)) for start in range(0, count, width)]

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from affectlens.errors import UserError
-from affectlens.experiments.conditions import compared, grid
+from affectlens.experiments.conditions import compared
 from affectlens.experiments.experiment import Experiment, PairwiseConfig, Scenario
 
 if TYPE_CHECKING:
     import numpy as np
 
     from affectlens.experiments.context import ExperimentContext
-    from affectlens.experiments.results import Cell
+    from affectlens.interventions.conditions import Condition
+
+    Question = tuple[tuple[int, ...], list[int], list[int]]
+    """Token ids, and the positions of the first and of the second item's own tokens."""
 
 
-def items_file(folder: Path, tournament: PairwiseConfig | None) -> Path | None:
-    """The file of items, if the tournament takes them from one: beside the scenarios, or where the path says.
+def items_file(folder: Path, pairwise: PairwiseConfig | None) -> Path | None:
+    """The file of items, if they are taken from one: beside the scenarios, or where the path says.
 
     Raises:
         UserError: there is no such file.
     """
-    if tournament is None or tournament.items is None:
+    if pairwise is None or pairwise.items is None:
         return None
-    path = tournament.items.expanduser()
+    path = pairwise.items.expanduser()
     for candidate in (folder / path, path):
         if candidate.is_file():
             return candidate
@@ -44,15 +47,15 @@ def read_items(path: Path) -> tuple[Scenario, ...]:
         rows = list(csv.DictReader(stream))
     if len(rows) < 2 or not {"text", "category"} <= set(rows[0]):
         raise UserError(f"{path}: a table of items needs the columns `text` and `category` and at least two rows")
-    found = []
+    items = []
     for number, row in enumerate(rows):
         text = (row["text"] or "").strip()
         if not text:
             raise UserError(f"{path} line {number + 2}: the text is empty; fill it in or remove the row")
         name = f"item-{number:04d}"
         factors = {"category": (row["category"] or "").strip()}
-        found.append(Scenario(name, name, "main", factors, (), text, {}, "", {}, {}))
-    return tuple(found)
+        items.append(Scenario(name, name, "main", factors, (), text, {}, "", {}, {}))
+    return tuple(items)
 
 
 def with_items(experiment: Experiment, path: Path | None) -> Experiment:
@@ -60,131 +63,108 @@ def with_items(experiment: Experiment, path: Path | None) -> Experiment:
     return experiment if path is None else replace(experiment, scenarios=read_items(path))
 
 
-def steered_items(items: int, tournament: PairwiseConfig) -> list[int]:
+def steered_items(items: int, pairwise: PairwiseConfig) -> list[int]:
     """Indices of the items that are steered."""
-    return list(range(0, items, 2))[: tournament.steered]
+    return list(range(0, items, 2))[: pairwise.steered]
 
 
-def opponents(items: int, tournament: PairwiseConfig) -> dict[int, list[int]]:
-    """The items that are not steered which each steered item meets: each of them about as often as the others."""
-    steered = steered_items(items, tournament)
+def pairs(items: int, pairwise: PairwiseConfig) -> dict[int, list[int]]:
+    """Per item the items that it, standing first, is compared with under steering.
+
+    A steered item meets items that are not steered, each of them about as often as the others, and they meet it.
+    """
+    steered = steered_items(items, pairwise)
     others = [index for index in range(items) if index not in set(steered)]
-    count = min(len(others), tournament.opponents or len(others))
-    if not count:
-        return {}
-    return {
-        item: sorted({others[(place + number * len(others) // count) % len(others)] for number in range(count)})
-        for place, item in enumerate(steered)
-    }
-
-
-def met(item: int, items: int, tournament: PairwiseConfig) -> list[int]:
-    """The items that ``item``, standing first, meets under steering."""
-    pairs = opponents(items, tournament)
-    return pairs.get(item) or sorted(steered for steered, others in pairs.items() if item in others)
+    count = min(len(others), pairwise.comparisons or len(others))
+    met: dict[int, list[int]] = {index: [] for index in range(items)}
+    for place, item in enumerate(steered):
+        for number in range(count):
+            other = others[(place + number * len(others) // count) % len(others)]
+            met[item].append(other)
+            met[other].append(item)
+    return {item: sorted(set(second)) for item, second in met.items()}
 
 
 def measure(context: ExperimentContext, experiment: Experiment, start: int, end: int) -> dict[str, np.ndarray]:
-    """The rows of some first items: ``tournament`` of shape ``tournament_cells rows items``, in nats."""
+    """The rows of some first items: ``comparisons`` of shape ``compared rows items``, in nats."""
     import numpy as np
 
-    tournament: PairwiseConfig = experiment.config.outcome(PairwiseConfig)
+    pairwise: PairwiseConfig = experiment.config.outcome(PairwiseConfig)
     items = [scenario.text for scenario in experiment.scenarios]
-    cells = [grid(experiment.config.steering)[index] for index in compared(experiment.config)]
-    found = np.full((len(cells), end - start, len(items)), np.nan, np.float32)
+    grid = context.grid(experiment)
+    conditions = [grid[index] for index in compared(experiment.config, context.concepts)]
+    found = np.full((len(conditions), end - start, len(items)), np.nan, np.float32)
+    met = pairs(len(items), pairwise)
     for row, first in enumerate(range(start, end)):
         against = [second for second in range(len(items)) if second != first]
-        pairs = {second: _pair(context, tournament, items[first], items[second], second) for second in against}
-        found[0, row, against] = _compare(context, experiment, pairs, cells[:1], first)[0]
-        meets = met(first, len(items), tournament) if len(cells) > 1 else []
-        if meets:
-            chosen = {second: pairs[second] for second in meets}
-            found[1:, row, meets] = _compare(context, experiment, chosen, cells[1:], first)
-    return {"tournament": found}
+        asked = {second: question(context, pairwise, items[first], items[second]) for second in against}
+        found[0, row, against] = _compare(context, experiment, asked, conditions[:1], first)[0]
+        if met[first] and len(conditions) > 1:
+            chosen = {second: asked[second] for second in met[first]}
+            found[1:, row, met[first]] = _compare(context, experiment, chosen, conditions[1:], first)
+    return {"comparisons": found}
 
 
-def _pair(context: ExperimentContext, tournament: PairwiseConfig, first: str, second: str, number: int) -> Any:
-    """Token ids of the question about two items, and the positions of each item's own tokens."""
+def question(context: ExperimentContext, pairwise: PairwiseConfig, first: str, second: str) -> Question:
+    """The question about two items, tokenised."""
     from affectlens.corpus.documents import Document
     from affectlens.experiments.prompts import beginning, tokenise_document
 
-    question, spans = "", {}
-    for piece in _pieces(tournament.question):
-        text = {"{a}": first, "{b}": second}.get(piece, piece)
-        if piece in ("{a}", "{b}"):
-            spans.setdefault(piece[1], [[0, len(question), len(question) + len(text)]])
-        question += text
-    messages = ({"role": "user", "content": question},)
-    document = Document(number, "item", "", "", "", "test", question, messages, spans)
-    text = tokenise_document(context.subject.tokenizer, document, "the question of the tournament", ["answer"])
-    ids = (*text.lead, *text.ids.tolist(), *beginning(context.subject.tokenizer, tournament.answer))
-    places = {
-        name: [len(text.lead) + int(text.kept[index]) for low, high in text.spans[name] for index in range(low, high)]
+    # Both are filled in at once, so that an item may hold a brace.
+    a, b = pairwise.question.index("{a}"), pairwise.question.index("{b}")
+    (low, one), (high, other) = sorted([(a, first), (b, second)])
+    text = pairwise.question[:low] + one + pairwise.question[low + 3 : high] + other + pairwise.question[high + 3 :]
+    moved = high - 3 + len(one)
+    starts = {"a": a if a < b else moved, "b": b if b < a else moved}
+    spans = {name: [[0, starts[name], starts[name] + len(item)]] for name, item in (("a", first), ("b", second))}
+    document = Document(0, "item", "", "", "", "test", text, ({"role": "user", "content": text},), spans)
+    read = tokenise_document(context.subject.tokenizer, document, "the question of the comparisons", ["answer"])
+    ids = (*read.lead, *read.ids.tolist(), *beginning(context.subject.tokenizer, pairwise.answer))
+    places = [
+        [len(read.lead) + int(read.kept[index]) for low, high in read.spans[name] for index in range(low, high)]
         for name in ("a", "b")
-    }
-    return ids, places["a"], places["b"]
-
-
-def _pieces(question: str) -> list[str]:
-    before, _, rest = question.partition("{a}")
-    if "{b}" in before:
-        left, _, right = before.partition("{b}")
-        return [left, "{b}", right, "{a}", rest]
-    middle, _, after = rest.partition("{b}")
-    return [before, "{a}", middle, "{b}", after]
+    ]
+    return ids, places[0], places[1]
 
 
 def _compare(
-    context: ExperimentContext, experiment: Experiment, pairs: dict[int, Any], cells: Sequence[Cell], first: int
+    context: ExperimentContext,
+    experiment: Experiment,
+    asked: Mapping[int, Question],
+    conditions: Sequence[Condition],
+    first: int,
 ) -> np.ndarray:
-    """Log-odds that ``first`` is preferred to each of the others, shape ``cells others``."""
+    """Log-odds that ``first`` is preferred to each of the others, shape ``conditions others``."""
     import numpy as np
     import torch
 
-    from affectlens.experiments.branching import Push, Tree
+    from affectlens.experiments.branching import Tree
     from affectlens.experiments.choice import runs
-
-    tournament: PairwiseConfig = experiment.config.outcome(PairwiseConfig)
-    steered = set(steered_items(len(experiment.scenarios), tournament))
-    by = experiment.config.steering.by if experiment.config.steering else "directions"
-    labels = _labels(context, tournament, experiment.name)
-    stem = _common([ids for ids, _, _ in pairs.values()], min(b[0] for _, _, b in pairs.values()))
-    prompts = list(pairs.items())
-    tree = Tree(prompts[0][1][0][:stem], tuple(ids[stem:] for _, (ids, _, _) in prompts))
-    found, taken = [], 0
-    for piece in context.branching.split(tree, context.config.tokens_per_batch):
-        mask, mine = torch.zeros(len(piece.ids), dtype=torch.bool), prompts[taken : taken + len(piece.branches)]
-        for begin, (second, (_, a, b)) in zip(piece.starts, mine, strict=True):
-            places = (a if first in steered else []) + (b if second in steered else [])
-            mask[[place if place < stem else begin + place - stem for place in places]] = True
-        taken += len(mine)
-        lower, last = (
-            context.branching.lower(piece),
-            [s + len(b) - 1 for s, b in zip(piece.starts, piece.branches, strict=True)],
-        )
-        rows = []
-        for run in runs(len(cells), len(piece.ids), context.config.tokens_per_batch):
-            push = Push(context.pushes(cells[run], by), mask.to(context.setting.device))
-            chances = context.branching.log_probabilities(piece, lower, push, last)
-            rows.append((chances[..., labels[0]] - chances[..., labels[1]]).cpu().numpy())
-        found.append(np.concatenate(rows))
-    return np.concatenate(found, axis=1)
-
-
-def _common(rows: Sequence[Sequence[int]], most: int) -> int:
-    """How many first tokens all rows share, at most ``most``."""
-    return next((place for place in range(most) if len({row[place] for row in rows}) > 1), most)
-
-
-def _labels(context: ExperimentContext, tournament: PairwiseConfig, name: str) -> tuple[int, int]:
-    """The first token of each label.
-
-    Raises:
-        UserError: they begin with the same token.
-    """
     from affectlens.experiments.prompts import continuation
 
-    one, other = (continuation(context.subject.tokenizer, tournament.answer, label)[0] for label in tournament.labels)
+    pairwise: PairwiseConfig = experiment.config.outcome(PairwiseConfig)
+    one, other = (continuation(context.subject.tokenizer, pairwise.answer, each)[0] for each in pairwise.labels)
     if one == other:
-        raise UserError(f"experiment {name}: `labels` {tournament.labels} begin with the same token; take others")
-    return one, other
+        raise UserError(
+            f"experiment {experiment.name}: `labels` {pairwise.labels} begin with the same token; take others"
+        )
+    steered = set(steered_items(len(experiment.scenarios), pairwise))
+    vectors = context.pushes(conditions, experiment.config.steering.by if experiment.config.steering else "directions")
+    # All questions share what stands before the second item; from the first token that differs on they are branches.
+    rows = [ids for ids, _, _ in asked.values()]
+    most = min(second[0] for _, _, second in asked.values())
+    stem = next((place for place in range(most) if len({row[place] for row in rows}) > 1), most)
+    found, left = [], iter(asked.items())
+    tree = Tree(rows[0][:stem], tuple(ids[stem:] for ids in rows))
+    for piece in context.branching.split(tree, context.config.tokens_per_batch):
+        mask = torch.zeros(len(piece.ids), dtype=torch.bool)
+        for begin, (second, (_, a, b)) in zip(piece.starts, left, strict=False):
+            places = (a if first in steered else []) + (b if second in steered else [])
+            mask[[place if place < stem else begin + place - stem for place in places]] = True
+        mask, lower, parts = mask.to(context.setting.device), context.branching.lower(piece), []
+        last = [start + len(branch) - 1 for start, branch in zip(piece.starts, piece.branches, strict=True)]
+        for run in runs(len(conditions), len(piece.ids), context.config.tokens_per_batch):
+            logits = context.branching.run(piece, lower, vectors[run], mask, keep=last).logits
+            parts.append((logits[..., one] - logits[..., other]).cpu().numpy())
+        found.append(np.concatenate(parts))
+    return np.concatenate(found, axis=1)

@@ -14,16 +14,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from affectlens.experiments.conditions import compared, grid, rolled
-from affectlens.experiments.experiment import ChoiceConfig, CompletionConfig, Experiment, PairwiseConfig
+from affectlens.experiments.conditions import compared, sampled
+from affectlens.experiments.experiment import Experiment
+from affectlens.experiments.measurements import answered
 from affectlens.experiments.scenario import Scenario
 from affectlens.files import file_digest
 
 if TYPE_CHECKING:
     from affectlens.experiments.context import ExperimentContext
 
-OUTCOMES = {"choice": ChoiceConfig, "tournament": PairwiseConfig, "rollout": CompletionConfig}
-"""By the kind of part that measures them."""
 SECOND_MODEL = "second model"
 SECOND_RECIPE = "second model: settings"
 """Roles of the second model among the data of a study: its content, and how it is made or loaded."""
@@ -85,26 +84,24 @@ def part(context: ExperimentContext, experiment: Experiment, payload: Mapping[st
     """
     import numpy as np
 
-    from affectlens.experiments.completions import sampled_scenarios
-
     config, kind = experiment.config, payload["kind"]
     start, end = payload["start"], payload["end"]
     reads: dict[str, Any] = {
         "experiment": experiment.name,
-        "part": [kind, start, end, payload.get("cells")],
+        "part": [kind, start, end, payload.get("conditions")],
         "layers": [context.layer, context.readout_layer],
         "batches": [context.config.tokens_per_batch, context.config.completion_tokens_per_batch],
         "needs": [],
         "data": [],
     }
-    outcome = config.outcome(OUTCOMES[kind]) if kind in OUTCOMES else None
+    outcome = next((outcome for outcome in config.outcomes if outcome.kind == kind), None)
     if outcome is not None:
         reads["outcome"] = outcome.model_dump(mode="json", exclude={"grader"})
     if kind != "manipulation":
         scenarios = experiment.scenarios
-        if kind == "rollout":
-            scenarios = tuple(experiment.scenarios[index] for index in sampled_scenarios(experiment))
-        reads["scenarios"] = asked(scenarios if kind == "tournament" else scenarios[start:end])
+        if kind == "completions":
+            scenarios = tuple(experiment.scenarios[index] for index in answered(experiment))
+        reads["scenarios"] = asked(scenarios if kind == "pairwise" else scenarios[start:end])
     if kind in ("read", "against") or (kind == "choice" and config.read_under_steering):
         reads["readings"] = [reading.model_dump(mode="json") for reading in config.readings]
         reads["read_under_steering"] = config.read_under_steering
@@ -116,17 +113,17 @@ def part(context: ExperimentContext, experiment: Experiment, payload: Mapping[st
     if kind == "manipulation":
         reads["data"] += ["lexicon.json", "frames.json"]
         reads["concepts"] = list(context.concepts)
-    if config.steering is not None and kind in ("manipulation", "choice", "tournament", "rollout"):
-        cells = grid(config.steering)
+    if config.steering is not None and kind in ("manipulation", "choice", "pairwise", "completions"):
+        conditions = context.grid(experiment)
         chosen = {
-            "manipulation": range(1 + start, 1 + end),
-            "choice": range(*payload.get("cells", (0, 0))),
-            "tournament": compared(config),
-            "rollout": rolled(config),
+            "manipulation": range(start, end),
+            "choice": range(*payload.get("conditions", (0, 0))),
+            "pairwise": compared(config, context.concepts),
+            "completions": sampled(config, context.concepts),
         }[kind]
-        vectors = np.stack([context.unit_vector(cells[index], config.steering.by) for index in chosen])
+        vectors = np.stack([context.unit_vector(conditions[index], config.steering.by) for index in chosen])
         reads["steering"] = {
-            "conditions": [asdict(cells[index]) for index in chosen],
+            "conditions": [asdict(conditions[index]) for index in chosen],
             "positions": config.steering.positions,
             "unit": context.unit,
             "vectors": hashlib.sha256(np.ascontiguousarray(vectors, np.float32).tobytes()).hexdigest(),

@@ -7,32 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from affectlens.experiments.experiment import Experiment, Scenario
 from affectlens.experiments.grade.grader import Grade
+from affectlens.interventions.conditions import Condition
 
 if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Bool, Float
 
 UNGRADED: Grade = {"label": None, "score": None, "reason": "not graded"}
-Family = Literal["none", "concept", "isotropic", "covariance", "permuted"]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What is added to the residual stream.
-
-    Attributes:
-        vector: the concept, or the number of the control within its family; empty without steering.
-        family: what kind of vector it is.
-        strength: in units of the mean residual norm; 0 without steering.
-    """
-
-    vector: str = ""
-    family: Family = "none"
-    strength: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +25,7 @@ class GradedCompletion:
     """One sampled answer.
 
     Attributes:
-        cell: index of the cell.
+        condition: index of the steering condition.
         scenario: index of the scenario.
         sample: which of the answers to it.
         text: what was said.
@@ -49,7 +34,7 @@ class GradedCompletion:
         grade: what the grader says of it.
     """
 
-    cell: int
+    condition: int
     scenario: int
     sample: int
     text: str
@@ -67,23 +52,23 @@ class Measured:
         concepts: the axis of all readings.
         ratings: valence and arousal of each concept, NaN where unknown.
         directions: unit directions of the concepts at the study's layer.
-        cells: ``cells[0]`` is the model as it is.
-        manipulation: ``rises`` of shape ``cells concepts`` (how much every concept's words rise in neutral frames, in
-            nats) and ``perplexity`` of shape ``cells`` (ratio on neutral text).
-        readings: by name of the reading. One cell, or all of them if the experiment reads under steering. Centred
+        grid: the steering conditions; ``grid[0]`` is the model as it is.
+        manipulation: ``rises`` of shape ``conditions concepts`` (how much every concept's words rise in neutral frames,
+            in nats) and ``perplexity`` of shape ``conditions`` (ratio on neutral text).
+        readings: by name of the reading. One condition, or all of them if the experiment reads under steering. Centred
             cosines, or activations of features. NaN where a scenario lacks the span.
         words: the same concepts read from the scenarios' words alone (TF-IDF fitted on the study's stories).
         against: readings in the second model.
         residuals: by name of the reading, where they were asked for.
         choice: log-odds of the target, in nats; NaN where a scenario has no options.
-        tournament: log-odds that the item of the row, standing first, is preferred to that of the column; NaN on the
-            diagonal. Its first axis goes with ``tournament_cells``. Under steering only pairs of a steered and an
-            unsteered item are compared, and not all of them (``opponents``); NaN elsewhere.
-        tournament_cells: indices of cells.
-        steered: which items carry the steering in a tournament.
-        items: text of the items of a tournament with their categories, from the scenarios or from a file.
+        choice_per_token: difference of mean log-likelihoods a token, in nats a token.
+        comparisons: log-odds that the item of the row, standing first, is preferred to that of the column; NaN on the
+            diagonal. Its first axis goes with ``compared``. Under steering only pairs of a steered and an unsteered
+            item are compared, and not all of them; NaN elsewhere.
+        compared: indices of conditions.
+        steered: which items carry the steering in comparisons.
         completions: sampled answers; the three arrays below have a row each.
-        completion_state: reading of the state while answering, under the cell's steering, read above it.
+        completion_state: reading of the state while answering, under steering, read above it.
         completion_text: the same concepts read by the untouched model from the answer alone.
         completion_words: the same from the answer's words alone (TF-IDF).
         tuned: emotions on whose stories the study tuned the second model itself; empty where it was given.
@@ -93,17 +78,17 @@ class Measured:
     concepts: tuple[str, ...]
     ratings: Mapping[str, Float[np.ndarray, "concepts"]]
     directions: Float[np.ndarray, "concepts d_model"]
-    cells: tuple[Cell, ...]
-    manipulation: Mapping[str, Float[np.ndarray, "cells ..."]]
-    readings: Mapping[str, Float[np.ndarray, "cells_or_one scenarios concepts"]]
+    grid: tuple[Condition, ...]
+    manipulation: Mapping[str, Float[np.ndarray, "conditions ..."]]
+    readings: Mapping[str, Float[np.ndarray, "conditions_or_one scenarios concepts"]]
     words: Float[np.ndarray, "scenarios concepts"]
     against: Mapping[str, Float[np.ndarray, "scenarios concepts"]] = field(default_factory=dict)
     residuals: Mapping[str, Float[np.ndarray, "scenarios d_model"]] = field(default_factory=dict)
-    choice: Float[np.ndarray, "cells scenarios"] | None = None
-    tournament: Float[np.ndarray, "tournament_cells items items"] | None = None
-    tournament_cells: tuple[int, ...] = ()
+    choice: Float[np.ndarray, "conditions scenarios"] | None = None
+    choice_per_token: Float[np.ndarray, "conditions scenarios"] | None = None
+    comparisons: Float[np.ndarray, "compared items items"] | None = None
+    compared: tuple[int, ...] = ()
     steered: Bool[np.ndarray, "items"] | None = None
-    items: tuple[tuple[str, str], ...] = ()
     completions: tuple[GradedCompletion, ...] = ()
     completion_state: Float[np.ndarray, "completions concepts"] | None = None
     completion_text: Float[np.ndarray, "completions concepts"] | None = None
@@ -114,3 +99,8 @@ class Measured:
     def scenarios(self) -> tuple[Scenario, ...]:
         """In the order of every "scenarios" axis."""
         return self.experiment.scenarios
+
+    @property
+    def items(self) -> tuple[tuple[str, str], ...]:
+        """What is compared, with its category: the texts of the scenarios."""
+        return tuple((scenario.text, str(scenario.factors.get("category", ""))) for scenario in self.scenarios)

@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from affectlens.experiments.experiment import Experiment, PairwiseConfig
+from affectlens.experiments.experiment import Experiment
 from affectlens.experiments.grade.grader import Grade
-from affectlens.experiments.results import Cell, GradedCompletion, Measured
+from affectlens.experiments.results import GradedCompletion, Measured
+from affectlens.interventions.conditions import Condition
 
 ARRAYS, CARD, COMPLETIONS, GRADES = "measured.safetensors", "measured.json", "completions.jsonl", "grades.jsonl"
 SINGLE = (
     "words",
     "directions",
     "choice",
-    "tournament",
+    "choice_per_token",
+    "comparisons",
     "steered",
     "completion_state",
     "completion_text",
@@ -40,13 +42,13 @@ def save(measured: Measured, folder: Path) -> None:
     save_file({name: np.ascontiguousarray(values) for name, values in sorted(arrays.items())}, folder / ARRAYS)
     card = {
         "concepts": list(measured.concepts),
-        "cells": [asdict(cell) for cell in measured.cells],
-        "tournament_cells": list(measured.tournament_cells),
+        "grid": [asdict(condition) for condition in measured.grid],
+        "compared": list(measured.compared),
         "tuned": list(measured.tuned),
     }
     (folder / CARD).write_text(json.dumps(card, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     if measured.completions:
-        rows = [asdict(rollout) for rollout in measured.completions]
+        rows = [asdict(completion) for completion in measured.completions]
         write_jsonl(folder / COMPLETIONS, [{name: row[name] for name in row if name != "grade"} for row in rows])
 
 
@@ -65,21 +67,13 @@ def load(folder: Path, experiment: Experiment) -> Measured:
     return Measured(
         experiment=experiment,
         concepts=tuple(card["concepts"]),
-        cells=tuple(Cell(**cell) for cell in card["cells"]),
-        tournament_cells=tuple(card["tournament_cells"]),
-        items=items_of(experiment),
+        grid=tuple(Condition(**condition) for condition in card["grid"]),
+        compared=tuple(card["compared"]),
         completions=read_completions(folder),
         tuned=tuple(card["tuned"]),
         **named,
         **single,
     )
-
-
-def items_of(experiment: Experiment) -> tuple[tuple[str, str], ...]:
-    """The items that are compared, with their categories; empty without a tournament."""
-    if experiment.config.outcome(PairwiseConfig) is None:
-        return ()
-    return tuple((scenario.text, str(scenario.factors.get("category", ""))) for scenario in experiment.scenarios)
 
 
 def read_completions(folder: Path) -> tuple[GradedCompletion, ...]:

@@ -10,7 +10,8 @@ from affectlens.results import Table, flag, integer, number, text
 if TYPE_CHECKING:
     import numpy as np
 
-    from affectlens.experiments.results import Cell, GradedCompletion, Measured
+    from affectlens.experiments.results import GradedCompletion, Measured
+    from affectlens.interventions.conditions import Condition
 
 EXPERIMENT = text("experiment", "folder of the experiment")
 CONDITION = (
@@ -33,7 +34,13 @@ READINGS = Table(
 CHOICES = Table(
     "choices",
     "Log-odds of the target answers of a scenario, under one steering condition.",
-    (EXPERIMENT, text("scenario", "id"), *CONDITION, number("log_odds", "of the target over the others", "nats")),
+    (
+        EXPERIMENT,
+        text("scenario", "id"),
+        *CONDITION,
+        number("log_odds", "of the target over the others", "nats"),
+        number("per_token", "difference of mean log-likelihoods", "nats a token"),
+    ),
     key=("experiment", "scenario", "vector", "family", "strength"),
 )
 COMPARISONS = Table(
@@ -105,8 +112,8 @@ FINDINGS = Table(
 )
 
 
-def _condition(cell: Cell) -> dict[str, Any]:
-    return {"vector": cell.vector, "family": cell.family, "strength": cell.strength}
+def _condition(condition: Condition) -> dict[str, Any]:
+    return {"vector": condition.vector, "family": condition.family, "strength": condition.strength}
 
 
 def readings(measured: Measured) -> Iterator[dict[str, Any]]:
@@ -118,12 +125,12 @@ def readings(measured: Measured) -> Iterator[dict[str, Any]]:
     for name, values in named:
         there = np.isfinite(values)
         means = np.where(there, values, 0).sum(axis=1) / np.maximum(there.sum(axis=1), 1)
-        for cell, row, any_there in zip(measured.cells, means, np.asarray(there.any(axis=1)), strict=False):
+        for condition, row, any_there in zip(measured.grid, means, np.asarray(there.any(axis=1)), strict=False):
             for concept, value, measurable in zip(measured.concepts, row, any_there, strict=True):
                 yield {
                     "experiment": measured.experiment.name,
                     "reading": name,
-                    **_condition(cell),
+                    **_condition(condition),
                     "concept": concept,
                     "value": float(value) if measurable else None,
                 }
@@ -135,21 +142,22 @@ def choices(measured: Measured) -> Iterator[dict[str, Any]]:
 
     if measured.choice is None:
         return
-    for cell, row in zip(measured.cells, measured.choice, strict=True):
-        for scenario, value in zip(measured.scenarios, row, strict=True):
+    assert measured.choice_per_token is not None
+    for condition, *odds in zip(measured.grid, measured.choice, measured.choice_per_token, strict=True):
+        for scenario, value, per_token in zip(measured.scenarios, *odds, strict=True):
             if np.isfinite(value):
-                name = measured.experiment.name
-                yield {"experiment": name, "scenario": scenario.id, **_condition(cell), "log_odds": float(value)}
+                own = {"experiment": measured.experiment.name, "scenario": scenario.id, **_condition(condition)}
+                yield {**own, "log_odds": float(value), "per_token": float(per_token)}
 
 
 def comparisons(measured: Measured) -> Iterator[dict[str, Any]]:
     """Rows of :data:`COMPARISONS`; only items that were compared."""
     import numpy as np
 
-    if measured.tournament is None:
+    if measured.comparisons is None:
         return
     assert measured.steered is not None
-    for index, odds in zip(measured.tournament_cells, measured.tournament, strict=True):
+    for index, odds in zip(measured.compared, measured.comparisons, strict=True):
         for number_, (item, category) in enumerate(measured.items):
             compared = np.concatenate([odds[number_], -odds[:, number_]])
             if np.isfinite(compared).any():
@@ -158,20 +166,20 @@ def comparisons(measured: Measured) -> Iterator[dict[str, Any]]:
                     "item": item,
                     "category": category,
                     "steered": bool(measured.steered[number_]),
-                    **_condition(measured.cells[index]),
+                    **_condition(measured.grid[index]),
                     "log_odds": float(np.nanmean(compared)),
                 }
 
 
 def manipulation(measured: Measured) -> Iterator[dict[str, Any]]:
     """Rows of :data:`MANIPULATION`."""
-    for index, cell in enumerate(measured.cells[1:], start=1):
-        own = cell.vector in measured.concepts and cell.family == "concept"
+    for index, condition in enumerate(measured.grid[1:], start=1):
+        own = condition.vector in measured.concepts
         rises = measured.manipulation["rises"][index]
         yield {
             "experiment": measured.experiment.name,
-            **_condition(cell),
-            "own_words": float(rises[measured.concepts.index(cell.vector)]) if own else None,
+            **_condition(condition),
+            "own_words": float(rises[measured.concepts.index(condition.vector)]) if own else None,
             "perplexity": float(measured.manipulation["perplexity"][index]),
         }
 
@@ -207,7 +215,7 @@ def _whose(measured: Measured, completion: GradedCompletion) -> dict[str, Any]:
     return {
         "experiment": measured.experiment.name,
         "scenario": measured.scenarios[completion.scenario].id,
-        **_condition(measured.cells[completion.cell]),
+        **_condition(measured.grid[completion.condition]),
         "sample": completion.sample,
     }
 

@@ -143,25 +143,25 @@ def _outcome_faults(experiment: Experiment) -> Iterator[str]:
                     yield f"scenario {scenario.id}: `options` has no `{key}`, which the outcome `choice` asks about"
             if any(not wording.strip() for wordings in scenario.options.values() for wording in wordings):
                 yield f"scenario {scenario.id}: one of its `options` is empty; write an answer"
-    tournament: PairwiseConfig | None = experiment.config.outcome(PairwiseConfig)
-    if tournament is not None:
-        yield from _tournament_faults(experiment, tournament)
-    rollout: CompletionConfig | None = experiment.config.outcome(CompletionConfig)
-    if rollout is not None:
+    pairwise: PairwiseConfig | None = experiment.config.outcome(PairwiseConfig)
+    if pairwise is not None:
+        yield from _pairwise_faults(experiment, pairwise)
+    outcome: CompletionConfig | None = experiment.config.outcome(CompletionConfig)
+    if outcome is not None:
         conditions = {scenario.condition for scenario in experiment.scenarios}
-        for condition in rollout.conditions:
+        for condition in outcome.conditions:
             if condition not in conditions:
                 hint = nearest(condition, sorted(conditions))
-                yield f"outcome `rollout`: no scenario has the condition `{condition}`; {hint}"
-    answered = [] if choice is None and rollout is None else experiment.scenarios
+                yield f"outcome `completions`: no scenario has the condition `{condition}`; {hint}"
+    answered = [] if choice is None and outcome is None else experiment.scenarios
     for scenario in answered:
-        if scenario.messages and scenario.messages[-1]["role"] == "assistant" and (rollout or scenario.options):
+        if scenario.messages and scenario.messages[-1]["role"] == "assistant" and (outcome or scenario.options):
             yield f"scenario {scenario.id}: its last message is the assistant's own, so nothing is left to answer"
 
 
-def _tournament_faults(experiment: Experiment, tournament: PairwiseConfig) -> Iterator[str]:
+def _pairwise_faults(experiment: Experiment, pairwise: PairwiseConfig) -> Iterator[str]:
     for name in ("{a}", "{b}"):
-        if tournament.question.count(name) != 1:
-            yield f"`question` of the tournament must hold {name} once"
+        if pairwise.question.count(name) != 1:
+            yield f"`question` of the comparisons must hold {name} once"
     if len(experiment.scenarios) < 2 or not all(scenario.text for scenario in experiment.scenarios):
-        yield "the items of a tournament are scenarios with a `text`, two at least"
+        yield "the items that are compared are scenarios with a `text`, two at least"

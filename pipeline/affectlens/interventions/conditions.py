@@ -18,14 +18,16 @@ Family = Literal[
     "isotropic",
     "covariance",
     "permuted",
+    "wrong_emotion",
     "random_feature",
     "shuffled_direction",
     "shuffled_feature",
 ]
 """``none`` is the model as it is; ``concept`` a studied concept's vector of the sort that an experiment steers by.
 
-``random_feature`` are decoder rows of features that fire as often as the studied ones; ``shuffled_direction`` and
-``shuffled_feature`` are built as directions and found as features are, for labels shuffled within topics."""
+``wrong_emotion`` is that of another concept, of which nothing is claimed. ``random_feature`` are decoder rows of
+features that fire as often as the studied ones; ``shuffled_direction`` and ``shuffled_feature`` are built as directions
+and found as features are, for labels shuffled within topics."""
 STUDIED: tuple[Family, ...] = ("direction", "feature", "features")
 """A concept's direction, its best SAE feature, its set of best features."""
 RANDOM: tuple[Family, ...] = ("isotropic", "covariance", "permuted")

@@ -11,8 +11,9 @@ from jaxtyping import Float
 
 from affectlens.interventions.conditions import STUDIED
 from affectlens.interventions.config import CausalConfig
+from affectlens.interventions.scoring import against_others
 from affectlens.interventions.verdicts import judged_rows
-from affectlens.model.reading import Site
+from affectlens.model.partial import PartialForward
 from affectlens.model.sampling import repetition
 from affectlens.model.subject import Subject
 from affectlens.probing.methods import Linear, Vocabulary
@@ -49,27 +50,20 @@ class Reader:
             mean residuals over the new tokens and of the words; ``loss``: nats a token under the untouched model;
             ``repetition``: share of three-token runs that repeat.
         """
-        import torch
-
         tokens = self.subject.pad([[*prompt, *text] for text in texts])
         start = self.subject.lead + len(prompt)
-        site = Site(self.layer)
-        residual = self.subject.activations(tokens, [site])[site][:, start:].float().mean(dim=1)
-        with torch.no_grad():
-            logits = self.subject.bridge(tokens)[:, start - 1 : -1].float()
-        loss = logits.logsumexp(dim=-1) - logits.gather(-1, tokens[:, start:, None])[..., 0]
+        before = range(start - 1, tokens.shape[1] - 1)
+        outcome = PartialForward(self.subject, self.layer).run(tokens, None, keep=before, read=[self.layer])
+        residual = outcome.residuals[self.layer][:, start:].float().mean(dim=1)
+        chosen = outcome.logits.gather(-1, tokens[:, start:, None])[..., 0]
+        loss = outcome.logits.logsumexp(dim=-1) - chosen
         words = [self.subject.tokenizer.decode(text) for text in texts]
         return {
-            "probe": _against_others(self.probe.scores(_numpy(residual))),
-            "vocabulary": _against_others(self.vocabulary.scores(words)),
+            "probe": against_others(self.probe.scores(_numpy(residual))),
+            "vocabulary": against_others(self.vocabulary.scores(words)),
             "loss": _numpy(loss.mean(dim=1)),
             "repetition": np.array([repetition(text) for text in texts], dtype=np.float32),
         }
-
-
-def _against_others(scores: Float[np.ndarray, "texts concepts"]) -> Float[np.ndarray, "texts concepts"]:
-    others = max(1, scores.shape[1] - 1)
-    return (scores - (scores.sum(axis=1, keepdims=True) - scores) / others).astype(np.float32)
 
 
 def _numpy(values: torch.Tensor) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from affectlens.interventions.frames import ConceptWords, read_frames
 from affectlens.model.partial import Outcome, PartialForward
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from affectlens.model.steering import Encode
 
+Values = TypeVar("Values", bound=Any)
 EditsOf = Callable[[slice, int], Sequence[Edit]]
 """The edits of a run of rows in a text of so many positions; within them rows count from the run's first."""
 Positions = Literal["all", "last"]
@@ -217,7 +218,7 @@ class Scorer:
 
         The mean over words is taken within a concept first, so that a concept with many words weighs no more.
         """
-        return _numpy(_against_others(log_probabilities[:, self._ids] @ self._means))
+        return _numpy(against_others(log_probabilities[:, self._ids] @ self._means))
 
     def score(self, context: Context, rows: int, edits: EditsOf) -> Scores:
         """Each of ``rows`` interventions in one context."""
@@ -230,11 +231,11 @@ class Scorer:
             tokens, residual = context.tokens.expand(count, -1), context.residual.expand(count, -1, -1)
             outcome = self.upper.run(tokens, residual, edits(run, width), read=self._read)
             change = torch.log_softmax(outcome.logits[:, -1], dim=-1) - base
-            effects.append(_against_others(change[:, self._ids] @ self._means))
+            effects.append(against_others(change[:, self._ids] @ self._means))
             divergence.append(-(base.exp() * change).sum(dim=-1))
             reading = self._readings(outcome)
             if reading is not None and context.reading is not None:
-                readings.append(_against_others(reading - context.reading))
+                readings.append(against_others(reading - context.reading))
         reading = _numpy(torch.cat(readings)) if readings else None
         return Scores(_numpy(torch.cat(effects)), _numpy(torch.cat(divergence)), reading)
 
@@ -281,9 +282,10 @@ def perplexity_ratios(scorer: Scorer, edits: EditsOf, rows: int, texts: int) -> 
     return np.exp(np.average(gained, axis=0, weights=[len(text) for text in encoded])).astype(np.float32)
 
 
-def _against_others(own: Float[Tensor, "rows concepts"]) -> Float[Tensor, "rows concepts"]:
-    others = max(1, own.shape[-1] - 1)
-    return own - (own.sum(dim=-1, keepdim=True) - own) / others
+def against_others(own: Values) -> Values:
+    """What each concept (last axis) has more than the mean of the others; of tensors and of arrays."""
+    total = own.sum(axis=-1, keepdims=True)
+    return own - (total - own) / max(1, own.shape[-1] - 1)
 
 
 def _numpy(values: torch.Tensor) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from affectlens import results
-from affectlens.experiments import measurements, provenance, tables
+from affectlens.experiments import provenance, tables
 from affectlens.experiments.experiment import Experiment
 from affectlens.files import write_json
 from affectlens.stage import Identity, Metrics, Part, Progress, StudySettings, register
@@ -40,7 +40,7 @@ class ConcludeStage(ExperimentStage[Conclusions]):
     """Analyse what was measured and graded."""
 
     name = "conclude"
-    version = 2
+    version = 3
     fields = ("run", "limit")
     needs = ("measure", "grade")
     unit = "experiments"
@@ -60,7 +60,6 @@ class ConcludeStage(ExperimentStage[Conclusions]):
         folders = [result.folder / part.name for result in (self.need(MeasureStage), self.need(GradeStage))]
         return {
             "experiment": provenance.concluded(self._experiment(part.name)),
-            "work": self._work(part.name),
             "measured and graded": [provenance.digest_files(folder) for folder in folders],
         }
 
@@ -92,17 +91,10 @@ class ConcludeStage(ExperimentStage[Conclusions]):
                 "scenarios": len(experiment.scenarios),
                 "groups": len({scenario.group for scenario in experiment.scenarios}),
                 "findings": [plain(finding) for finding in findings],
-                "cost": self._work(part.name),
+                "cost": self.need(MeasureStage).cost(part.name),
             }
             write_json(out / FINDINGS, entry)
         progress(part.size)
-
-    def _work(self, name: str) -> dict[str, Any]:
-        """What measuring an experiment took, about."""
-        share = measurements.upper_share(self.setting.model)
-        parts = measurements.parts([self._experiment(name)], self.config, share)
-        work = sum((measurements.work_of(part) for part in parts), measurements.Work())
-        return {"forward_tokens": round(work.forward), "sampled_tokens": round(work.sampled), "parts": len(parts)}
 
     def finish(self, parts: Mapping[str, Path], out: Path) -> Metrics:
         folders = [parts[experiment.name] for experiment in self.experiments]

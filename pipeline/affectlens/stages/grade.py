@@ -50,11 +50,11 @@ class GradeStage(ExperimentStage[Grades]):
     def identities(cls, study: StudySettings) -> Mapping[str, Identity]:
         read: dict[str, Identity] = {}
         for experiment in chosen(study.experiments):
-            rollout: CompletionConfig | None = experiment.config.outcome(CompletionConfig)
-            if rollout is not None:
+            outcome: CompletionConfig | None = experiment.config.outcome(CompletionConfig)
+            if outcome is not None:
                 read[experiment.name] = provenance.digest([provenance.checks(each) for each in experiment.scenarios])
-                read[f"{experiment.name}: grader"] = provenance.digest(rollout.grader.provenance())
-                for name, content in rollout.grader.identities().items():
+                read[f"{experiment.name}: grader"] = provenance.digest(outcome.grader.provenance())
+                for name, content in outcome.grader.identities().items():
                     read[f"{experiment.name}: {name}"] = content
         return read
 

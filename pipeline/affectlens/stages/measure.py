@@ -7,6 +7,7 @@ make of the measurements is the business of the stages ``grade`` and ``conclude`
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from affectlens.experiments.config import ExperimentsConfig
 from affectlens.experiments.experiment import CompletionConfig, Experiment
 from affectlens.experiments.provenance import SECOND_MODEL, SECOND_RECIPE, digest
 from affectlens.experiments.tuning import TunedConfig, tuned_folder
+from affectlens.files import write_json
 from affectlens.model.config import ModelConfig
 from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
 from affectlens.stages.activations import ActivationsStage
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from affectlens.experiments.results import GradedCompletion, Measured
 
 A = TypeVar("A")
+COST = "cost.json"
 NOTHING = "nothing"
 """The only part of a study without experiments."""
 
@@ -53,6 +56,10 @@ class Measurements:
         from affectlens.experiments.serialization import load
 
         return load(self.folder / experiment.name, experiment)
+
+    def cost(self, name: str) -> dict[str, Any]:
+        """What measuring one experiment took, about: ``forward_tokens``, ``sampled_tokens``, ``parts``."""
+        return json.loads((self.folder / name / COST).read_text(encoding="utf-8"))
 
     def completions(self, name: str) -> tuple[GradedCompletion, ...]:
         """The sampled answers of one experiment, ungraded; none where none were sampled."""
@@ -85,13 +92,14 @@ class MeasureStage(ExperimentStage[Measurements]):
     """Take the readings, score the choices, sample the answers."""
 
     name = "measure"
+    version = 2
     fields = (
         "run",
         "readout_layer",
         "limit",
         "completions",
         "scenarios_per_part",
-        "cells_per_part",
+        "conditions_per_part",
         "tokens_per_batch",
         "completion_tokens_per_batch",
     )
@@ -148,7 +156,7 @@ class MeasureStage(ExperimentStage[Measurements]):
 
     def parts(self) -> Sequence[Part]:
         share = measurements.upper_share(self.setting.model)
-        parts = measurements.parts(self.experiments, self.config, share)
+        parts = measurements.parts(self.experiments, self.config, self.outlook.emotions, share)
         return parts or [Part(NOTHING, payload={"kind": NOTHING})]
 
     def part_reads(self, part: Part) -> Mapping[str, Any] | None:
@@ -215,10 +223,10 @@ class MeasureStage(ExperimentStage[Measurements]):
         if kind == "manipulation":
             return manipulation.measure(context, experiment, start, end), None
         if kind == "choice":
-            return choice.measure(context, experiment, (start, end), payload["cells"]), None
-        if kind == "tournament":
+            return choice.measure(context, experiment, (start, end), payload["conditions"]), None
+        if kind == "pairwise":
             return pairwise.measure(context, experiment, start, end), None
-        if kind == "rollout":
+        if kind == "completions":
             rows, arrays = completions.measure(context, experiment, start, end)
             return arrays, rows
         return readings.read(context, experiment, start, end, other=kind == "against"), None
@@ -241,6 +249,9 @@ class MeasureStage(ExperimentStage[Measurements]):
                 own = [part for part in listed if part.payload["experiment"] == experiment.name]
                 everything.append(assembly.measured(experiment, [(part, parts[part.name]) for part in own]))
                 save(everything[-1], out / experiment.name)
+                work = sum(map(measurements.work_of, own), measurements.Work())
+                cost = {"forward_tokens": round(work.forward), "sampled_tokens": round(work.sampled), "parts": len(own)}
+                write_json(out / experiment.name / COST, cost)
         for table, rows in (
             (tables.READINGS, tables.readings),
             (tables.CHOICES, tables.choices),

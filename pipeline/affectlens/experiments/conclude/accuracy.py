@@ -78,7 +78,7 @@ class Accuracy(Analysis):
     permutations: int = 5000
 
     def needs(self) -> Needs:
-        return Needs(readings=(self.reading,), factors={"framing": self.framing}, outcomes=("choice", "rollout"))
+        return Needs(readings=(self.reading,), factors={"framing": self.framing}, outcomes=("choice", "completions"))
 
     def conclude(self, measured: Measured, rng: np.random.Generator) -> Finding:
         """Paired differences to the neutral wording over tasks, Holm over framings."""
@@ -162,7 +162,7 @@ def outcomes(measured: Measured) -> tuple[np.ndarray | None, np.ndarray | None]:
     if measured.choice is not None:
         odds = np.asarray(measured.choice[0], dtype=float)
         return np.where(np.isfinite(odds), (odds > 0) + 0.5 * (odds == 0), np.nan), odds
-    scores = [(each.scenario, each.grade.get("score")) for each in measured.completions if each.cell == 0]
+    scores = [(each.scenario, each.grade.get("score")) for each in measured.completions if each.condition == 0]
     graded = [(scenario, float(score)) for scenario, score in scores if score is not None]
     if not graded:
         return None, None

@@ -86,7 +86,7 @@ class Dissociation(SteeringAnalysis):
     """Rise of the share of answers that part."""
 
     def needs(self) -> Needs:
-        return Needs(outcomes=("rollout",), concepts=self.concepts)
+        return Needs(outcomes=("completions",), concepts=self.concepts)
 
     def conclude(self, measured: Measured, rng: np.random.Generator) -> Finding:
         """How often they part without steering, and under which steering more often than under controls."""
@@ -132,7 +132,7 @@ class Dissociation(SteeringAnalysis):
         words = np.zeros_like(text)
         if measured.completion_words is not None:
             words = np.nan_to_num(np.asarray(measured.completion_words, dtype=float)[:, columns])
-        condition = np.array([each.cell for each in measured.completions])
+        condition = np.array([each.condition for each in measured.completions])
         scenario = np.array([each.scenario for each in measured.completions])
         whole = np.isfinite(state).all(axis=1) & np.isfinite(text).all(axis=1)
         usual = whole & (condition == 0)
@@ -149,14 +149,14 @@ class Dissociation(SteeringAnalysis):
     def _steered(self, measured: Measured, answers: Answers, rng: np.random.Generator) -> list[dict]:
         """Every steering condition against the controls; Holm over the conditions."""
         count = len(measured.scenarios)
-        shares = np.full(len(measured.cells) * count, np.nan)
+        shares = np.full(len(measured.grid) * count, np.nan)
         positions = answers.condition * count + answers.scenario
         shares[np.unique(positions)] = estimators.group_means(answers.parted, positions)
         _, by_group = pushes.by_group(shares.reshape(-1, count), np.arange(count), measured)
         change = by_group - by_group[0]
         usable = pushes.coherent(measured, self.perplexity_limit)
         told, claims, controls = [], {}, controls_by_group(measured, change)
-        for index, condition in enumerate(measured.cells):
+        for index, condition in enumerate(measured.grid):
             asked = condition.family == "concept" and condition.vector in (self.vectors or measured.concepts)
             if not asked or not np.isfinite(change[index]).any():
                 continue
@@ -194,7 +194,7 @@ class Dissociation(SteeringAnalysis):
             found = judged.get(index)
             change = found["change"] if found else estimators.undefined()
             p = found["judged"].p_adjusted if found and found["judged"] else math.nan
-            name, strength = pushes.label_of(measured, index), measured.cells[index].strength
+            name, strength = pushes.label_of(measured, index), measured.grid[index].strength
             rows.append((name, strength, parted, opposed, change, p, len(own.groups)))
         columns = ("vector", "strength", "parted", "opposite signs", "more than unsteered", "corrected p", "answers")
         return DataTable("State and text", columns, rows, "Readings in standard deviations of the unsteered answers.")
@@ -203,7 +203,7 @@ class Dissociation(SteeringAnalysis):
 def controls_by_group(measured: Measured, change: ByGroup) -> dict[str, ByGroup]:
     """Per family the change under every control that was measured: either side of a random vector is one."""
     families: dict[str, list[np.ndarray]] = {}
-    for condition, row in zip(measured.cells, change, strict=True):
+    for condition, row in zip(measured.grid, change, strict=True):
         if condition.family not in ("none", "concept") and np.isfinite(row).any():
             families.setdefault(condition.family, []).append(row)
     return {family: np.stack(rows) for family, rows in families.items()}

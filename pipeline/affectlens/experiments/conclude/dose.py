@@ -114,19 +114,19 @@ class Dose(SteeringAnalysis):
         """Every strength of every vector, and their slopes."""
         usable = pushes.coherent(measured, self.perplexity_limit)
         rises, perplexity = measured.manipulation["rises"], measured.manipulation["perplexity"]
-        names = list(dict.fromkeys(each.vector for each in measured.cells if each.family == "concept"))
+        names = list(dict.fromkeys(each.vector for each in measured.grid if each.family == "concept"))
         doses, slopes, series = [], [], []
         for vector in names:
             points = {0.0: Estimate(0.0, 0.0, 0.0, 0)}
             for index in pushes.conditions_of(measured, vector):
-                strength = measured.cells[index].strength
+                strength = measured.grid[index].strength
                 points[strength] = estimators.mean(change[index], None, self, rng)
                 own = float(rises[index, measured.concepts.index(vector)])
                 counts = "yes" if usable[index] else "no"
                 doses.append((vector, strength, points[strength], own, float(perplexity[index]), counts))
             series.append(Series.of(vector, sorted(points), [points[strength] for strength in sorted(points)]))
             inside = [index for index in pushes.conditions_of(measured, vector) if usable[index]]
-            strengths = np.array([measured.cells[index].strength for index in inside])
+            strengths = np.array([measured.grid[index].strength for index in inside])
             slope, note = estimators.undefined(), "outside the coherence window"
             if (strengths**2).sum() > 0:
                 # Least squares through the unsteered model, per tenth of the mean residual norm.
@@ -186,7 +186,7 @@ def non_monotonicity(
     check = pushes.manipulation(measured, vector, spec, np.asarray(np.isfinite(change).any(axis=1)))
     usable = pushes.coherent(measured, spec.perplexity_limit)
     inside = [index for index in pushes.conditions_of(measured, vector) if usable[index]]
-    strengths = np.array([measured.cells[index].strength for index in inside] + [0.0])
+    strengths = np.array([measured.grid[index].strength for index in inside] + [0.0])
     curves = change[[*inside, 0]].T
     curves = curves[np.isfinite(curves).all(axis=1)]
     reason = check.reason

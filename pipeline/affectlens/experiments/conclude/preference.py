@@ -88,14 +88,14 @@ class Preference(SteeringAnalysis):
     permutations: int = 2000
 
     def needs(self) -> Needs:
-        return Needs(readings=(self.reading,), outcomes=("tournament",))
+        return Needs(readings=(self.reading,), outcomes=("pairwise",))
 
     def conclude(self, measured: Measured, rng: np.random.Generator) -> Finding:
         """Fit strengths, correlate them with every reading, and see whether steering some items moves these."""
-        if measured.tournament is None or not measured.items or 0 not in measured.tournament_cells:
+        if measured.comparisons is None or not measured.items or 0 not in measured.compared:
             return self.untestable("nothing was compared without steering")
         readings = by_item(measured, selection.reading(measured, self.reading))
-        base = np.asarray(measured.tournament[measured.tournament_cells.index(0)], dtype=float)
+        base = np.asarray(measured.comparisons[measured.compared.index(0)], dtype=float)
         compared = np.isfinite(base) & ~np.eye(len(base), dtype=bool)
         known = np.isfinite(readings).all(axis=1) & (compared.any(axis=0) | compared.any(axis=1))
         if known.sum() < 4:
@@ -117,7 +117,7 @@ class Preference(SteeringAnalysis):
         together, p, floor, used = self._aligned(elo[known], readings[known], kinds[known], signs, rng)
         texts_say = np.nan_to_num(by_item(measured, np.asarray(measured.words, dtype=float)))
         words = self._aligned(elo[known], texts_say[known], kinds[known], signs, rng)[0]
-        named = dict.fromkeys(each.vector for each in measured.cells if each.family == "concept")
+        named = dict.fromkeys(each.vector for each in measured.grid if each.family == "concept")
         claimed: list[tuple[str, Literal[1, -1]]] = [
             (name, 1 if sign > 0 else -1) for name in named if (sign := signs[measured.concepts.index(name)])
         ]
@@ -232,13 +232,13 @@ def by_item(measured: Measured, values: Float[np.ndarray, "scenarios concepts"])
 
 def steered_change(measured: Measured, tie: float) -> Float[np.ndarray, "conditions items"] | None:
     """Per condition and item, values whose mean is how far the steered items rose above the others, in Elo points."""
-    if measured.steered is None or measured.tournament is None or len(measured.tournament_cells) < 2:
+    if measured.steered is None or measured.comparisons is None or len(measured.compared) < 2:
         return None
     steered = np.asarray(measured.steered, dtype=bool)
     if steered.all() or not steered.any():
         return None
-    elo = np.full((len(measured.cells), len(steered)), np.nan)
-    for index, odds in zip(measured.tournament_cells, measured.tournament, strict=True):
+    elo = np.full((len(measured.grid), len(steered)), np.nan)
+    for index, odds in zip(measured.compared, measured.comparisons, strict=True):
         if np.isfinite(odds).any():
             elo[index] = BradleyTerry(shares(odds, tie)).fit().elo
     # Strengths have mean 0, so a rise of some is a fall of the others: both halves tell of the same difference.

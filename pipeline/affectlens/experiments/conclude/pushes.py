@@ -95,33 +95,33 @@ def coherent(measured: Measured, limit: float) -> Bool[np.ndarray, " conditions"
 
 def conditions_of(measured: Measured, vector: str) -> list[int]:
     """The steering conditions of a concept's vector, by rising strength."""
-    own = [index for index, each in enumerate(measured.cells) if each.family == "concept" and each.vector == vector]
-    return sorted(own, key=lambda index: measured.cells[index].strength)
+    own = [index for index, each in enumerate(measured.grid) if each.family == "concept" and each.vector == vector]
+    return sorted(own, key=lambda index: measured.grid[index].strength)
 
 
 def label_of(measured: Measured, index: int) -> str:
     """A steering condition in words."""
-    each = measured.cells[index]
+    each = measured.grid[index]
     return {"none": "none", "concept": each.vector}.get(each.family, f"control ({each.family})")
 
 
 def push_of(measured: Measured, vector: str, usable: Bool[np.ndarray, " conditions"]) -> Push:
     """A concept's vector at its largest usable strengths."""
     inside = [index for index in conditions_of(measured, vector) if usable[index]]
-    plus = next((index for index in reversed(inside) if measured.cells[index].strength > 0), None)
-    return Push(plus, next((index for index in inside if measured.cells[index].strength < 0), None))
+    plus = next((index for index in reversed(inside) if measured.grid[index].strength > 0), None)
+    return Push(plus, next((index for index in inside if measured.grid[index].strength < 0), None))
 
 
 def controls(measured: Measured, push: Push) -> dict[str, list[Push]]:
     """By family the control vectors at their largest strengths, pushed to the same sides."""
     members: dict[tuple[str, str], Push] = {}
-    for index, each in enumerate(measured.cells):
+    for index, each in enumerate(measured.grid):
         if each.family in ("none", "concept"):
             continue
         known = members.get((each.family, each.vector), Push(None, None))
-        if each.strength > 0 and (known.plus is None or each.strength > measured.cells[known.plus].strength):
+        if each.strength > 0 and (known.plus is None or each.strength > measured.grid[known.plus].strength):
             known = replace(known, plus=index)
-        elif each.strength < 0 and (known.minus is None or each.strength < measured.cells[known.minus].strength):
+        elif each.strength < 0 and (known.minus is None or each.strength < measured.grid[known.minus].strength):
             known = replace(known, minus=index)
         members[each.family, each.vector] = known
     families: dict[str, list[Push]] = {}
@@ -158,8 +158,8 @@ def manipulation(
         spec: of the analysis.
         known: conditions in which the outcome was measured at all; all by default.
     """
-    seen = np.ones(len(measured.cells), dtype=bool) if known is None else known
-    tried = [index for index in conditions_of(measured, vector) if measured.cells[index].strength]
+    seen = np.ones(len(measured.grid), dtype=bool) if known is None else known
+    tried = [index for index in conditions_of(measured, vector) if measured.grid[index].strength]
     push = push_of(measured, vector, coherent(measured, spec.perplexity_limit) & seen)
     if not tried:
         return Check(push, f"{vector} was not among the steering vectors")

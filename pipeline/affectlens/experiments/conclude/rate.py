@@ -67,7 +67,7 @@ class Rate(SteeringAnalysis):
     """Share of answers without a grade beyond which a rate says nothing."""
 
     def needs(self) -> Needs:
-        return Needs(outcomes=("rollout",), vectors=(*self.raises, *self.lowers), conditions=self.conditions)
+        return Needs(outcomes=("completions",), vectors=(*self.raises, *self.lowers), conditions=self.conditions)
 
     def conclude(self, measured: Measured, rng: np.random.Generator) -> Finding:
         """Count a label among the graded answers; answers without a grade are reported, never averaged in."""
@@ -113,8 +113,8 @@ class Rate(SteeringAnalysis):
     ) -> tuple[DataTable, Chart]:
         """Per steering condition the rate, its difference to the unsteered one, and how many were not graded."""
         rows, points = [], {}
-        for index, each in enumerate(measured.cells):
-            own = [answer for answer in answers if answer.cell == index]
+        for index, each in enumerate(measured.grid):
+            own = [answer for answer in answers if answer.condition == index]
             if not own:
                 continue
             rate = counted(answers, index, self.label)
@@ -148,17 +148,19 @@ def label_shares(
     measured: Measured, answers: Sequence[GradedCompletion], label: str
 ) -> Float[np.ndarray, "conditions scenarios"]:
     """Share of the label among the graded answers of a condition to a scenario; NaN where there is none."""
-    hits, totals = (np.zeros((len(measured.cells), len(measured.scenarios))) for _ in range(2))
+    hits, totals = (np.zeros((len(measured.grid), len(measured.scenarios))) for _ in range(2))
     for each in answers:
         if each.grade.get("label") is not None:
-            totals[each.cell, each.scenario] += 1
-            hits[each.cell, each.scenario] += each.grade["label"] == label
+            totals[each.condition, each.scenario] += 1
+            hits[each.condition, each.scenario] += each.grade["label"] == label
     return np.where(totals > 0, hits / np.where(totals > 0, totals, 1), np.nan)
 
 
 def counted(answers: Sequence[GradedCompletion], index: int, label: str) -> Estimate:
     """The rate of a label under a steering condition, as if its answers were independent."""
-    labels = [each.grade["label"] for each in answers if each.cell == index and each.grade.get("label") is not None]
+    labels = [
+        each.grade["label"] for each in answers if each.condition == index and each.grade.get("label") is not None
+    ]
     return wilson(sum(each == label for each in labels), len(labels))
 
 
@@ -167,7 +169,7 @@ def labels_table(measured: Measured, answers: Sequence[GradedCompletion]) -> Dat
     names = list(dict.fromkeys(str(each.grade["label"]) for each in answers if each.grade.get("label") is not None))
     labels: dict[tuple[str, float], list[str | None]] = {}
     for each in answers:
-        condition = measured.cells[each.cell]
+        condition = measured.grid[each.condition]
         name = {"none": "none", "concept": condition.vector}.get(condition.family, "controls")
         labels.setdefault((name, condition.strength), []).append(each.grade.get("label"))
     rows = []

@@ -179,7 +179,7 @@ def _concluded(
         verdict, reason = "not shown", judged.reason if judged.effect > 0 else "it does not go the claimed way"
     else:
         reason = f"only an effect of {number(least)} would be shown with {spec.power:.0%} power"
-    strengths = tuple(measured.cells[index].strength for index in (push.plus, push.minus) if index is not None)
+    strengths = tuple(measured.grid[index].strength for index in (push.plus, push.minus) if index is not None)
     return SteeredVector(vector, side, strengths, effect, added, removed, twin, judged, least, verdict, reason)
 
 
