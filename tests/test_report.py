@@ -19,11 +19,12 @@ from affectlens.interventions import tables as causal_tables
 from affectlens.probing import comparison, directions, geometry_tables, match
 from affectlens.report import cards, draw, palette, tables
 from affectlens.report.evidence import OPERATIONS, VECTORS, Evidence, Provenance, Rows, Tally
-from affectlens.report.registry import ITEMS, figure
-from affectlens.report.render import SECTIONS, conclusions, render
+from affectlens.report.registry import FINDINGS, ITEMS, figure, finding, standing
+from affectlens.report.render import SECTIONS, render
 from affectlens.report.sections import behaviour, causal
-from affectlens.report.sentences import standing
+from affectlens.report.sentences import Finding, conclusions
 from affectlens.results import format as numbers
+from affectlens.stages.corpus import QUALITY
 
 from tests.browser import browser, visit
 
@@ -89,6 +90,7 @@ def verdicts(concepts: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 DECLARED = {
+    "corpus/quality": QUALITY,
     "directions/concepts": directions.CONCEPTS,
     "directions/layers": directions.LAYERS,
     "match/concepts": match.CONCEPTS,
@@ -105,11 +107,13 @@ DECLARED = {
 }
 
 
-def filled(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def declared(name: str, rows: list[dict[str, Any]]) -> Rows:
     """Rows with every declared column of a table and no other."""
-    declared = [column.name for column in DECLARED[name].columns]
-    assert {key for row in rows for key in row} <= set(declared), name
-    return [{column: row.get(column) for column in declared} for row in rows]
+    columns = [column.name for column in DECLARED[name].columns]
+    assert {key for row in rows for key in row} <= set(columns), name
+    made = Rows({column: row.get(column) for column in columns} for row in rows)
+    made.declared = DECLARED[name]
+    return made
 
 
 def study(concepts: tuple[str, ...] = CONCEPTS, story: str = "She waited.") -> Evidence:
@@ -231,7 +235,7 @@ def study(concepts: tuple[str, ...] = CONCEPTS, story: str = "She waited.") -> E
         width=32,
         concepts=concepts,
         documents=(dataclasses.replace(texts[0], text=story), *texts[1:]),
-        tables={**{name: filled(name, rows) for name, rows in tables.items()}, "corpus/quality": quality},
+        tables={name: declared(name, rows) for name, rows in {**tables, "corpus/quality": quality}.items()},
         cards={
             "sae": {
                 "rows": 900,
@@ -308,19 +312,22 @@ def study(concepts: tuple[str, ...] = CONCEPTS, story: str = "She waited.") -> E
 def changed(evidence: Evidence, name: str, change: Any) -> Evidence:
     """The same with the rows of a table changed: ``change`` maps a row to its new cells, or None drops it."""
     rows = [{**row, **new} for row in evidence.rows(name) if (new := change(row)) is not None]
-    return dataclasses.replace(evidence, tables={**evidence.tables, name: rows})
+    return dataclasses.replace(evidence, tables={**evidence.tables, name: Rows.like(evidence.rows(name), rows)})
 
 
 def table_of(evidence: Evidence, name: str) -> tables.Table:
     """A registered table of the page."""
-    built = (item.build(evidence) for item in ITEMS if all(evidence.rows(table) for table in item.needs))
-    return next(each for each in built if isinstance(each, tables.Table) and each.name == name)
+    found = next(item for item in ITEMS if item.name == name).build(evidence)
+    assert isinstance(found, tables.Table)
+    return found
 
 
 def blanked(value: Any) -> Any:
     """The same data with every fractional number NaN."""
     if isinstance(value, Mapping):
         return {key: blanked(item) for key, item in value.items()}
+    if isinstance(value, Rows):
+        return Rows.like(value, [blanked(item) for item in value])
     if isinstance(value, list | tuple):
         return type(value)(blanked(item) for item in value)
     return NAN if isinstance(value, float) else value
@@ -331,11 +338,8 @@ def without_numbers() -> Evidence:
     names = ("tables", "cards", "metrics", "experiments")
     reference = {"causal": {"reference_strength": 0.1}}
     unknown = dataclasses.replace(whole, **{name: blanked(getattr(whole, name)) for name in names})
-    keys = {"strength": 0.1}
-    rows = [{**row, **keys} for row in unknown.rows("causal/effects")]
-    return dataclasses.replace(
-        unknown, tables={**unknown.tables, "causal/effects": rows}, metrics={**unknown.metrics, **reference}
-    )
+    unknown = dataclasses.replace(unknown, metrics={**unknown.metrics, **reference})
+    return changed(unknown, "causal/effects", lambda _: {"strength": 0.1})
 
 
 def without_results() -> Evidence:
@@ -353,10 +357,6 @@ def specifications(page: str) -> dict[str, Any]:
     found = re.search(r'<script type="application/json" id="charts">(.*?)</script>', page, re.S)
     assert found is not None
     return json.loads(found[1])["figures"]
-
-
-def texts_of(evidence: Evidence) -> dict[str, str]:
-    return {finding.title: f"{finding.text} {finding.more}" for finding in conclusions(evidence)}
 
 
 @pytest.fixture(scope="module")
@@ -382,7 +382,7 @@ def test_settings_reach_the_page(page: str) -> None:
 
 
 def test_every_section_is_there_and_every_link_leads_somewhere(page: str) -> None:
-    for name, heading in SECTIONS:
+    for name, heading in SECTIONS.items():
         assert f'<section id="{name}">' in page
         assert f"<h2>{heading}</h2>" in page
     anchors = set(re.findall(r'\bid="([^"]+)"', page))
@@ -413,11 +413,11 @@ def test_unknown_numbers_are_dashes_never_zeros_or_nan() -> None:
     assert "not shown" in seen
     text = json.dumps(specifications(found))
     assert "NaN" not in text
-    rows = table_of(without_numbers(), "features").rows
+    rows = table_of(without_numbers(), "match-concepts").rows
     assert [cell.text for cell in rows[0][2:7]] == [numbers.MISSING] * 5
     assert all(cell.key is None for cell in rows[0][2:7])
-    values = [tile.value for tile in cards.tiles(without_numbers()) if not tile.title.startswith("Injecting")]
-    assert values == [numbers.NOT_SHOWN] * 4
+    values = re.findall(r'<span class="value">(.*?)</span>', found)
+    assert values[:3] + values[5:] == [numbers.NOT_SHOWN] * 4, "all but the counts of verdicts"
     drawn_by_number = {"perplexity", "effect", "layers", "makeup", "experiment", "density"}
     dots = {name: chart for name, chart in specifications(found).items() if not drawn_by_number & set(name.split("-"))}
     drawn = [x for chart in dots.values() for trace in chart["data"] for x in trace["x"] if not isinstance(x, str)]
@@ -430,31 +430,33 @@ def test_a_study_without_results_still_gives_a_page() -> None:
     assert all(finding.standing == "not shown" for finding in conclusions(without_results()))
 
 
-def test_sentences_name_the_side_that_loses() -> None:
+def concluded(evidence: Evidence, name: str) -> tuple[str, Mapping[str, Any]]:
+    """Standing of a finding, and what its words name."""
+    return next(each.conclude(evidence) for each in FINDINGS if each.name == name)
+
+
+def test_the_side_that_loses_is_named() -> None:
     evidence = study()
-    found = texts_of(evidence)["SAE features lose to differences of means"]
-    assert "lose to difference of means for 4 of 5 concepts" in found
-    assert "Difference of means loses to the feature for: calm." in found
-    assert "Features lose for: " in found
+    assert concluded(evidence, "comparison")[1]["won"] == ["calm"]
+    assert set(concluded(evidence, "comparison")[1]["lost"]) == {"afraid", "proud", "sad", "tired"}
     swap = {"difference of means": "best SAE feature", "best SAE feature": "difference of means"}
     turned = changed(evidence, "compare/readouts", lambda row: {"method": swap.get(row["method"], row["method"])})
-    found = texts_of(turned)["Differences of means lose to SAE features"]
-    assert "for 1 of 5 concepts" in found
+    assert concluded(turned, "comparison")[1]["lost"] == ["calm"]
+    for found, losers, winner in ((evidence, "SAE features", "calm"), (turned, "Differences of means", "afraid")):
+        words = finding_of(found, "comparison")
+        assert words.title.startswith(f"{losers} lose to ")
+        assert f"loses to the feature for: {winner}" in words.text
 
 
-def finding_of(evidence: Evidence, title: str) -> Any:
-    return next(each for each in conclusions(evidence) if each.title == title)
+def finding_of(evidence: Evidence, name: str) -> Finding:
+    return next(each for each in conclusions(evidence) if each.name == name)
 
 
-INJECTING = "Injecting directions raises their concepts' words"
-FEATURES = "Injecting SAE features raises their concepts' words"
-
-
-def test_sentences_say_for_which_concepts_an_effect_is_not_shown() -> None:
-    found = texts_of(study())
-    assert "Not shown for: tired." in found[INJECTING]
-    assert "Not shown for: calm, proud, sad and tired." in found[FEATURES]
-    assert "Not shown for: afraid, calm" in found["Taking directions out lowers their concepts' words"]
+def test_concepts_for_which_an_effect_is_not_shown_are_listed() -> None:
+    missing = {"inject_direction": ["tired"], "inject_feature": list(CONCEPTS[1:]), "ablate_direction": list(CONCEPTS)}
+    for name, concepts in missing.items():
+        assert concluded(study(), name)[1]["tally"].missing == concepts
+        assert f"Not shown for: {numbers.names(concepts)}." in finding_of(study(), name).text
     assert "<dt>Inject direction</dt><dd>tired</dd>" in render(study())
 
 
@@ -474,8 +476,8 @@ def test_a_badge_needs_more_than_the_count_that_chance_gives() -> None:
 def test_the_diagonal_decides_the_badge_of_each_kind_of_vector() -> None:
     metrics = {**study().metrics, "causal": {"diagonal_p_direction": 0.001, "diagonal_p_feature": 0.4}}
     evidence = dataclasses.replace(study(), metrics=metrics)
-    assert finding_of(evidence, INJECTING).standing == "partly shown"
-    assert finding_of(evidence, FEATURES).standing == "not shown"
+    assert concluded(evidence, "inject_direction")[0] == "partly shown"
+    assert concluded(evidence, "inject_feature")[0] == "not shown"
 
 
 def test_marks_follow_the_rule_of_the_verdicts_and_the_weaker_rule_is_half_a_mark() -> None:
@@ -491,7 +493,10 @@ def test_verdicts_say_what_was_not_tested() -> None:
     row = table_of(study(), "verdicts").rows[0]
     assert [cell.text for cell in row[1:4]] == ["shown", "not shown", "not shown"]
     assert row[6].text == numbers.MISSING, "necessity of the feature was not tested"
-    assert "The least p they allow: direction 0.016 and ablation 0.048." in causal.controls(study())
+    assert causal.controls(study()) == {
+        "families": [("isotropic", 20)],
+        "floors": [("direction", 1 / 61), ("ablation", 1 / 21)],
+    }
 
 
 def test_one_p_is_shown_with_its_floor_and_the_raw_one_is_a_note() -> None:
@@ -510,14 +515,13 @@ def test_of_several_strengths_the_reference_counts() -> None:
     metrics = {**study().metrics, "causal": {"reference_strength": 0.2}}
     evidence = dataclasses.replace(study(), tables={**study().tables, "causal/effects": rows}, metrics=metrics)
     assert evidence.effects("direction", "inject")["afraid"]["effect"] == 20
-    assert len(table_of(evidence, "effects").rows) == len(rows)
+    assert len(table_of(evidence, "causal-effects").rows) == len(rows)
 
 
 def test_an_effect_that_was_not_measured_is_not_called_absent() -> None:
     evidence = changed(study(), "causal/verdicts", lambda row: None if row["concept"] == "sad" else {})
     evidence = changed(evidence, "causal/effects", lambda row: None if row["concept"] == "sad" else {})
-    assert list(evidence.intervention("direction", "inject").unknown) == ["sad"]
-    assert "Not testable for: sad." in texts_of(evidence)[INJECTING]
+    assert concluded(evidence, "inject_direction")[1]["tally"].unknown == ["sad"]
     row = next(row for row in cards.overview(evidence, {}).rows if row[0].text == "sad")
     assert row[4].text == numbers.MISSING
 
@@ -534,39 +538,45 @@ def test_an_experiment_that_could_not_be_tested_is_not_called_refuted(page: str)
 
 
 def test_same_words_pairs_are_corrected_for_the_number_of_readings() -> None:
-    def of(**cells: Any) -> Any:
-        return finding_of(changed(study(), "compare/pairs", lambda _: cells), "Meaning is read beyond words")
+    def of(**cells: Any) -> str:
+        return concluded(changed(study(), "compare/pairs", lambda _: cells), "beyond_words")[0]
 
-    assert of().standing == "not shown"
-    assert of(accuracy=0.8, low=0.7, high=0.9, p=0.001).standing == "shown"
-    assert of(p=0.04).standing == "not shown"
+    assert of() == "not shown"
+    assert of(accuracy=0.8, low=0.7, high=0.9, p=0.001) == "shown"
+    assert of(p=0.04) == "not shown"
 
 
 def test_a_random_dictionary_that_does_as_well_takes_the_meaning_from_few_rows() -> None:
-    title, better = "Directions are made of few features", {"covariance-matched": {"explained": 0.9}}
-    assert finding_of(study(), title).standing == "shown"
+    better = {"covariance-matched": {"explained": 0.9}}
+    assert concluded(study(), "makeup")[0] == "shown"
     evidence = changed(study(), "compare/explained", lambda row: better.get(row["dictionary"], {}))
-    assert finding_of(evidence, title).standing == "partly shown"
+    assert concluded(evidence, "makeup")[0] == "partly shown"
 
 
 def test_vocabulary_is_admitted_unless_directions_clear_it() -> None:
-    title = "Directions read more than vocabulary"
-    assert finding_of(study(), title).standing == "not shown"
+    assert concluded(study(), "vocabulary")[0] == "not shown"
     lower = {"TF-IDF": {"mean": 0.6, "low": 0.55, "high": 0.65}, "difference of means, layer 0": {"high": 0.8}}
     weaker = changed(study(), "compare/detection", lambda row: lower.get(row["method"], {}))
-    assert finding_of(weaker, title).standing == "shown"
+    assert concluded(weaker, "vocabulary")[0] == "shown"
 
 
 def test_a_plugin_adds_a_figure_with_one_function() -> None:
     def texts(evidence: Evidence) -> tables.Table:
         rows = [{"split": split, "topics": len(evidence.topics(split))} for split in ("train", "test")]
-        return tables.table("added", "Added", rows, [tables.text("Split", "split"), tables.whole("Topics", "topics")])
+        return tables.table("Added", rows, {"split": "Split", "topics": "Topics"})
+
+    def many(evidence: Evidence) -> Any:
+        return "shown", {"texts": len(evidence.documents)}
 
     figure("texts", caption="An added figure.")(texts)
+    finding("texts", "There are texts\n\nThere are {{ texts }}.")(many)
     try:
-        assert 'id="table-added"' in render(study())
+        page = render(study())
+        assert 'id="table-texts"' in page
+        assert 'data-finding="many" data-standing="shown"' in page
     finally:
         ITEMS.pop()
+        FINDINGS.pop()
     with pytest.raises(ValueError, match="no section `elsewhere`"):
         figure("elsewhere")
 
@@ -576,42 +586,39 @@ def test_columns_are_explained_by_the_declaration_of_their_table(tmp_path: Path)
     rows = Rows.of(results.read(tmp_path, "concepts"))
     assert rows[0]["stability"] is None, "an empty cell is None"
     evidence = dataclasses.replace(study(), tables={**study().tables, "directions/concepts": rows})
-    help = {column.key: column.help for column in table_of(evidence, "directions").columns}
-    assert directions.CONCEPTS.column("neutral_energy").description[1:] in help["neutral_energy"]
+    help = {column.title: column.help for column in table_of(evidence, "directions-concepts").columns}
+    assert directions.CONCEPTS.column("neutral_energy").description[1:] in help["Removed"]
 
 
 def test_features_lose_only_where_the_paired_difference_excludes_none() -> None:
-    title = "SAE features lose to differences of means"
-    assert finding_of(study(), title).standing == "not shown", "no interval of the difference"
+    assert concluded(study(), "comparison")[0] == "not shown", "no interval of the difference"
     ends = {"best SAE feature": {"difference": -0.2, "difference_low": -0.3, "difference_high": -0.1}}
     clear = changed(study(), "compare/detection", lambda row: ends.get(row["method"], {}))
-    assert finding_of(clear, title).standing == "partly shown", "one concept is read better by its feature"
+    assert concluded(clear, "comparison")[0] == "partly shown", "one concept is read better by its feature"
 
 
 def test_a_correlation_whose_interval_holds_zero_is_not_shown() -> None:
-    (finding,) = [each for each in conclusions(study()) if each.title == "Components go with valence and arousal"]
-    assert finding.standing == "partly shown"
-    assert "an interval that holds 0: not shown" in finding.text
+    badge, values = concluded(study(), "axes")
+    assert badge == "partly shown"
+    assert [row["clear"] for row in values["tested"]] == [True, False]
 
 
 @pytest.mark.parametrize("verdict", ["weak", "bad"])
 def test_a_bad_sae_is_called_so(verdict: str) -> None:
     evidence = study()
-    assert finding_of(evidence, "The SAE is sound").standing == "shown"
+    assert concluded(evidence, "soundness")[0] == "shown"
     judged = {"verdict": verdict, "faults": [{"grave": True, "text": "61% of its features never fire"}]}
     faulty = {**evidence.cards, "sae": {**evidence.cards["sae"], **judged}}
-    finding = finding_of(dataclasses.replace(evidence, cards=faulty), f"The SAE is {verdict}")
+    finding = finding_of(dataclasses.replace(evidence, cards=faulty), "soundness")
+    assert finding.title.endswith(verdict)
     assert judged["faults"][0]["text"] in finding.text
     assert finding.standing == {"weak": "partly shown", "bad": "not shown"}[verdict]
 
 
 def test_a_trained_sae_no_better_than_a_random_one_is_not_shown() -> None:
     metrics = {**study().metrics, "match": {**study().metrics["match"], "difference_low": -0.02}}
-    finding = finding_of(
-        dataclasses.replace(study(), metrics=metrics), "Trained features match concepts better than random ones"
-    )
-    assert finding.standing == "not shown"
-    assert "that training helps is not shown" in finding.text
+    badge, values = concluded(dataclasses.replace(study(), metrics=metrics), "trained")
+    assert (badge, values["better"]) == ("not shown", False)
 
 
 def test_nothing_is_fetched_from_outside(page: str) -> None:
@@ -811,7 +818,7 @@ def test_tables_sort_by_number_with_the_unknown_last(chromium: Any, tmp_path: Pa
     path = tmp_path / "report.html"
     path.write_text(render(evidence), encoding="utf-8")
     with visit(chromium, path) as seen:
-        table = seen.page.locator("#table-directions")
+        table = seen.page.locator("#table-directions-concepts")
         seen.page.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
         heading = table.get_by_role("button", name="AUROC")
         concepts = lambda: table.locator("tbody td:first-child").all_inner_texts()  # noqa: E731

@@ -1,144 +1,49 @@
-"""What stands out at first sight: tiles with the main figures, marks and a card for each concept."""
+"""What stands out at first sight: scales of the main figures, marks for each concept, and a card for each."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from typing import Any
 
 from affectlens.report import tables
 from affectlens.report.evidence import OPERATIONS, VECTORS, Evidence, Figure, Row, Tally
-from affectlens.report.sections.causal import words
-from affectlens.report.sections.detection import index, words_of
-from affectlens.report.sentences import say
-from affectlens.report.tables import Cell, Table
-from affectlens.results.format import NOT_SHOWN, estimate, finite, interval, number, percent
+from affectlens.report.tables import Cell, Column, Table
+from affectlens.results.format import finite, number
 from affectlens.stats import wilson
 
-
-@dataclass(frozen=True)
-class Tile:
-    """One main figure.
-
-    Attributes:
-        section: where it comes from.
-        title, value, spread, note: what is printed; ``spread`` is the interval.
-        gauge: value, low, high and a reference as percentages of the scale, where defined.
-        ends: what the ends of the scale are.
-        tone: colour by kind of vector.
-    """
-
-    section: str
-    title: str
-    value: str
-    spread: str
-    note: str
-    gauge: Mapping[str, float]
-    ends: tuple[str, str]
-    tone: str = "ink"
-
-
-@dataclass(frozen=True)
-class Card:
-    """All that the study found about one concept."""
-
-    concept: str
-    anchor: str
-    feature: str
-    auroc: str
-    facts: Sequence[tuple[str, str]]
-    verdict: str
-    direction_words: Sequence[str]
-    feature_words: Sequence[str]
-    contexts: Sequence[Row]
-
-
-BESIDE = """concepts whose words rise beyond all controls, and specifically{% if above is not none %}; above every
-control
-{{ above | percent }}, expected of wrong labels {{ wrong | percent }}{% endif %}{% if p is not none %}; all together
-p = {{ p | p }}{% endif %}"""
-
-
-def tiles(evidence: Evidence) -> list[Tile]:
-    """The main figures, each with its interval."""
-    direction, feature = evidence.metric("directions", "auroc_test"), evidence.metric("match", "best_feature_auroc")
-    noise, r = evidence.metric("match", "random_sae_auroc"), evidence.metric("geometry", "r_component_1_valence")
-    note = say(
-        'mean AUROC; {{ plural(concepts, "concept") }}, {{ plural(topics, "left-out topic") }}',
-        concepts=len(evidence.concepts),
-        topics=len(evidence.tested),
-    )
-    shares = []
-    for vector, title in VECTORS.items():
-        beside = say(
-            BESIDE,
-            p=evidence.metric("causal", f"diagonal_p_{vector}")[0],
-            above=evidence.metric("causal", f"share_above_controls_{vector}")[0],
-            wrong=evidence.metric("causal", f"above_controls_expected_{vector}")[0],
-        )
-        shares.append(_share("causal", f"Injecting {title}", evidence.verdict(vector, "specific"), vector, beside))
-    agree = "concepts with a cosine above its null"
-    rated = f"{evidence.count('geometry', 'rated_words')} rated concepts"
-    return [
-        _scale("directions", "Directions read concepts", direction, 0.5, note, "direction"),
-        _scale(
-            "features", "SAE features read concepts", feature, noise[0], f"random SAE: {estimate(*noise)}", "feature"
-        ),
-        _share("agreement", "Feature and direction agree", evidence.agreeing, "feature", agree),
-        *(replace(tile, title=tile.title.replace("Directions", "directions")) for tile in shares),
-        _scale("geometry", "First component and valence", r, 0.0, rated, "ink", (-1.0, 1.0), "r = "),
-    ]
-
-
-def _scale(
-    section: str,
-    title: str,
-    figure: Figure,
-    reference: float | None,
-    note: str,
-    tone: str,
-    ends: tuple[float, float] | None = None,
-    name: str = "",
-) -> Tile:
-    least = min((value for value in figure if value is not None), default=0.5)
-    start, end = ends or (min(0.5, math.floor(10 * least) / 10), 1.0)
-    value = NOT_SHOWN if figure[0] is None else name + number(figure[0])
-    gauge = _gauge(figure, reference, start, end)
-    return Tile(section, title, value, interval(*figure[1:]), note, gauge, (f"{start:g}", f"{end:g}"), tone)
-
-
-def _share(section: str, title: str, tally: Tally, tone: str, note: str) -> Tile:
-    if not tally.total:
-        return Tile(section, title, NOT_SHOWN, "[no interval]", note, {}, ("0", "all"), tone)
-    rate = wilson(len(tally.shown), tally.total)
-    value, spread = f"{len(tally.shown)} of {tally.total}", f"[{percent(rate.low)}, {percent(rate.high)}]"
-    gauge = _gauge((rate.value, rate.low, rate.high), None, 0.0, 1.0)
-    return Tile(section, title, value, spread, note, gauge, ("0%", "100%"), tone)
-
-
-def _gauge(figure: Figure, reference: float | None, start: float, end: float) -> dict[str, float]:
-    """Positions on the scale from ``start`` to ``end`` as percentages, for what is defined."""
-    named = dict(zip(("value", "low", "high", "reference"), (*figure, reference), strict=True))
-    return {
-        name: round(100 * min(max((value - start) / (end - start), 0), 1), 1)
-        for name, value in named.items()
-        if value is not None
-    }
-
-
 RULE = "beyond every family of controls at a corrected 5%; half: more than every control, and not by that rule"
-CLAIMS = {
+READ = {
     "Direction reads it": "The direction's AUROC within left-out topics lies above 0.5 at a corrected 5%, by a t over "
     "topics; half: without correction",
     "Feature reads it": "A feature matches it with a corrected p of at most 0.05, and reads it better than the "
-    "features of "
-    "random SAEs do; half: the p alone",
+    "features of random SAEs do; half: the p alone",
     "Both agree": "The feature's cosine with the direction lies above 95% of its null (uncorrected: half)",
-    "Inject direction": f"Raises the concept's words, against other concepts' words, {RULE}",
-    "Inject feature": f"Raises the concept's words, against other concepts' words, {RULE}",
-    "Ablate direction": f"Lowers the concept's words in stories that evoke them, {RULE}",
-    "Ablate feature": f"Lowers the concept's words in stories that evoke them, {RULE}",
 }
+CAUSES = {
+    "inject": f"Raises the concept's words, against other concepts' words, {RULE}",
+    "ablate": f"Lowers the concept's words in stories that evoke them, {RULE}",
+}
+
+
+def rate(tally: Tally) -> Figure:
+    """The share of concepts for which something is shown, with its Wilson interval."""
+    if not tally.total:
+        return None, None, None
+    share = wilson(len(tally.shown), tally.total)
+    return share.value, share.low, share.high
+
+
+def scale(figure: Figure, reference: float | None = None, ends: tuple[float, float] | None = None) -> dict[str, Any]:
+    """A figure on a scale: its point, low, high and a reference as percentages of it where defined, and its ``ends``.
+
+    Without ends it goes from 0.5, or from a tenth below the least end, to 1.
+    """
+    least = min((value for value in figure if value is not None), default=0.5)
+    start, end = ends or (min(0.5, math.floor(10 * least) / 10), 1.0)
+    named = zip(("point", "low", "high", "reference"), (*figure, reference), strict=True)
+    known = {name: (value - start) / (end - start) for name, value in named if value is not None}
+    return {name: round(100 * min(max(at, 0), 1), 1) for name, at in known.items()} | {"ends": (start, end)}
 
 
 def overview(evidence: Evidence, links: Mapping[str, str]) -> Table:
@@ -149,69 +54,48 @@ def overview(evidence: Evidence, links: Mapping[str, str]) -> Table:
         links: concept -> id of its card.
     """
     agreeing = evidence.agreeing
-    tallies = [
-        evidence.read_by_direction,
-        evidence.read_by_feature,
-        Tally([], [*agreeing.shown, *agreeing.missing], weak=agreeing.shown),
-        *(evidence.intervention(vector, operation) for operation in OPERATIONS for vector in VECTORS),
-    ]
-    rows = [
-        [
-            Cell(concept, concept.lower(), link=links.get(concept, "")),
-            *(tables.mark(tally.of(concept), weak=concept in tally.weak) for tally in tallies),
-        ]
-        for concept in evidence.concepts
-    ]
-    columns = [tables.text("Concept", "")]
-    columns += [tables.Column(title, tables.word, help, "claim") for title, help in CLAIMS.items()]
-    return Table("overview", "What is shown for which concept", columns, rows, open=True, criteria=True)
-
-
-def cards(evidence: Evidence, *, concepts: int, contexts: int) -> list[Card]:
-    """Cards of the concepts whose features detect best."""
-    directions, cosines = evidence.by_concept("directions/concepts"), evidence.by_concept("compare/cosines")
-    rows = sorted(evidence.rows("match/concepts"), key=lambda row: -(finite(row["auroc_test"]) or 0.0))
-    listed = []
-    for row in rows[:concepts]:
-        concept = row["concept"]
-        direction = directions.get(concept, {})
-        passages = [each for each in evidence.rows("match/contexts") if each["concept"] == concept]
-        listed.append(
-            Card(
-                concept=concept,
-                anchor=f"card-{evidence.concepts.index(concept)}",
-                feature=index(row.get("feature")).text,
-                auroc=number(row["auroc_test"]),
-                facts=_facts(evidence, row, direction, cosines.get(concept, {})),
-                verdict=words(evidence, concept) or f"Causal effect: {NOT_SHOWN}.",
-                direction_words=words_of(direction, evidence.words),
-                feature_words=words_of(row, evidence.words),
-                contexts=_contexts(concept, passages[:contexts]),
-            )
-        )
-    return listed
-
-
-def _facts(evidence: Evidence, feature: Row, direction: Row, cosine: Row) -> list[tuple[str, str]]:
-    facts = [
-        ("AUROC of the feature", estimate(feature.get("auroc_test"), feature.get("low"), feature.get("high"))),
-        ("of the best random-SAE feature", number(feature.get("auroc_random_sae"))),
-        ("p, corrected", tables.corrected(feature).text),
-        ("AUROC of the direction", estimate(direction.get("auroc_test"), direction.get("low"), direction.get("high"))),
-        ("cosine of both", f"{number(cosine.get('cosine'))} (null: {number(cosine.get('cosine_null_95'))})"),
-        ("other concepts with the feature", feature.get("same_feature") or "none"),
-    ]
-    said = {"inject": "{} in: rise of the words, nats", "ablate": "{} out: fall of the words, nats"}
-    for operation in OPERATIONS:
+    weakly = Tally([], [*agreeing.shown, *agreeing.missing], weak=agreeing.shown)
+    read = zip(READ.items(), (evidence.read_by_direction, evidence.read_by_feature, weakly), strict=True)
+    columns: list[Column] = [tables.claim(title, help, tally) for (title, help), tally in read]
+    for operation, help in CAUSES.items():
         for vector in VECTORS:
-            row = evidence.effects(vector, operation).get(feature["concept"], {})
-            value = estimate(row.get("effect"), row.get("low"), row.get("high"), sign=True)
-            facts.append((said[operation].format(vector), value))
-    return facts
+            title = f"{operation.capitalize()} {vector}"
+            columns.append(tables.claim(title, help, evidence.intervention(vector, operation)))
+
+    def name(row: Row) -> Cell:
+        return Cell(row["concept"], row["concept"].lower(), link=links.get(row["concept"], ""))
+
+    rows = [{"concept": concept} for concept in evidence.concepts]
+    every = {column.title: column for column in (Column("Concept", name), *columns)}
+    return tables.table("What is shown for which concept", rows, every, open=True, criteria=True, name="overview")
 
 
-def _contexts(concept: str, rows: Sequence[Row]) -> list[Row]:
+def cards(evidence: Evidence, *, concepts: int, contexts: int) -> list[dict[str, Any]]:
+    """All that was found about the concepts whose features detect best: the rows of each, and passages."""
+    directions, cosines = evidence.by_concept("directions/concepts"), evidence.by_concept("compare/cosines")
+    effects = {(v, operation): evidence.effects(v, operation) for operation in OPERATIONS for v in VECTORS}
+    rows = sorted(evidence.rows("match/concepts"), key=lambda row: -(finite(row["auroc_test"]) or 0.0))
+    return [
+        {
+            "concept": concept,
+            "anchor": f"card-{evidence.concepts.index(concept)}",
+            "number": tables.index(row.get("feature")),
+            "p": tables.corrected(row).text,
+            "feature": row,
+            "direction": directions.get(concept, {}),
+            "cosine": cosines.get(concept, {}),
+            "effects": {how: found.get(concept, {}) for how, found in effects.items()},
+            "verdict": evidence.verdict_words(concept),
+            "contexts": _contexts(evidence, concept)[:contexts],
+        }
+        for row in rows[:concepts]
+        for concept in [row["concept"]]
+    ]
+
+
+def _contexts(evidence: Evidence, concept: str) -> list[Row]:
     """Passages in which a feature is active; ``heat`` is its activation as a share of the strongest one."""
+    rows = [row for row in evidence.rows("match/contexts") if row["concept"] == concept]
     top, contexts = max((finite(row["value"]) or 0.0 for row in rows), default=0.0), []
     for row in rows:
         # The blank before a word is part of its token, but should not be marked.

@@ -1,9 +1,8 @@
 """Charts of the page as plotly specifications: dots with intervals, lines and bars, labelled points, heat maps.
 
 Colours are CSS variables (``var(--direction)``); the page's script puts in their values for the scheme in which it
-draws.
-What all charts share is :data:`TEMPLATE`, which the page holds once. Numbers are rounded and NaN becomes null, so that
-the same evidence gives the same bytes.
+draws. What all charts share is :data:`TEMPLATE`, which the page holds once. Numbers are rounded and NaN becomes null,
+so that the same evidence gives the same bytes.
 """
 
 from __future__ import annotations
@@ -22,31 +21,24 @@ DIVERGING = [[0.0, "var(--low)"], [0.5, "var(--mid)"], [1.0, "var(--high)"]]
 COLOURS = ("direction", "feature", "ink", "low", "high", "control")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x")
 DASHES = ("solid", "dash", "dot", "dashdot")
+_CLEAR = "rgba(0,0,0,0)"
 _AXIS = {
     "title": {"standoff": 10, "font": {"size": 12.5}},
-    "gridcolor": "var(--grid)",
-    "linecolor": "var(--axis)",
-    "zeroline": False,
-    "zerolinecolor": "var(--axis)",
-    "automargin": True,
-    "fixedrange": True,
-    "tickfont": {"size": 12},
+    **{"gridcolor": "var(--grid)", "linecolor": "var(--axis)", "zerolinecolor": "var(--axis)", "zeroline": False},
+    **{"automargin": True, "fixedrange": True, "tickfont": {"size": 12}},
 }
 TEMPLATE = {
-    "xaxis": _AXIS,
-    "yaxis": _AXIS,
-    "paper_bgcolor": "rgba(0,0,0,0)",
-    "plot_bgcolor": "rgba(0,0,0,0)",
-    "font": {"family": "var(--sans)", "size": 13, "color": "var(--ink)"},
-    "hovermode": "closest",
-    "barmode": "overlay",
+    **{"xaxis": _AXIS, "yaxis": _AXIS, "paper_bgcolor": _CLEAR, "plot_bgcolor": _CLEAR, "dragmode": False},
+    **{"font": {"family": "var(--sans)", "size": 13, "color": "var(--ink)"}, "hovermode": "closest"},
     "legend": {"orientation": "h", "font": {"size": 12}, "x": 0, "xref": "container"}
     | {"y": 1, "yref": "container", "yanchor": "top"},
-    "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "var(--axis)", "activecolor": "var(--ink)"},
+    "modebar": {"bgcolor": _CLEAR, "color": "var(--axis)", "activecolor": "var(--ink)"},
     "hoverlabel": {"bgcolor": "var(--card)", "bordercolor": "var(--axis)", "align": "left"}
     | {"font": {"color": "var(--ink)", "family": "var(--sans)"}},
 }
 """The layout that all charts share."""
+BAR = {"thickness": 10, "len": 0.5, "outlinewidth": 0, "tickfont": {"size": 11}}
+"""The scale beside a map, or beside points that are coloured by a number."""
 
 
 @dataclass(frozen=True)
@@ -54,41 +46,51 @@ class Chart:
     """A figure of the page.
 
     Attributes:
-        name: id of its element.
         spec: ``data`` and ``layout`` for plotly.
-        height: in pixels.
-        words: what is drawn, for those who cannot see it.
         wide: least width in pixels; on narrower screens the figure scrolls within its frame.
+        name: id of its element; the page gives it, like ``words`` and ``caption``.
+        words: what is drawn, for those who cannot see it.
+        caption: below it.
     """
 
-    name: str
     spec: dict[str, Any]
-    height: int
-    words: str
     wide: int = 0
+    name: str = ""
+    words: str = ""
+    caption: str = ""
 
 
 @dataclass(frozen=True)
 class Marks:
-    """A series and how it is drawn.
-
-    Attributes:
-        series: the points; ``x`` are categories in a dot plot.
-        colour: of the palette, or one a point.
-        symbol: plotly's, or one a point.
-        size: of the marks.
-        dash: of the line.
-        width: of the line.
-        more: further keys of plotly's ``marker``.
-    """
+    """A series and how it is drawn; colour and symbol may be one a point. ``marker`` and ``line`` are plotly's."""
 
     series: Series
     colour: str | Sequence[str] = "ink"
     symbol: str | Sequence[str] = "circle"
     size: float = 9
-    dash: str = "solid"
-    width: float = 2
-    more: Mapping[str, Any] = field(default_factory=dict)
+    marker: Mapping[str, Any] = field(default_factory=dict)
+    line: Mapping[str, Any] = field(default_factory=dict)
+
+
+def marks(
+    name: str,
+    rows: Sequence[Row],
+    key: str,
+    colour: str | Sequence[str] = "ink",
+    symbol: str | Sequence[str] = "circle",
+    size: float = 9,
+    *,
+    at: str = "concept",
+    spread: bool = True,
+    note: Callable[[Row], str] | None = None,
+    **style: Any,
+) -> Marks:
+    """A column of rows as a series at their ``at``, with the interval of ``low`` and ``high``; ``note`` adds to what
+    the pointer shows."""
+    low, high = ([row.get(end) for row in rows] if spread else None for end in ("low", "high"))
+    labels = [note(row) for row in rows] if note else None
+    series = Series(name, [row[at] for row in rows], [row.get(key) for row in rows], low, high, labels)
+    return Marks(series, colour, symbol, size, **style)
 
 
 def label(text: Any) -> str:
@@ -96,26 +98,9 @@ def label(text: Any) -> str:
     return html.escape(str(text), quote=False)
 
 
-def series(
-    name: str,
-    rows: Sequence[Row],
-    key: str,
-    *,
-    x: str = "concept",
-    spread: bool = True,
-    note: Callable[[Row], str] = str,
-) -> Series:
-    """A column of rows as a series at their ``x``, with the interval of ``low`` and ``high``; ``note`` adds to the
-    hover."""
-    given = note is not str
-    return Series(
-        name,
-        [row[x] for row in rows],
-        [row.get(key) for row in rows],
-        [row.get("low") for row in rows] if spread else None,
-        [row.get("high") for row in rows] if spread else None,
-        [note(row) for row in rows] if given else None,
-    )
+def folded(text: Any, letters: int) -> str:
+    """A label over several lines."""
+    return "<br>".join(map(label, textwrap.wrap(str(text), letters) or [""]))
 
 
 def ranked(rows: Sequence[Row], key: str) -> list[Row]:
@@ -143,155 +128,118 @@ def rule(axis: Literal["x", "y"], value: float) -> dict[str, Any]:
 def bands(rows: Sequence[Row], low: str, high: str, name: str) -> dict[str, Any]:
     """A thick bar from one number to another in each row of a dot plot; from 0 where ``low`` is empty."""
     ends = [(row["concept"], finite(row.get(low)) if low else 0.0, finite(row.get(high))) for row in rows]
-    spans = [(concept, a, b) for concept, a, b in ends if a is not None and b is not None]
-    return {
-        "type": "bar",
-        "orientation": "h",
-        "name": name,
-        "y": [label(concept) for concept, _, _ in spans],
-        "base": [min(a, b) for _, a, b in spans],
-        "x": [abs(b - a) for _, a, b in spans],
-        "width": 0.62,
-        "marker": {"color": "var(--band)", "line": {"color": "var(--axis)", "width": 1}},
-        "hoverinfo": "skip",
-    }
+    spans = [(label(concept), min(a, b), abs(b - a)) for concept, a, b in ends if a is not None and b is not None]
+    y, base, x = ([span[part] for span in spans] for part in range(3))
+    marker = {"color": "var(--band)", "line": {"color": "var(--axis)", "width": 1}}
+    trace = {"type": "bar", "orientation": "h", "name": name, "width": 0.62, "marker": marker, "hoverinfo": "skip"}
+    return {**trace, "y": y, "base": base, "x": x}
 
 
 def dots(
-    name: str,
     marks: Sequence[Marks],
-    order: Sequence[str],
+    order: Sequence[str] | None = None,
     *,
     title: str,
     zero: float,
-    words: str,
     behind: Sequence[dict[str, Any]] = (),
     row: int = 22,
     limits: Sequence[float] | None = None,
 ) -> Chart:
-    """Rows of dots with intervals, first of ``order`` on top, with a rule at ``zero``; ``row`` is a row's height in
-    pixels.
+    """Rows of dots with intervals and a rule at ``zero``.
 
-    The series' ``x`` are of ``order``. Traces ``behind`` the dots may be :func:`bands`.
+    Args:
+        marks: their ``x`` are of ``order``.
+        order: the rows, first on top; those of the first marks where left out.
+        title: of the axis.
+        zero: where nothing is.
+        behind: traces below the dots, such as :func:`bands`.
+        row: height of one in pixels.
+        limits: of the axis.
     """
+    order = list(marks[0].series.x) if order is None else order
     traces = [*behind, *(_trace(each, "markers", across=True) for each in marks)]
-    xaxis = {"title": {"text": title}, "side": "top"} | ({"range": list(limits)} if limits else {})
-    # A long label takes two lines, so that on a phone there is room for the dots.
+    # On a phone the axis is as wide as some 30 letters, and a label in two lines leaves room for the dots.
+    xaxis = {"title": {"text": folded(title, 30)}, "side": "top"} | ({"range": list(limits)} if limits else {})
     yaxis = {"type": "category", "range": [len(order) - 0.4, -0.6], "showgrid": True, "ticklabelstandoff": 6}
     yaxis |= {"categoryorder": "array", "categoryarray": [label(item) for item in order]}
     if len(order) <= 60:
-        lines = [[label(line) for line in textwrap.wrap(str(item), 26)] or [""] for item in order]
-        yaxis |= {"tickvals": list(range(len(order))), "ticktext": ["<br>".join(each) for each in lines]}
-        row = max(row, 15 * max((len(each) for each in lines), default=1) + 5)
+        names = [folded(item, 26) for item in order]
+        yaxis |= {"tickvals": list(range(len(order))), "ticktext": names}
+        row = max(row, 15 * max((name.count("<br>") + 1 for name in names), default=1) + 5)
     keyed = len(traces) > 1
-    layout = {"xaxis": xaxis, "yaxis": yaxis, "shapes": [rule("x", zero)], "showlegend": keyed}
-    return _chart(name, traces, layout, 100 + row * max(len(order), 1), words, top=82 if keyed else 52, bottom=12)
+    layout = {"xaxis": xaxis, "yaxis": yaxis, "shapes": [rule("x", zero)], "showlegend": keyed, "barmode": "overlay"}
+    top = 52 + 30 * keyed + 14 * (len(title) > 30)
+    return _chart(traces, layout, top + 30 + row * max(len(order), 1), top=top, bottom=12)
 
 
 def lines(
-    name: str,
-    kind: Literal["line", "bar", "scatter"],
-    marks: Sequence[Marks],
-    *,
-    x: str,
-    y: str,
-    words: str,
-    height: int = 340,
-    **layout: Any,
+    kind: Literal["line", "bar", "scatter"], marks: Sequence[Marks], x: str, y: str, height: int = 340, **layout: Any
 ) -> Chart:
     """Series against a number or category; ``layout`` holds further keys of plotly's, its axes are added to."""
     traces = [_trace(each, {"line": "lines+markers", "bar": "bar", "scatter": "markers"}[kind]) for each in marks]
-    named = [trace for trace in traces if trace.get("showlegend", True)]
-    xaxis = {"title": {"text": label(x)}} | layout.pop("xaxis", {})
+    axes: dict[str, Any] = {"xaxis": {"title": {"text": label(x)}}, "yaxis": {"title": {"text": label(y)}}}
     if any(isinstance(value, str) for each in marks for value in each.series.x):
-        xaxis["type"] = "category"
-    yaxis = {"title": {"text": label(y)}} | layout.pop("yaxis", {})
-    layout = {"xaxis": xaxis, "yaxis": yaxis, "showlegend": len(named) > 1, "barmode": "group"} | layout
-    return _chart(name, traces, layout, height, words, top=40 + 18 * (len(named) // 5) if len(named) > 1 else 14)
+        axes["xaxis"]["type"] = "category"
+    axes = {axis: found | layout.pop(axis, {}) for axis, found in axes.items()}
+    keyed = layout.setdefault("showlegend", len(traces) > 1)
+    return _chart(
+        traces, axes | {"barmode": "group"} | layout, height, top=40 + 18 * (len(traces) // 5) if keyed else 14
+    )
 
 
 def points(
-    name: str,
     marks: Sequence[Marks],
-    *,
     x: str,
     y: str,
-    words: str,
+    *,
     height: int,
     wide: int,
     room: tuple[float, float] = (100, 26),
+    avoid: Sequence[tuple[float, float]] = (),
     **layout: Any,
 ) -> Chart:
-    """Points with their names beside them where there is room (letters, lines); all names appear under the pointer.
+    """Points with their names beside them where there is room (letters, lines) and away from the places to ``avoid``;
+    all names appear under the pointer.
 
     The series' ``labels`` are the name of the point, a line break, and what else the pointer shows.
     """
+    said = [[text.partition("\n")[::2] for text in each.series.labels or ()] for each in marks]
     places = {
-        text.partition("\n")[0]: (at, value or 0.0)
-        for each in marks
-        for text, at, value in zip(each.series.labels or (), each.series.x, each.series.y, strict=True)
+        name: (at, value or 0.0)
+        for each, texts in zip(marks, said, strict=True)
+        for (name, _), at, value in zip(texts, each.series.x, each.series.y, strict=True)
     }
-    sides, traces = label_sides(places, room), []
-    for each in marks:
-        names = [text.partition("\n")[0] for text in each.series.labels or ()]
-        traces.append(
-            _trace(each, "markers+text")
-            | {
-                "showlegend": False,
-                "text": [label(item) if item in sides else "" for item in names],
-                "textposition": [sides.get(item, "top center") for item in names],
-                "textfont": {"color": "var(--ink)", "size": 11.5},
-                "customdata": [
-                    "<b>{}</b><br>{}".format(*map(label, text.partition("\n")[::2]))
-                    for text in each.series.labels or ()
-                ],
-                "cliponaxis": False,
-                "hovertemplate": "%{customdata}<extra></extra>",
-            }
-        )
-    layout["xaxis"] = {"title": {"text": x}} | layout.get("xaxis", {})
-    layout["yaxis"] = {"title": {"text": y}} | layout.get("yaxis", {})
-    return _chart(name, traces, layout, height, words, wide=wide)
+    sides, traces = label_sides(places, room, avoid), []
+    for each, texts in zip(marks, said, strict=True):
+        shown = {
+            "text": [label(name) if name in sides else "" for name, _ in texts],
+            "textposition": [sides.get(name, "top center") for name, _ in texts],
+            "customdata": [f"<b>{label(name)}</b><br>{label(more)}" for name, more in texts],
+        }
+        fixed = {"showlegend": False, "cliponaxis": False, "hovertemplate": "%{customdata}<extra></extra>"}
+        font = {"color": "var(--ink)", "size": 11.5}
+        traces.append(_trace(each, "markers+text") | shown | fixed | {"textfont": font})
+    axes = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}}
+    axes = {axis: found | layout.pop(axis, {}) for axis, found in axes.items()}
+    return _chart(traces, axes | layout, height, wide=wide)
 
 
-def heat(
-    name: str,
-    cells: Mapping[tuple[str, str], Any],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    quantity: str,
-    limit: float,
-) -> Chart:
-    """A square of cells by (row, column), its scale centred on zero and cut at ``limit``."""
-    gap = 1 if len(rows) <= 60 else 0
-    bar = {"thickness": 10, "len": 0.5, "outlinewidth": 0, "tickfont": {"size": 11}, "orientation": "h"}
+def heat(cells: Mapping[tuple[str, str], Any], order: Sequence[str], quantity: str, limit: float) -> Chart:
+    """A square of cells by (row, column), both in one order, its scale centred on zero and cut at ``limit``."""
+    gap = 1 if len(order) <= 60 else 0
+    names = [label(item) for item in order]
     trace = {
-        "type": "heatmap",
-        "z": [[cells.get((row, column)) for column in columns] for row in rows],
-        "x": [label(item) for item in columns],
-        "y": [label(item) for item in rows],
-        "colorscale": DIVERGING,
-        "zmin": -limit,
-        "zmax": limit,
-        "hoverongaps": False,
+        **{"type": "heatmap", "x": names, "y": names, "xgap": gap, "ygap": gap, "hoverongaps": False},
+        **{"colorscale": DIVERGING, "zmin": -limit, "zmax": limit},
+        "z": [[cells.get((row, column)) for column in order] for row in order],
         "hovertemplate": f"%{{y}} → %{{x}}<br>{quantity} %{{z:.2f}}<extra></extra>",
-        "colorbar": bar | {"x": 1, "xanchor": "right", "y": 1.01, "yanchor": "bottom"},
-        "xgap": gap,
-        "ygap": gap,
+        "colorbar": BAR | {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.01, "yanchor": "bottom"},
     }
     ticks: dict[str, Any] = {"type": "category", "showgrid": False, "tickfont": {"size": 10.5}}
-    if gap:
-        ticks |= {"tickmode": "linear", "dtick": 1}
+    ticks |= {"tickmode": "linear", "dtick": 1} if gap else {}
     layout = {"xaxis": ticks | {"tickangle": -60}, "yaxis": ticks | {"autorange": "reversed"}}
-    side = min(max(len(rows), 6), 60)
-    words = f"Heat map: {quantity} for every pair of {len(rows)} names."
-    return _chart(name, [trace], layout, 130 + 16 * side, words, wide=min(140 + 11 * side, 800), top=8, bottom=8)
-
-
-def colour_bar(title: str) -> dict[str, Any]:
-    """The scale beside points that are coloured by a number."""
-    heading = {"text": title, "side": "top", "font": {"size": 12}}
-    return {"title": heading, "thickness": 10, "len": 0.5, "outlinewidth": 0, "tickfont": {"size": 11}}
+    side = min(max(len(order), 6), 60)
+    return _chart([trace], layout, 130 + 16 * side, wide=min(140 + 11 * side, 800), top=8, bottom=8)
 
 
 def _trace(marks: Marks, mode: str, *, across: bool = False) -> dict[str, Any]:
@@ -304,23 +252,26 @@ def _trace(marks: Marks, mode: str, *, across: bool = False) -> dict[str, Any]:
         value: list(one.y),
         "text": [_hover(one, index) for index in range(len(one.x))],
         "hovertemplate": "%{text}<extra>" + label(one.name) + "</extra>",
-        "marker": {"color": colour, **marks.more},
+        "marker": {"color": colour, **marks.marker},
     }
     if one.low is not None and one.high is not None:
+        arms = {"array": one.high, "arrayminus": one.low}
         trace[f"error_{value}"] = {
-            "type": "data",
-            "symmetric": False,
-            "array": [_arm(y, high) for y, high in zip(one.y, one.high, strict=True)],
-            "arrayminus": [_arm(y, low) for y, low in zip(one.y, one.low, strict=True)],
-            "color": "var(--ink)" if many else colour,
-            "thickness": 1.6,
-            "width": 0,
+            **{
+                "type": "data",
+                "symmetric": False,
+                "thickness": 1.6,
+                "width": 0,
+                "color": "var(--ink)" if many else colour,
+            },
+            **{arm: [_arm(y, end) for y, end in zip(one.y, ends, strict=True)] for arm, ends in arms.items()},
         }
     if mode == "bar":
         return trace | {"type": "bar", "textposition": "none"}
-    trace["marker"] = {"symbol": marks.symbol, "size": marks.size} | trace["marker"]
+    outline = {"line": {"width": 1.8}} if "open" in marks.symbol else {}
+    trace["marker"] = {"symbol": marks.symbol, "size": marks.size} | outline | trace["marker"]
     if "lines" in mode:
-        trace["line"] = {"color": colour, "width": marks.width, "dash": marks.dash}
+        trace["line"] = {"color": colour, **marks.line}
     return trace | {"type": "scatter", "mode": mode}
 
 
@@ -337,19 +288,10 @@ def _hover(one: Series, index: int) -> str:
 
 
 def _chart(
-    name: str,
-    traces: Sequence[dict[str, Any]],
-    layout: Mapping[str, Any],
-    height: int,
-    words: str,
-    *,
-    wide: int = 0,
-    top: int = 14,
-    bottom: int = 44,
+    traces: Sequence[Any], layout: Mapping[str, Any], height: int, *, wide: int = 0, top: int = 14, bottom: int = 44
 ) -> Chart:
     margin = {"l": 12, "r": 12, "t": top, "b": bottom}
-    layout = {"dragmode": False, "margin": margin, "height": height} | dict(layout)
-    return Chart(name, _rounded({"data": list(traces), "layout": layout}), height, words, wide)
+    return Chart(_rounded({"data": traces, "layout": {"margin": margin, "height": height, **layout}}), wide)
 
 
 def _rounded(value: Any) -> Any:
@@ -364,7 +306,11 @@ def _rounded(value: Any) -> Any:
     return None if found is None else float(f"{found:.5g}")
 
 
-def label_sides(points: Mapping[str, tuple[float, float]], room: tuple[float, float] = (100, 26)) -> dict[str, str]:
+def label_sides(
+    points: Mapping[str, tuple[float, float]],
+    room: tuple[float, float] = (100, 26),
+    avoid: Sequence[tuple[float, float]] = (),
+) -> dict[str, str]:
     """On which side of its point each label goes so that none overlaps another; those without room are left out.
 
     Greedy from left to right over four sides, with boxes estimated from the number of letters.
@@ -372,30 +318,31 @@ def label_sides(points: Mapping[str, tuple[float, float]], room: tuple[float, fl
     Args:
         points: places by name.
         room: width of the plot in letters and height in lines.
+        avoid: places that labels shall not cover.
     """
     if not points:
         return {}
     spans = [max(p[i] for p in points.values()) - min(p[i] for p in points.values()) or 1.0 for i in (0, 1)]
-    scaled = {concept: (x / spans[0] * room[0], y / spans[1] * room[1]) for concept, (x, y) in points.items()}
-    taken = [(x - 0.9, y - 0.35, x + 0.9, y + 0.35) for x, y in scaled.values()]
+    scaled = {name: (x / spans[0] * room[0], y / spans[1] * room[1]) for name, (x, y) in points.items()}
+    others = [(x / spans[0] * room[0], y / spans[1] * room[1]) for x, y in avoid]
+    taken = [(x - 0.9, y - 0.35, x + 0.9, y + 0.35) for x, y in [*scaled.values(), *others]]
     chosen = {}
-    for concept, (x, y) in sorted(scaled.items(), key=lambda item: (item[1], item[0])):
-        half = len(concept) / 2 + 0.5
+    for name, (x, y) in sorted(scaled.items(), key=lambda item: (item[1], item[0])):
+        half = len(name) / 2 + 0.5
         boxes = {
             "top center": (x - half, y + 0.45, x + half, y + 1.45),
             "bottom center": (x - half, y - 1.45, x + half, y - 0.45),
             "middle right": (x + 1.2, y - 0.5, x + 1.2 + 2 * half, y + 0.5),
             "middle left": (x - 1.2 - 2 * half, y - 0.5, x - 1.2, y + 0.5),
         }
-        covered = {name: sum(_overlap(box, other) for other in taken) for name, box in boxes.items()}
-        side = min(covered, key=lambda name: covered[name])
-        if covered[side] < 0.2 * len(concept):
+        covered = {side: sum(_overlap(box, other) for other in taken) for side, box in boxes.items()}
+        side = min(covered, key=covered.__getitem__)
+        if covered[side] < 0.2 * len(name):
             taken.append(boxes[side])
-            chosen[concept] = side
+            chosen[name] = side
     return chosen
 
 
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     return max(width, 0.0) * max(height, 0.0)

@@ -40,6 +40,13 @@ class Rows(list[Row]):
         rows.declared = frame.attrs.get("table")
         return rows
 
+    @classmethod
+    def like(cls, other: Sequence[Row], rows: Sequence[Row]) -> Rows:
+        """Rows with the declaration of others."""
+        made = cls(rows)
+        made.declared = getattr(other, "declared", None)
+        return made
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -100,7 +107,6 @@ class Evidence:
         cards: what has no table: ``sae`` (metrics of the SAE), ``compare`` and ``geometry``.
         experiments: per behavioural experiment its claim and findings.
         provenance: settings, fingerprints, digests.
-        words: logit-lens words shown of each vector.
     """
 
     model: str
@@ -114,7 +120,14 @@ class Evidence:
     provenance: Provenance
     experiments: Sequence[Row] = ()
     fixed_split: bool = False
-    words: int = 8
+
+    def with_words(self, limit: int) -> Evidence:
+        """The same with at most so many logit-lens words of each direction and feature, as lists."""
+        cut = {}
+        for name in ("directions/concepts", "match/concepts"):
+            rows = [{**row, "words": str(row.get("words") or "").split()[:limit]} for row in self.rows(name)]
+            cut[name] = Rows.like(self.rows(name), rows)
+        return replace(self, tables={**self.tables, **cut})
 
     def rows(self, name: str) -> Sequence[Row]:
         """The rows of a table; none where the stage wrote none."""
@@ -189,6 +202,11 @@ class Evidence:
     def verdict(self, vector: str, claim: str) -> Tally:
         """Concepts of which a claim (sufficient, specific, necessary) is shown by all of its criteria."""
         return self.tally({c: row[claim] for c, row in self.by_concept("causal/verdicts", vector=vector).items()})
+
+    def verdict_words(self, concept: str) -> str:
+        """The verdicts of a concept's vectors as the stage words them."""
+        rows = self.rows("causal/verdicts")
+        return " ".join(row["words"] for row in rows if row["concept"] == concept and row["words"])
 
     def intervention(self, vector: str, operation: str) -> Tally:
         """Concepts for which an intervention is shown by the verdicts' rule; ``weak``: beyond every control."""

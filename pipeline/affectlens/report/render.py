@@ -5,37 +5,33 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import Any
 
 from affectlens.report import cards, draw, palette, tables
 from affectlens.report.draw import Chart
-from affectlens.report.evidence import VECTORS, Evidence
-from affectlens.report.registry import FINDINGS, ITEMS, PLACES, Content
+from affectlens.report.evidence import OPERATIONS, VECTORS, Evidence
+from affectlens.report.registry import ITEMS, Item
 from affectlens.report.sections import behaviour, causal
 from affectlens.report.sections.detection import GATES
-from affectlens.report.sentences import Finding, equip
+from affectlens.report.sentences import HERE, conclusions, environment, say
 from affectlens.report.tables import Table
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-HERE = Path(__file__).parent
-SECTIONS = (
-    ("headline", "What was found"),
-    ("texts", "The texts"),
-    ("directions", "Directions"),
-    ("features", "SAE features"),
-    ("methods", "Features against directions"),
-    ("meaning", "Words or meaning"),
-    ("geometry", "The shape of the concept space"),
-    ("causal", "What they cause"),
-    ("experiments", "Behavioural experiments"),
-    ("limits", "Methods and limits"),
-    ("provenance", "Provenance"),
-)
+SECTIONS = {
+    "headline": "What was found",
+    "texts": "The texts",
+    "directions": "Directions",
+    "features": "SAE features",
+    "methods": "Features against directions",
+    "meaning": "Words or meaning",
+    "geometry": "The shape of the concept space",
+    "causal": "What they cause",
+    "experiments": "Behavioural experiments",
+    "limits": "Methods and limits",
+    "provenance": "Provenance",
+}
 
 
 def render(
@@ -62,83 +58,69 @@ def render(
     Returns:
         The HTML. The same evidence and settings give the same bytes.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(HERE / "templates")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    equip(environment).globals |= {"gates": GATES}
-    evidence = replace(evidence, words=words_per_concept)
+    evidence = evidence.with_words(words_per_concept)
     listed = cards.cards(evidence, concepts=concepts_shown, contexts=contexts_per_feature)
-    blocks = _blocks(evidence, environment)
+    blocks = [block for item in ITEMS if (block := _block(item, evidence))]
     experiments = {row["name"]: behaviour.answers(row) for row in evidence.experiments}
-    charts = [each for block in blocks for each, _ in block.charts]
-    charts += [chart for answers in experiments.values() for answer in answers for chart, _ in answer.charts]
-    figures = {chart.name: chart.spec for chart in charts}
-    return environment.get_template("page.html.j2").render(
+    charts = [chart for block in blocks for chart in block.charts]
+    charts += [chart for answers in experiments.values() for answer in answers for chart in answer.charts]
+    specifications = {"template": {"layout": draw.TEMPLATE}, "figures": {chart.name: chart.spec for chart in charts}}
+    page = environment(escape=True).get_template("page.html.j2")
+    return page.render(
         evidence=evidence,
         title=title,
         theme=theme,
-        sections=[each for each in SECTIONS if experiments or each[0] != "experiments"],
+        sections={name: SECTIONS[name] for name in SECTIONS if experiments or name != "experiments"},
         experiments=experiments,
         style=palette.stylesheet(colours) + (HERE / "page.css").read_text(encoding="utf-8"),
         script=(HERE / "page.js").read_text(encoding="utf-8"),
         plotly=_plotly(),
         blocks=blocks,
-        specifications=_json({"template": {"layout": draw.TEMPLATE}, "figures": figures}),
-        tiles=cards.tiles(evidence),
+        specifications=_json(specifications),
         findings=conclusions(evidence),
         controls=causal.controls(evidence),
-        overview=cards.overview(evidence, {card.concept: card.anchor for card in listed}),
+        overview=cards.overview(evidence, {card["concept"]: card["anchor"] for card in listed}),
         stages=_stages(evidence),
         cards=listed,
         example=next((document for document in evidence.documents if document.emotion), None),
         settings=_yaml(evidence.provenance.config),
+        gates=GATES,
+        vectors=VECTORS,
+        operations=OPERATIONS,
+        scale=cards.scale,
+        rate=cards.rate,
     )
-
-
-def conclusions(evidence: Evidence) -> list[Finding]:
-    """What was found, in the order of the page."""
-    concluded = [finding for conclude in FINDINGS for finding in conclude(evidence)]
-    return sorted(concluded, key=lambda finding: PLACES.index(finding.section))
 
 
 @dataclass(frozen=True)
 class Block:
-    """A registered figure or table as the page shows it; charts come with their captions."""
+    """A registered figure or table as the page shows it."""
 
-    section: str
-    heading: str
-    narrow: bool
-    charts: Sequence[tuple[Chart, str]]
-    table: Table | None
+    item: Item
+    charts: tuple[Chart, ...] = ()
+    table: Table | None = None
 
 
-def _blocks(evidence: Evidence, environment: Environment) -> list[Block]:
-    """Every registered item whose tables have rows."""
-    blocks = []
-    for item in ITEMS:
-        content: Content = item.build(evidence) if all(evidence.rows(name) for name in item.needs) else None
-        if not content:
-            continue
-        table, charts = (content, []) if isinstance(content, Table) else (None, content)
-        charts = [charts] if isinstance(charts, Chart) else charts
-        kinds = list(VECTORS.values()) if len(charts) > 1 else [""]
-        caption = environment.from_string(item.caption)
-        captions = [caption.render(evidence=evidence, kind=kind) for kind in kinds]
-        blocks.append(Block(item.section, item.heading, item.narrow, [*zip(charts, captions, strict=False)], table))
-    return blocks
+def _block(item: Item, evidence: Evidence) -> Block | None:
+    """What an item shows; nothing where its tables have no rows."""
+    content = item.build(evidence) if all(evidence.rows(name) for name in item.needs) else None
+    if not content:
+        return None
+    if isinstance(content, Table):
+        return Block(item, table=replace(content, name=item.name))
+    charts = {"": content} if isinstance(content, Chart) else content
+    made = []
+    for vector, chart in charts.items():
+        caption = say(item.block, {"evidence": evidence, "kind": VECTORS.get(vector, vector)}, item.caption)
+        name, words = (f"{item.name}-{vector}", f"{item.words} ({vector})") if vector else (item.name, item.words)
+        made.append(replace(chart, name=name, words=words, caption=" ".join(caption)))
+    return Block(item, tuple(made))
 
 
 def _stages(evidence: Evidence) -> Table:
     """What each figure was computed by."""
-    columns = [
-        tables.text("Stage", "stage"),
-        tables.whole("Version", "version"),
-        tables.text("Fingerprint", "fingerprint"),
-    ]
-    return tables.table("stages", "Stages and fingerprints", evidence.provenance.stages, columns, open=True)
+    columns = {"stage": "Stage", "version": "Version", "fingerprint": "Fingerprint"}
+    return tables.table("Stages and fingerprints", evidence.provenance.stages, columns, open=True, name="stages")
 
 
 def _json(value: Any) -> str:
@@ -153,6 +135,7 @@ def _yaml(config: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=100)
 
 
+@cache
 def _plotly() -> str:
     """plotly's script, compressed to a third, as text; the page unpacks it without asking anybody."""
     from plotly.offline import get_plotlyjs

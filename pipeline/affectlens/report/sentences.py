@@ -1,97 +1,76 @@
-"""Findings in plain words, from templates: what is shown, what loses, and what is not shown."""
+"""Findings in plain words: what is shown, what loses, and what is not shown. The words: ``sections/sentences.j2``."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from affectlens.report.evidence import SIGNIFICANT, Figure, Tally
+from affectlens.report.evidence import SIGNIFICANT, Evidence, Tally
+from affectlens.report.registry import FINDINGS, PLACES, Standing
 from affectlens.results import format
 
 if TYPE_CHECKING:
-    from jinja2 import Environment, Template
+    from jinja2 import Environment
 
-Standing = Literal["shown", "partly shown", "not shown"]
+HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One result in words.
+    """A claim, what became of it, one to three sentences, and what only its section adds."""
 
-    Attributes:
-        section: the part of the page that holds the figures.
-        title: a claim in a few words.
-        text: one to three sentences, for the head of the page and for the section.
-        standing: what became of the claim.
-        more: what only the section adds.
-    """
-
+    name: str
     section: str
+    standing: Standing
     title: str
     text: str
-    standing: Standing = "not shown"
     more: str = ""
 
 
-def standing(tally: Tally, *, level: float | None = None, p: float | None = None) -> Standing:
-    """What a count of concepts shows, beside the count to be expected where nothing is there.
-
-    Args:
-        tally: of the concepts.
-        level: of each concept's test, where the tests are not corrected: the count is held against a binomial one.
-            Corrected tests (Benjamini-Hochberg) need none: that a single one passes has at most the corrected level.
-        p: of all concepts together, where the stage tests them so; it then decides instead.
-    """
-    if p is None and level is not None and tally.total:
-        from scipy.stats import binom
-
-        p = float(binom.sf(len(tally.shown) - 1, tally.total, level))
-    if (p is not None and p > SIGNIFICANT) or (p is None and not tally.shown):
-        return "not shown"
-    return "partly shown" if tally.missing or tally.unknown or not tally.shown else "shown"
-
-
-def equip(environment: Environment) -> Environment:
-    """Give a jinja environment the project's number formats."""
-    environment.filters |= {
-        "number": format.number,
-        "count": format.count,
-        "percent": format.percent,
-        "general": format.general,
-        "names": format.names,
-        "p": format.p_value,
-        "figure": _figure,
-    }
-    environment.globals |= {"plural": format.plural, "len": len}
-    return environment
-
-
-def _figure(figure: Figure, *, sign: bool = False) -> str:
-    return format.estimate(*figure, sign=sign)
-
-
 @cache
-def _compiled(template: str) -> Template:
-    from jinja2 import Environment, StrictUndefined
+def environment(*, escape: bool) -> Environment:
+    """The templates of the page (``escape``) and of the sentences, with the project's number formats as filters."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    return equip(Environment(undefined=StrictUndefined)).from_string(MACROS + template)
+    loader = FileSystemLoader([HERE / "templates", HERE / "sections"])
+    made = Environment(
+        loader=loader, autoescape=escape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    formats = ("number", "count", "percent", "general", "names")
+    made.filters |= {name: getattr(format, name) for name in formats}
+    made.filters |= {"p": format.p_value, "interval": lambda ends: format.interval(*ends)}
+    made.filters |= {"figure": lambda figure, **how: format.estimate(*figure, **how)}
+    made.globals |= {"plural": format.plural, "len": len, "counted": counted, "level": f"{SIGNIFICANT:.0%}"}
+    return made
 
 
-MACROS = """
-{%- macro counted(tally, what) -%}
-{{ len(tally.shown) }} of {{ plural(tally.total, "concept") }} {{ "has" if len(tally.shown) == 1 else "have" }} {{
-what }}.
-{% if tally.missing %}Not shown for: {{ tally.missing | names }}.{% endif %}
-{%- endmacro -%}
-"""
+def counted(tally: Tally, what: str) -> str:
+    """Of how many concepts something is shown, and of which it is not."""
+    has = "has" if len(tally.shown) == 1 else "have"
+    text = f"{len(tally.shown)} of {format.plural(tally.total, 'concept')} {has} {what}."
+    return text + f" Not shown for: {format.names(tally.missing)}." * bool(tally.missing)
 
 
-def say(template: str, **values: Any) -> str:
-    """A template as running text.
+def say(block: str, values: Mapping[str, Any], text: str = "") -> list[str]:
+    """The paragraphs of a template: of ``text``, or of a block of the sentences."""
+    shared = environment(escape=False)
+    template = shared.from_string(text) if text else shared.get_template("sentences.j2")
+    part = template.root_render_func if text else template.blocks.get(block, lambda _: "")
+    written = "".join(part(template.new_context(dict(values))))
+    tidy = (" ".join(each.split()).replace(" .", ".").replace(" ,", ",") for each in written.strip().split("\n\n"))
+    return [each for each in tidy if each]
 
-    Args:
-        template: jinja with the project's number formats as filters; line breaks are blanks.
-        values: what it names.
-    """
-    return " ".join(_compiled(template).render(values).split()).replace(" .", ".").replace(" ,", ",")
+
+def conclusions(evidence: Evidence) -> list[Finding]:
+    """What was found, in the order of the page."""
+    found = []
+    for each in sorted(FINDINGS, key=lambda each: PLACES.index(each.section)):
+        concluded = each.conclude(evidence)
+        if concluded:
+            badge, values = concluded
+            words = say(each.block, {"evidence": evidence, **values}, each.text)
+            found.append(Finding(each.name, each.section, badge, *words))
+    return found

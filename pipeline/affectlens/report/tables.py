@@ -1,18 +1,28 @@
-"""The tables of the page: columns are read from rows, what is not known is a dash."""
+"""The tables of the page: columns are named by their heading, their declared kind and unit say how they are written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from affectlens.report.evidence import Row
-from affectlens.results.format import MISSING, count, finite, interval, number, p_value, percent
+from affectlens import results
+from affectlens.report.evidence import Row, Tally
+from affectlens.results.format import MISSING, count, estimate, finite, general, number, p_value, percent
+
+UNITS: Mapping[str, Callable[[Any], str]] = {
+    "share": percent,
+    "p": p_value,
+    "nats": partial(number, digits=3, sign=True),
+}
+UNITS = {**UNITS, **dict.fromkeys(("AUROC", "cosine", "r"), partial(number, digits=3))}
+"""How numbers of a unit are written; others take the precision that fits."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell shows, and what it is sorted by (None goes last)."""
+    """What a cell shows, what it is sorted by (None goes last), its mark, its link, and a note under the pointer."""
 
     text: str
     key: float | str | None
@@ -23,59 +33,102 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """One column.
-
-    Attributes:
-        title: its heading.
-        cell: from a row.
-        help: what it is; the declaration of the table where empty.
-        kind: ``text``, ``numeric``, or ``claim`` (shown or not).
-        key: of the rows.
-    """
+    """A heading with what it means, and its cells from rows; ``kind`` is ``text``, ``numeric`` or ``claim``."""
 
     title: str
     cell: Callable[[Row], Cell]
     help: str = ""
     kind: str = "text"
-    key: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A sortable table with a caption; ``open`` ones are not folded."""
+    """A sortable table; ``open`` ones are not folded, ``criteria`` lists what the columns ask for below it."""
 
-    name: str
     caption: str
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
     note: str = ""
     open: bool = False
     criteria: bool = False
+    name: str = ""
 
 
-def table(name: str, caption: str, rows: Sequence[Row], columns: Sequence[Column], **more: Any) -> Table:
-    """A table of rows; columns without help take it from the declaration of the rows."""
+Heading = str | tuple[str, str] | Column
+
+
+def table(caption: str, rows: Sequence[Row], columns: Mapping[str, Heading], **more: Any) -> Table:
+    """A table of rows.
+
+    Args:
+        caption: of the table.
+        rows: with their declaration (:class:`~affectlens.report.evidence.Rows`) where they have one.
+        columns: heading by key, with a help where none is declared, or a column of one's own. ``low`` stands for the
+            interval from ``low`` to ``high``, ``p_adjusted`` shows ``p`` and ``p_floor`` under the pointer.
+        more: further fields of :class:`Table`.
+    """
     declared = {column.name: column for column in getattr(getattr(rows, "declared", None), "columns", ())}
-    described = [
-        replace(column, help=_help(declared[column.key])) if not column.help and column.key in declared else column
-        for column in columns
+    made = [
+        column if isinstance(column, Column) else _column(key, column, declared.get(key), rows)
+        for key, column in columns.items()
     ]
-    return Table(name, caption, described, [[column.cell(row) for column in columns] for row in rows], **more)
+    return Table(caption, made, [[column.cell(row) for column in made] for row in rows], **more)
 
 
-def _help(column: Any) -> str:
-    return column.description[:1].upper() + column.description[1:] + (f" ({column.unit})" if column.unit else "")
+def _column(key: str, heading: str | tuple[str, str], declared: results.Column | None, rows: Sequence[Row]) -> Column:
+    title, help = (heading, "") if isinstance(heading, str) else heading
+    values = [row.get(key) for row in rows]
+    if declared and not help:
+        help = declared.description[:1].upper() + declared.description[1:]
+        help += f" ({declared.unit})" * (declared.unit not in ("", "p"))
+    if declared.kind == "text" if declared else any(isinstance(value, str) for value in values):
+        return Column(title, lambda row: cell(row.get(key)), help)
+    if declared and declared.kind == "flag":
+        return Column(title, lambda row: mark(row[key]), help, "claim")
+    if key == "p_adjusted":
+        return Column(title, corrected, help, "numeric")
+    write = _writer(key, declared, values)
+    if key == "low":
+        return Column(title, lambda row: cell((None, row["low"], row["high"]), write), help, "numeric")
+    return Column(title, lambda row: cell(row.get(key), write), help, "numeric")
 
 
-def word(text: Any) -> Cell:
-    """A cell of text."""
-    return Cell(MISSING, None) if text in (None, "") else Cell(str(text), str(text).lower())
+def _writer(key: str, declared: results.Column | None, values: Sequence[Any]) -> Callable[[Any], str]:
+    if key == "p":
+        return p_value
+    if key == "feature" or key.endswith("_feature"):
+        return index
+    if declared:
+        return count if declared.kind == "integer" else UNITS.get(declared.unit, general)
+    return partial(number, digits=3) if any(isinstance(value, float) for value in values) else general
+
+
+def index(feature: Any) -> str:
+    """The number of a feature, without commas."""
+    return MISSING if finite(feature) is None else f"{feature:.0f}"
+
+
+def cell(value: Any, write: Callable[[Any], str] = general) -> Cell:
+    """A text, several words, yes or no, a number, or (value, low, high); the interval alone where value is None."""
+    if isinstance(value, bool):
+        return Cell("yes" if value else "no", float(value))
+    if isinstance(value, list | tuple) and not all(isinstance(each, str) for each in value):
+        middle, low, high = value[:3]
+        if finite(middle) is not None:
+            return Cell(estimate(middle, low, high), finite(middle))
+        known = finite(low) is not None and finite(high) is not None
+        return Cell(f"[{write(low)}, {write(high)}]" if known else MISSING, finite(low))
+    if isinstance(value, list | tuple):
+        value = ", ".join(value)
+    if value in (None, ""):
+        return Cell(MISSING, None)
+    return Cell(value, value.lower()) if isinstance(value, str) else Cell(write(value), finite(value))
 
 
 def corrected(row: Row) -> Cell:
     """A corrected p, written ``<=`` where the raw one is the least possible; the raw one is under the pointer."""
     raw, floor, p = (finite(row.get(key)) for key in ("p", "p_floor", "p_adjusted"))
-    at_floor = None not in (raw, floor, p) and raw <= floor * (1 + 1e-9)  # pyright: ignore[reportOptionalOperand]
+    at_floor = raw is not None and floor is not None and raw <= floor * (1 + 1e-9)
     title = f"uncorrected: {p_value(raw, floor or 0.0)}; least possible: {p_value(floor)}"
     return Cell(p_value(p, floor=(p or 0.0) if at_floor else 0.0), p, title=title)
 
@@ -89,42 +142,6 @@ def mark(shown: bool | None, *, weak: bool = False) -> Cell:
     return Cell("shown", 1.0, "yes") if shown else Cell("not shown", 0.0, "no")
 
 
-def text(title: str, key: str, help: str = "") -> Column:
-    """A column of words."""
-    return Column(title, lambda row: word(row.get(key)), help, key=key)
-
-
-def figure(title: str, key: str, help: str = "", *, digits: int = 3, sign: bool = False) -> Column:
-    """A column of numbers with fixed decimals."""
-    return _numeric(title, key, help, lambda value: number(value, digits, sign=sign))
-
-
-def whole(title: str, key: str, help: str = "") -> Column:
-    """A column of counts and indices."""
-    return _numeric(title, key, help, count)
-
-
-def share(title: str, key: str, help: str = "") -> Column:
-    """A column of percentages."""
-    return _numeric(title, key, help, percent)
-
-
-def _numeric(title: str, key: str, help: str, written: Callable[[Any], str]) -> Column:
-    return Column(title, lambda row: Cell(written(row.get(key)), finite(row.get(key))), help, "numeric", key)
-
-
-def p(title: str, key: str = "p", help: str = "") -> Column:
-    """A column of p-values; of ``p_adjusted`` with floor and raw p where the rows have them."""
-    if key == "p_adjusted":
-        return Column(title, corrected, help, "numeric", key)
-    return _numeric(title, key, help, p_value)
-
-
-def span(help: str = "t over topics", digits: int = 3) -> Column:
-    """A column of intervals, sorted by the lower end."""
-
-    def cell(row: Row) -> Cell:
-        low, high = finite(row.get("low")), finite(row.get("high"))
-        return Cell(MISSING if low is None or high is None else interval(low, high, digits), low)
-
-    return Column("95% interval", cell, help, "numeric")
+def claim(title: str, help: str, tally: Tally) -> Column:
+    """A column that says of which concepts a claim is shown."""
+    return Column(title, lambda r: mark(tally.of(r["concept"]), weak=r["concept"] in tally.weak), help, "claim")

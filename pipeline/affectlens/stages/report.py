@@ -63,7 +63,7 @@ class ReportStage(Stage[ReportConfig, Report]):
     """Put everything on a page."""
 
     name = "report"
-    version = 6
+    version = 7
     config_class = ReportConfig
     needs = ("corpus", "activations", "sae", "directions", "match", "compare", "geometry", "causal")
     needs += ("measure", "grade", "conclude")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from affectlens.report import draw, tables
-from affectlens.report.draw import Chart, Marks, Series
+from affectlens.report.draw import Chart
 from affectlens.report.evidence import Evidence, Row
-from affectlens.report.registry import figure, findings
-from affectlens.report.sentences import Finding, Standing
-from affectlens.report.tables import Cell, Table
-from affectlens.results.figures import VERDICT_WORDS
-from affectlens.results.format import MISSING, estimate, finite, general
+from affectlens.report.registry import Said, Standing, figure, finding, graded
+from affectlens.report.tables import Cell, Column, Heading, Table
+from affectlens.results.figures import VERDICT_WORDS, Series
 
 LEAD = 160
 """Letters of an answer that may stand in bold."""
@@ -27,7 +25,7 @@ class Answer:
     standing: Standing
     badge: str
     sentences: Sequence[str]
-    charts: Sequence[tuple[Chart, str]]
+    charts: Sequence[Chart]
     tables: Sequence[Table]
 
 
@@ -38,7 +36,7 @@ def answers(experiment: Row) -> list[Answer]:
             STANDING.get(row["verdict"], "not shown"),
             VERDICT_WORDS[row["verdict"]],
             lead(row["sentences"]),
-            [(chart(f"{name}-{place}", each), f"{each['title']}.") for place, each in enumerate(row.get("charts", ()))],
+            [chart(f"{name}-{place}", each) for place, each in enumerate(row.get("charts", ()))],
             [table(f"{name}-{place}", each) for place, each in enumerate(row.get("tables", ()))],
         )
         for index, row in enumerate(experiment["findings"])
@@ -47,34 +45,37 @@ def answers(experiment: Row) -> list[Answer]:
 
 
 @figure("experiments")
-def overview(evidence: Evidence) -> Table | None:
+def experiments(evidence: Evidence) -> Table | None:
     """Every experiment with its verdicts."""
-    columns = [tables.text("Experiment", ""), tables.text("Claim", "")]
-    columns += [tables.Column("Shown", tables.word, kind="claim"), tables.text("Answer", "")]
     rows = [
-        [
-            Cell(row["title"], row["title"].lower(), link=f"experiment-{row['name']}"),
-            tables.word(row["claim"]),
-            tables.mark({"shown": True, "not shown": False}.get(result["verdict"])),
-            tables.word(next(iter(result["sentences"]), "")),
-        ]
-        for row in evidence.experiments
-        for result in row["findings"]
+        {**experiment, "result": result} for experiment in evidence.experiments for result in experiment["findings"]
     ]
-    return Table("experiments", "Behavioural experiments", columns, rows, open=True) if rows else None
+    columns: dict[str, Heading] = {
+        "title": Column("Experiment", lambda r: Cell(r["title"], r["title"].lower(), link=f"experiment-{r['name']}")),
+        "claim": "Claim",
+        "shown": Column(
+            "Shown",
+            lambda r: tables.mark({"shown": True, "not shown": False}.get(r["result"]["verdict"])),
+            kind="claim",
+        ),
+        "answer": Column("Answer", lambda r: tables.cell(next(iter(r["result"]["sentences"]), ""))),
+    }
+    return tables.table("Behavioural experiments", rows, columns, open=True) if rows else None
 
 
-@findings
-def behaviour(evidence: Evidence) -> Iterator[Finding]:
-    """One line for the head of the page; nothing where no experiment was run."""
+@finding("experiments")
+def behaviour(evidence: Evidence) -> Said | None:
+    """How many of the analyses show their claim; nothing where no experiment was run."""
     verdicts: list[Any] = [result["verdict"] for row in evidence.experiments for result in row["findings"]]
     if not verdicts:
-        return
-    counts = {name: verdicts.count(name) for name in VERDICT_WORDS}
-    said = ", ".join(f"{counts[name]} {written}" for name, written in VERDICT_WORDS.items() if counts[name])
-    text = f"{len(evidence.experiments)} behavioural experiments were run, with {len(verdicts)} analyses: {said}."
-    badge: Standing = "shown" if counts["shown"] == len(verdicts) else "partly shown"
-    yield Finding("experiments", "The claims about behaviour hold", text, badge if counts["shown"] else "not shown")
+        return None
+    counts = [(written, verdicts.count(name)) for name, written in VERDICT_WORDS.items() if name in verdicts]
+    shown = verdicts.count("shown")
+    return graded(shown, len(verdicts)), {
+        "experiments": len(evidence.experiments),
+        "total": len(verdicts),
+        "counts": counts,
+    }
 
 
 def lead(sentences: Sequence[str]) -> list[str]:
@@ -87,37 +88,25 @@ def lead(sentences: Sequence[str]) -> list[str]:
 
 def chart(name: str, row: Row) -> Chart:
     """A line, bar or scatter chart with its intervals."""
-    marks = [
-        Marks(
+    drawn = [
+        draw.Marks(
             Series(**{key: each.get(key) for key in ("name", "x", "y", "low", "high", "labels")}),
             draw.COLOURS[place % len(draw.COLOURS)],
             draw.SYMBOLS[place % len(draw.SYMBOLS)],
             8,
-            draw.DASHES[(place // len(draw.COLOURS)) % len(draw.DASHES)],
+            line={"dash": draw.DASHES[(place // len(draw.COLOURS)) % len(draw.DASHES)]},
         )
         for place, each in enumerate(row["series"])
     ]
+    made = draw.lines(row["kind"], drawn, row["x"], row["y"], 360, yaxis={"zeroline": True})
     words = f"{row['kind'].capitalize()} chart: {row['title']}."
-    zero = {"zeroline": True}
-    return draw.lines(name, row["kind"], marks, x=row["x"], y=row["y"], words=words, height=360, yaxis=zero)
+    return replace(made, name=name, words=words, caption=f"{row['title']}.")
 
 
 def table(name: str, row: Row) -> Table:
     """Cells are texts, numbers, or a value with its interval."""
-    columns = []
-    for place, title in enumerate(row["columns"]):
-        words = any(isinstance(each[place], str) and each[place] for each in row["rows"])
-        kind = "text" if words or not row["rows"] else "numeric"
-        columns.append(tables.Column(str(title), _cell, kind=kind))
-    return Table(
-        name, row["title"], columns, [[_cell(value) for value in each] for each in row["rows"]], row.get("note", "")
-    )
-
-
-def _cell(value: Any) -> Cell:
-    if isinstance(value, bool):
-        return Cell("yes" if value else "no", float(value))
-    if isinstance(value, list | tuple):
-        number = finite(value[0])
-        return Cell(MISSING if number is None else estimate(*value[:3]), number)
-    return tables.word(value) if isinstance(value, str) else Cell(general(value), finite(value))
+    words = [any(isinstance(each, str) and each for each in column) for column in zip(*row["rows"], strict=True)]
+    kinds = ["text" if each else "numeric" for each in words] or ["text"] * len(row["columns"])
+    columns = [Column(str(title), tables.cell, kind=kind) for title, kind in zip(row["columns"], kinds, strict=True)]
+    rows = [[tables.cell(value) for value in each] for each in row["rows"]]
+    return Table(row["title"], columns, rows, row.get("note", ""), name=name)
