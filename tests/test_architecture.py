@@ -28,7 +28,7 @@ LAYERS = (
     ("run",),
     ("use",),
     ("tracking", "cluster", "compare", "serve"),
-    ("api", "cli", "console", "entry"),
+    ("api", "cli", "console", "entry", "everyday"),
 )
 """From the ground up. A room imports rooms of its own layer and of those below. The report lies below the stages: one
 of them writes it, from results and nothing else."""

@@ -191,3 +191,88 @@ def test_what_a_study_cannot_steer_by_is_said_before_sampling(study):
     ):
         with pytest.raises(UserError, match=words):
             Answers(study, PROMPT, [Recipe((push,))], Draws())
+
+
+def chats(folder):
+    path = folder / "chats.jsonl"
+    rows = [
+        {"id": "one", "messages": [{"role": "user", "content": "Who is it?"}, {"role": "assistant", "content": "I."}]},
+        {"id": "<img src=x onerror=alert(1)>", "text": "</script><script>alert(1)</script> Nobody came."},
+    ]  # fmt: skip
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+def run(*arguments: object) -> str:
+    """What the command prints."""
+    from affectlens.cli import app
+    from typer.testing import CliRunner
+
+    outcome = CliRunner().invoke(app, [str(each) for each in arguments], catch_exceptions=False, standalone_mode=False)
+    assert not outcome.exception
+    return outcome.output
+
+
+@pytest.fixture(scope="module")
+def file(study):
+    """Its study file."""
+    return study.folders["corpus"].parents[2] / "study.yaml"
+
+
+def test_read_writes_what_it_read(study, readings, file, tmp_path):
+    import pandas as pd
+
+    paths = {name: tmp_path / f"out.{name}" for name in ("json", "parquet", "html")}
+    run("read", file, chats(tmp_path), "--features", "3,5", "--json", paths["json"], "--parquet", paths["parquet"],
+        "--page", paths["html"])  # fmt: skip
+    said = json.loads(paths["json"].read_text(encoding="utf-8"))
+    expected = list(texts.read_texts(study, readings, texts.from_source(str(tmp_path / "chats.jsonl"), None)))
+    assert [row["name"] for row in said["rows"]] == readings.names
+    assert [text["name"] for text in said["texts"]] == [each.name for each in expected]
+    for text, reading in zip(said["texts"], expected, strict=True):
+        np.testing.assert_allclose(text["values"], reading.values, rtol=1e-4, atol=1e-5)
+        assert text["tokens"] == reading.tokens
+    table = pd.read_parquet(paths["parquet"])
+    assert len(table) == sum(len(each.tokens) for each in expected)
+    np.testing.assert_allclose(table[readings.names].to_numpy(), np.concatenate([e.standard for e in expected]), 1e-4)
+    assert "afraid" in run("read", file, "Nobody came.", "--show", "afraid")
+
+
+def test_the_page_colours_by_what_is_chosen_and_asks_for_nothing(study, readings, file, tmp_path):
+    from browser import browser, visit
+
+    page = tmp_path / "page.html"
+    run("read", file, chats(tmp_path), "--features", "3", "--page", page, "--show", "calm")
+    (first, second) = texts.read_texts(study, readings, texts.from_source(str(tmp_path / "chats.jsonl"), None))
+    with browser() as running:
+        for width, dark in ((1280, False), (390, True)):
+            with visit(running, page, width=width, dark=dark) as seen:
+                shown = seen.page.eval_on_selector_all(".token", "all => all.map(each => Number(each.dataset.value))")
+                np.testing.assert_allclose(shown, first.standard[:, readings.index("calm")], atol=0.006)
+                seen.page.select_option("#row", label="sad")
+                seen.page.select_option("#second", label=second.name)
+                shown = seen.page.eval_on_selector_all(".token", "all => all.map(each => Number(each.dataset.value))")
+                sad = readings.index("sad")
+                both = np.concatenate([first.standard[:, sad], second.standard[:, sad]])
+                np.testing.assert_allclose(shown, both, atol=0.006)
+                seen.page.locator(".token").first.focus()
+                seen.page.keyboard.press("ArrowRight")
+                assert first.tokens[1].strip() in seen.page.inner_text("#detail")
+                assert seen.page.inner_text(".role >> nth=0") == "user"
+                assert seen.overflow() <= 0
+                assert not seen.errors
+                assert len(seen.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--show", "clam"), "calm"),
+        (("--features", "64"), "0 to 63"),
+        (("--features", "x"), "numbers"),
+        (("--page", "nowhere/page.html"), "folder"),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_one_sentence(file, arguments, words):
+    with pytest.raises(UserError, match=words):
+        run("read", file, "a text", *arguments)

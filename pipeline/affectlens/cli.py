@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from affectlens import __version__, entry
-from affectlens.entry import Debug
+from affectlens.entry import Config, Debug, Overrides
 from affectlens.errors import ConfigError, DamagedResult, MissingResult
+from affectlens.everyday import reading
 
 app = typer.Typer(
     name="affectlens",
@@ -32,11 +33,6 @@ app = typer.Typer(
     ),
 )
 
-Config = Annotated[Path, typer.Argument(help="The study file, for example configs/quickstart.yaml.", metavar="CONFIG")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Changes to the study: sae.k=16 model.layer=10 ...", metavar="[KEY=VALUE]..."),
-]
 Sweep = Annotated[
     bool, typer.Option("--sweep", help="sae.k=16,32 model.layer=10,15 means four studies, one for each combination.")
 ]
@@ -447,6 +443,9 @@ def _version(wanted: bool) -> None:
 def _options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None: ...
+
+
+app.command()(reading.read)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -32,6 +33,11 @@ Debug = Annotated[
     typer.Option("--debug", callback=_set_debug, is_eager=True, help="Print the traceback of whatever goes wrong."),
 ]
 """The option that every command has."""
+Config = Annotated[Path, typer.Argument(help="The study file, for example configs/quickstart.yaml.", metavar="CONFIG")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Changes to the study: sae.k=16 model.layer=10 ...", metavar="[KEY=VALUE]..."),
+]
 
 
 def start(app: typer.Typer) -> NoReturn:

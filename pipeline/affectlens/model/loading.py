@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,16 @@ def source(config: ModelConfig, models: Path) -> tuple[str, dict[str, Any]]:
     """What transformers is given to load: a folder where there is one, else the hub name with its revision."""
     file, path = gguf_file(config), locate(config)
     if file is not None:
-        return str(embedded.model_folder(models, file_digest(file), file)), {}
+        return str(embedded.model_folder(models, _digest(file, file.stat().st_mtime_ns), file)), {}
     if path is not None:
         return str(path), {}
     return config.name, {} if config.revision is None else {"revision": config.revision}
+
+
+@cache
+def _digest(file: Path, changed: int) -> str:
+    """The checksum of a file, computed once a process as long as it stays unchanged."""
+    return file_digest(file)
 
 
 @contextmanager

@@ -172,6 +172,11 @@ class Opened:
         slopes = axes.slopes(self.built.unit(self.layer if layer is None else layer), rated)
         return {} if slopes is None else dict(zip(axes.AXES, unit_rows(slopes), strict=True))
 
+    @property
+    def model_name(self) -> str:
+        """As the study names it; empty where a result folder was opened."""
+        return str(self.study.config.model.name) if self.study else ""
+
     def mean_norm(self, layer: int) -> float:
         """Mean norm of the residual stream at a layer: the unit of steering strength."""
         return self.activations.mean_norm(layer)

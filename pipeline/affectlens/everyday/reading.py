@@ -1,0 +1,116 @@
+"""``affectlens read``: texts of the user's own, token by token."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from affectlens.entry import Config, Debug
+from affectlens.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from affectlens.use.opened import Opened
+    from affectlens.use.readings import Readings
+
+Changes = Annotated[list[str] | None, typer.Option("--set", help="key=value for the study; may be given again.")]
+Features = Annotated[
+    str | None,
+    typer.Option(
+        help="SAE features to read as well: numbers separated by commas, or best: that of each concept.",
+        metavar="12,34|best",
+    ),
+]
+
+
+def read(
+    config: Config,
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="A text in quotes; a file: plain text, a chat as JSON, or JSONL with text or messages a line; or - "
+            "for standard input. Several are read one after the other.",
+            metavar="TEXT|FILE|-",
+        ),
+    ],
+    show: Annotated[
+        str | None, typer.Option(help="Colour tokens by this concept, valence, arousal, or feature:<number>.")
+    ] = None,
+    features: Features = None,
+    to_json: Annotated[
+        str | None, typer.Option("--json", metavar="PATH|-", help="Write all values as JSON; - for standard output.")
+    ] = None,
+    parquet: Annotated[Path | None, typer.Option(help="Write a table with a row a token.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write a self-contained HTML page.")] = None,
+    changes: Changes = None,
+    debug: Debug = False,
+) -> None:
+    """Read texts: how the representation of each concept is active, token by token and message by message.
+
+    The study's stage [bold]directions[/bold] has to be finished. Values are in standard deviations of neutral tokens,
+    from their mean.
+
+    Examples: [bold]affectlens read quickstart "Nobody came, and the lamp is still on."[/bold], [bold]affectlens read
+    quickstart chats.jsonl --page chats.html[/bold], [bold]affectlens read quickstart - --json - < letter.txt[/bold]
+    """
+    from affectlens.everyday import terminal
+    from affectlens.use import texts
+    from affectlens.use.writing import Outputs
+
+    if sum(source == "-" for source in sources) > 1:
+        raise ConfigError("read: standard input (-) can be read once")
+    study = opened(config, changes)
+    readings = chosen(study, features)
+    shown = None if show is None else readings.index(show)
+    given = (each for source in sources for each in texts.from_source(source, sys.stdin))
+    with Outputs(study, readings, to_json=to_json, parquet=parquet, page=page, first=show) as outputs:
+        for reading in texts.read_texts(study, readings, given):
+            outputs.add(reading)
+            if not outputs.any:
+                terminal.show_text(reading, shown)
+        if not outputs.any:
+            terminal.show_scale(readings)
+    for path in outputs.paths:
+        print(path)
+
+
+def opened(config: Path, changes: Sequence[str] | None) -> Opened:
+    """A study whose directions are finished.
+
+    Raises:
+        UserError: they are not.
+    """
+    from affectlens.use.opened import Opened, finished
+
+    study = Opened(*finished(config, *(changes or ())))
+    if "directions" not in study.folders:
+        raise UserError(
+            f"the directions of {config} are not there yet; run `affectlens run {config} --stage directions`"
+        )
+    if study.study is not None:
+        import torch
+
+        torch.set_num_threads(study.study.config.compute.threads)
+    return study
+
+
+def chosen(study: Opened, features: str | None) -> Readings:
+    """The rows of a study with the features that the user names.
+
+    Raises:
+        UserError: they are no features of the study.
+    """
+    from affectlens.use.readings import FEATURE, Readings
+
+    if features is None:
+        return Readings.of(study)
+    if features == "best":
+        return Readings.of(study, list(dict.fromkeys(int(number) for number in study.result("match").best)))
+    names = [name.strip().removeprefix(FEATURE) for name in features.split(",")]
+    wrong = [name for name in names if not name.isdecimal()]
+    if wrong:
+        raise ConfigError(f"--features {wrong[0]}: give numbers separated by commas, or best")
+    return Readings.of(study, [int(name) for name in dict.fromkeys(names)])
