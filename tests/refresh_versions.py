@@ -26,6 +26,7 @@ ROOMS = {
     "directions": {"probing", "stats"},
     "match": {"probing", "stats"},
     "compare": {"probing", "stats"},
+    "writers": {"probing", "stats"},
     "geometry": {"probing", "stats"},
     "causal": {"interventions", "stats"},
     "experiments": {"experiments", "stats"},

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from affectlens import results
 from affectlens.interventions import tables as causal_tables
-from affectlens.probing import comparison, directions, geometry_tables, match
+from affectlens.probing import comparison, directions, geometry_tables, match, writers
 from affectlens.report import cards, draw, palette, tables
 from affectlens.report.evidence import OPERATIONS, VECTORS, Evidence, Provenance, Rows, Tally
 from affectlens.report.registry import FINDINGS, ITEMS, figure, finding, standing
@@ -102,6 +102,8 @@ DECLARED = {
     "compare/explained": comparison.EXPLAINED,
     "compare/angles": comparison.ANGLES,
     "compare/pairs": comparison.PAIRS,
+    "writers/methods": writers.METHODS,
+    "writers/transfer": writers.TRANSFER,
     **{f"geometry/{table.name}": table for table in geometry_tables.ALL},
     **{f"causal/{table.name}": table for table in causal_tables.TABLES},
 }
@@ -170,6 +172,17 @@ def study(concepts: tuple[str, ...] = CONCEPTS, story: str = "She waited.") -> E
                 ("best SAE feature", 2, "max"),
                 ("TF-IDF", None, "text"),
             )
+        ],
+        "writers/methods": [
+            {"method": method, "own": mean, "own_low": mean - 0.04, "own_high": mean + 0.03, "other": mean - 0.1}
+            | {"other_low": mean - 0.15, "other_high": mean - 0.05, "loss": 0.1, "loss_low": 0.04, "loss_high": 0.16}
+            | {"hit_other": 0.4, "hit_other_low": 0.3, "hit_other_high": 0.5, "reverse": mean, "several": mean}
+            | {"several_low": mean - 0.1, "several_high": mean + 0.1}
+            for method, mean in METHODS.items()
+        ],
+        "writers/transfer": [
+            {"method": "difference of means", "built": built, "read": "strangers", "auroc": 0.8}
+            for built in ("own", "strangers")
         ],
         "geometry/correlations": [
             {
@@ -696,15 +709,15 @@ def test_colours_can_be_read(name: palette.Name) -> None:
 def artifacts(root: Path, moment: str) -> dict[str, Any]:
     """Artifacts as the stage gets them, with manifests written at ``moment``."""
     whole, opened = study(), {}
-    names = ("corpus", "activations", "sae", "directions", "match", "compare", "geometry", "causal", "measure", "grade",
-             "conclude")  # fmt: skip
+    names = ("corpus", "activations", "sae", "directions", "match", "compare", "writers", "geometry", "causal",
+             "measure", "grade", "conclude")  # fmt: skip
     metrics = whole.metrics
     for name in names:
         folder = root / name
         folder.mkdir(parents=True)
         record = {
             **{"stage": name, "needs": {}, "parts": {}, "files": {}, "sizes": {}},
-            "config": {"key": name},
+            "config": {"key": "corpus" if name == "writers" else name},
             "version": 1,
             "fingerprint": "cd" * 32,
             "data": {"stories": "ef"} if name == "corpus" else {},

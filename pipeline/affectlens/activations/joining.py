@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ PER_SHARD = ("documents/first_row",)
 """Datasets that mean something within their shard alone; the joined file leaves them out."""
 
 
-def write_index(folder: Path, parts: Mapping[str, Path]) -> dict[str, Any]:
-    """Write ``index.json`` and the virtual file beside the ``parts`` folder.
+def write_index(folder: Path, parts: Iterable[str], shards: str = "parts") -> dict[str, Any]:
+    """Write ``index.json`` and the virtual file of some parts.
 
     Args:
-        folder: the result in the making.
+        folder: the result in the making, or a folder in it.
         parts: names of the parts, in order.
+        shards: where the parts lie, as seen from the folder.
 
     Returns:
         The index.
@@ -30,9 +31,9 @@ def write_index(folder: Path, parts: Mapping[str, Path]) -> dict[str, Any]:
         DamagedResult: a shard is gone or cut short.
         UserError: shards hold different number types, layers or settings.
     """
-    described = [_describe(folder, f"parts/{name}/{SHARD}") for name in parts]
+    described = [_describe(folder, f"{shards}/{name}/{SHARD}") for name in parts]
     _require_alike(described)
-    first, shards = described[0], [each["shard"] for each in described]
+    first, listed = described[0], [each["shard"] for each in described]
     norms = {
         layer: {site: sum(each["norm_sum"][layer][site] for each in described) for site in sites}
         for layer, sites in first["norm_sum"].items()
@@ -45,10 +46,10 @@ def write_index(folder: Path, parts: Mapping[str, Path]) -> dict[str, Any]:
         "d_model": first["d_model"],
         "token_sites": first["token_sites"],
         "pooled_sites": first["pooled_sites"],
-        "rows": sum(shard["rows"] for shard in shards),
-        "documents": sum(shard["documents"] for shard in shards),
+        "rows": sum(shard["rows"] for shard in listed),
+        "documents": sum(shard["documents"] for shard in listed),
         "norm_sum": norms,
-        "shards": shards,
+        "shards": listed,
     }
     write_json(folder / INDEX, index)
     _write_virtual(folder, described)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from affectlens.config import nearest
-from affectlens.corpus.documents import CorpusConfig, ablation_topics, file_stem, stories
+from affectlens.corpus.documents import OWN, CorpusConfig, ablation_topics, file_stem, stories, writer_documents
 from affectlens.corpus.texts import read_texts, texts_path
 
 LONGEST_NAME = 100
@@ -56,6 +56,29 @@ def check(config: CorpusConfig) -> None:
         key = "test_topics" if config.test_topics else "ablation_topics"
         raise ValueError(f"`corpus.{key}`: no topic is left to build directions from; hold out fewer")
     _check_coverage(config, rows, ablated)
+    _check_writers(config, studied)
+
+
+def _check_writers(config: CorpusConfig, studied: set[str]) -> None:
+    """Each other writer has a name of its own, and stories from which two studied emotions can be told apart."""
+    names = [OWN]
+    for writer in config.evaluate:
+        name = writer.writer
+        if name in names:
+            raise ValueError(f"`corpus.evaluate`: two writers are called `{name}`; give one another `name`")
+        names.append(name)
+        if not writer.path.is_file():
+            raise ValueError(
+                f"`corpus.evaluate: {writer.stories}`: no such file; give a JSONL file, or an embedded writer's name"
+            )
+        concepts_of: dict[str, set[str]] = defaultdict(set)
+        for document in writer_documents(writer, studied):
+            concepts_of[document.topic].add(document.emotion)
+        if len(concepts_of) < 2 or max(map(len, concepts_of.values())) < 2:
+            raise ValueError(
+                f"`corpus.evaluate: {writer.stories}`: {len(concepts_of)} topics hold stories of the studied emotions; "
+                "two at least are needed, and one with two emotions: an AUROC compares stories within a topic"
+            )
 
 
 def _check_names(config: CorpusConfig, rows: Sequence[dict[str, Any]]) -> None:

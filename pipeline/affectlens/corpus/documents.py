@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from affectlens.config import MERGE_ONLY, Config
-from affectlens.corpus.texts import read_jsonl, read_texts, texts_path
+from affectlens.corpus.texts import EMBEDDED, read_jsonl, read_texts, texts_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +32,37 @@ HELD_OUT = ("exam", "kitchen", "phone")
 
 CHAT = ("messages", "spans")
 """Keys that only chats and texts with named stretches have."""
+
+
+OWN = "own"
+"""How the study's own stories are called beside those of other writers."""
+
+
+class EvaluateConfig(Config):
+    """Stories of another writer, which build nothing that the study measures elsewhere."""
+
+    stories: str
+    """A JSONL file as for `corpus.stories`, or the name of an embedded writer (`writer_b`, `writer_c`)."""
+    name: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$")
+    """How tables call the writer; left empty, the file's name without its ending."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_file(cls, value: Any) -> Any:
+        return {"stories": value} if isinstance(value, str) else value
+
+    @property
+    def writer(self) -> str:
+        """The writer's name."""
+        return self.name or Path(self.stories).stem
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        embedded = EMBEDDED / f"{self.stories}.jsonl"
+        return (
+            embedded if self.stories.startswith("writer_") and embedded.is_file() else Path(self.stories).expanduser()
+        )
 
 
 class CorpusConfig(Config):
@@ -53,6 +84,9 @@ class CorpusConfig(Config):
     """Whose stories are ablated; what steers is built without them. Left out: the test topics, or a quarter of all."""
     ngram: int = Field(default=8, ge=3)
     """Length in words of the runs that two texts must not share."""
+    evaluate: tuple[EvaluateConfig, ...] = ()
+    """Stories of other writers: what the study's stories build is read on them, and the reverse. They enter nothing
+    else, so that a further writer computes only what concerns it."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +222,32 @@ def select(config: CorpusConfig) -> list[Document]:
             )
         )
     return documents
+
+
+def writer_documents(writer: EvaluateConfig, emotions: Collection[str]) -> list[Document]:
+    """The stories of another writer about the studied concepts, in the order of the file."""
+    rows = [row for row in read_texts(writer.path, required=("emotion", "topic")) if row["emotion"] in emotions]
+    return [
+        Document(
+            index,
+            "story",
+            emotion=row["emotion"],
+            topic=row["topic"],
+            narrator=row.get("narrator", ""),
+            split="test",
+            text=row["text"],
+            **{key: row[key] for key in CHAT if key in row},
+        )
+        for index, row in enumerate(rows)
+    ]
+
+
+def write_documents(path: Path, documents: Iterable[Document]) -> None:
+    """One object a line, as :attr:`Corpus.documents` reads them."""
+    with path.open("w", encoding="utf-8") as stream:
+        for document in documents:
+            row = {key: value for key, value in asdict(document).items() if key not in CHAT or value}
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def ablation_topics(config: CorpusConfig, topics: Sequence[str]) -> tuple[str, ...]:

@@ -159,11 +159,21 @@ class Directions:
         if self.imported:
             return self.linear(layer)
         neutral = self._arrays[f"layers.{layer}.neutral"]
-        return difference_of_means(values, labels, neutral, subtract_mean=self._card["subtract_mean"]).unit
+        return difference_of_means(values, labels, neutral, subtract_mean=self.subtract_mean).unit
 
     def held_out(self, layer: int, method: str = RECIPE) -> Float[np.ndarray, "docs concepts"]:
         """Each story's scores by a probe that was built without its topic; NaN for documents that are not tested."""
         return self._arrays[f"layers.{layer}.held_out.{_array(method)}"]
+
+    @property
+    def subtract_mean(self) -> bool:
+        """Whether the mean over concepts was taken from each concept's mean."""
+        return self._card["subtract_mean"]
+
+    @property
+    def logistic_c(self) -> float:
+        """Inverse L2 penalty of the logistic probe."""
+        return self._card.get("logistic_c", 1.0)
 
     @property
     def imported(self) -> bool:

@@ -26,6 +26,7 @@ SECTIONS = {
     "features": "SAE features",
     "methods": "Features against directions",
     "meaning": "Words or meaning",
+    "writers": "Beyond the writer",
     "geometry": "The shape of the concept space",
     "causal": "What they cause",
     "experiments": "Behavioural experiments",
@@ -61,6 +62,8 @@ def render(
     evidence = evidence.with_words(words_per_concept)
     listed = cards.cards(evidence, concepts=concepts_shown, contexts=contexts_per_feature)
     blocks = [block for item in ITEMS if (block := _block(item, evidence))]
+    absent = {"experiments"} if not evidence.experiments else set()
+    absent |= {"writers"} if not evidence.rows("writers/methods") else set()
     experiments = {row["name"]: behaviour.answers(row) for row in evidence.experiments}
     charts = [chart for block in blocks for chart in block.charts]
     charts += [chart for answers in experiments.values() for answer in answers for chart in answer.charts]
@@ -70,7 +73,7 @@ def render(
         evidence=evidence,
         title=title,
         theme=theme,
-        sections={name: SECTIONS[name] for name in SECTIONS if experiments or name != "experiments"},
+        sections={name: SECTIONS[name] for name in SECTIONS if name not in absent},
         experiments=experiments,
         style=palette.stylesheet(colours) + (HERE / "page.css").read_text(encoding="utf-8"),
         script=(HERE / "page.js").read_text(encoding="utf-8"),

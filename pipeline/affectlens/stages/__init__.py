@@ -9,6 +9,7 @@ MODULES = (
     "directions",
     "match",
     "compare",
+    "writers",
     "geometry",
     "causal",
     "measure",

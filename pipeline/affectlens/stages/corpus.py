@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from affectlens import results
 from affectlens.corpus import checks, quality
-from affectlens.corpus.documents import CHAT, Corpus, CorpusConfig, select, stories
+from affectlens.corpus.documents import Corpus, CorpusConfig, select, stories, write_documents
 from affectlens.corpus.texts import texts_path
 from affectlens.files import write_json
 from affectlens.results import Table, integer, number, text
@@ -36,6 +34,7 @@ class CorpusStage(Stage[CorpusConfig, Corpus]):
     name = "corpus"
     version = 3
     config_class = CorpusConfig
+    fields = tuple(name for name in CorpusConfig.model_fields if name != "evaluate")
     keeps_parts = True
     unit = "texts"
     tables = (QUALITY,)
@@ -58,10 +57,7 @@ class CorpusStage(Stage[CorpusConfig, Corpus]):
     def finish(self, parts: Mapping[str, Path], out: Path) -> Metrics:
         (out / "quality.json").write_bytes((parts["all"] / "quality.json").read_bytes())
         # Only here, because topics are merge-only: another split reads and caches nothing again.
-        with (out / "documents.jsonl").open("w", encoding="utf-8") as stream:
-            for document in select(self.config):
-                row = {key: value for key, value in asdict(document).items() if key not in CHAT or value}
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        write_documents(out / "documents.jsonl", select(self.config))
         write_json(out / "corpus.json", {"fixed_split": bool(self.config.test_topics)})
         corpus = Corpus(out)
         results.write(out, QUALITY, ({"concept": name, **row} for name, row in corpus.quality["concepts"].items()))

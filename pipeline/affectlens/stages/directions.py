@@ -94,6 +94,7 @@ class DirectionsStage(Stage[DirectionsConfig, Directions]):
             "neutral_components": len(arrays[f"layers.{layer}.neutral"]),
             "permutations": self.config.permutations,
             "subtract_mean": self.config.subtract_mean,
+            "logistic_c": self.config.logistic_c,
             "imported": self.config.imported is not None,
         }
         write_json(out / "directions.json", card)

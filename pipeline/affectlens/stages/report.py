@@ -22,6 +22,7 @@ from affectlens.stages.geometry import GeometryStage
 from affectlens.stages.grade import GradeStage
 from affectlens.stages.measure import MeasureStage
 from affectlens.stages.sae import SaeStage
+from affectlens.stages.writers import WritersStage
 
 if TYPE_CHECKING:
     from affectlens.report.evidence import Evidence, Provenance
@@ -63,9 +64,9 @@ class ReportStage(Stage[ReportConfig, Report]):
     """Put everything on a page."""
 
     name = "report"
-    version = 7
+    version = 8
     config_class = ReportConfig
-    needs = ("corpus", "activations", "sae", "directions", "match", "compare", "geometry", "causal")
+    needs = ("corpus", "activations", "sae", "directions", "match", "compare", "writers", "geometry", "causal")
     needs += ("measure", "grade", "conclude")
     unit = "pages"
 
@@ -126,7 +127,7 @@ class ReportStage(Stage[ReportConfig, Report]):
         from affectlens.report.evidence import Provenance
 
         settings: dict[str, Any] = {"seed": self.setting.seed, "model": self.setting.model.model_dump(mode="json")}
-        sections = {stage.name: stage.section for stage in (MeasureStage, GradeStage, ConcludeStage)}
+        sections = {stage.name: stage.section for stage in (WritersStage, MeasureStage, GradeStage, ConcludeStage)}
         for name, record in records.items():
             settings.setdefault(sections.get(name, name), {}).update(record["config"])
         settings[self.name] = self.config.model_dump(mode="json")

@@ -1,7 +1,15 @@
 """The statistics of the project: exact, fast, and NaN where a figure is not defined."""
 
 from affectlens.stats.corrections import benjamini_hochberg, holm
-from affectlens.stats.estimates import Correlation, Estimate, correlation, fisher_interval, residuals, wilson
+from affectlens.stats.estimates import (
+    Correlation,
+    Estimate,
+    correlation,
+    difference,
+    fisher_interval,
+    residuals,
+    wilson,
+)
 from affectlens.stats.permutation import (
     MaxPermutation,
     max_permutation_test,
@@ -24,6 +32,7 @@ from affectlens.stats.resampling import (
     bootstrap_interval,
     bootstrap_mean,
     cluster_bootstrap,
+    prediction_interval,
     t_interval,
     two_way_bootstrap,
 )
@@ -44,12 +53,14 @@ __all__ = [
     "bootstrap_mean",
     "cluster_bootstrap",
     "correlation",
+    "difference",
     "fisher_interval",
     "holm",
     "max_permutation_test",
     "permutation_p",
     "permuted_labels",
     "permuted_within",
+    "prediction_interval",
     "rank_features",
     "residuals",
     "standardized_mean_difference",

@@ -227,6 +227,28 @@ def t_interval(
     return Estimate(point, point - half, point + half, groups)
 
 
+def prediction_interval(values: Float[np.ndarray, " groups"], level: float = 0.95) -> Estimate:
+    """The mean of some groups' figures, and where the figure of one further group is expected to lie.
+
+    Half-width t(n - 1) s sqrt(1 + 1 / n), for groups that are draws from one normal population.
+
+    Args:
+        values: one figure a group, such as a writer, measured as that of the further group will be.
+        level: share of further groups within.
+
+    Returns:
+        n = groups; without an interval below two.
+    """
+    check_level(level)
+    values = np.asarray(values, dtype=float)
+    values = values[np.isfinite(values)]
+    count = len(values)
+    if count < 2:
+        return Estimate(float(values.mean()) if count else math.nan, math.nan, math.nan, count)
+    half = _t_quantile(count, level) * float(values.std(ddof=1)) * math.sqrt(1 + 1 / count)
+    return Estimate(float(values.mean()), float(values.mean()) - half, float(values.mean()) + half, count)
+
+
 def auroc_interval(
     scores: Shaped[np.ndarray, "docs concepts"],
     labels: Bool[np.ndarray, "docs concepts"],

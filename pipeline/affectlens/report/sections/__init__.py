@@ -1,5 +1,5 @@
 """The sections of the page: each module registers the figures, tables and findings of its own."""
 
-from affectlens.report.sections import behaviour, causal, detection, dictionary, geometry, meaning
+from affectlens.report.sections import behaviour, causal, detection, dictionary, geometry, meaning, writers
 
-__all__ = ["behaviour", "causal", "detection", "dictionary", "geometry", "meaning"]
+__all__ = ["behaviour", "causal", "detection", "dictionary", "geometry", "meaning", "writers"]
