@@ -20,7 +20,7 @@ PLEASANTRIES = {
     *("thanks", "thank", "please", "sorry", "hello", "hi", "hey", "welcome"),
     *("goodbye", "bye", "cheers", "pardon", "apologies", "congratulations"),
 }
-WRITERS = {"writer_b": (("dialogue", "diary"), (76, 101))}
+WRITERS = {"writer_b": (("dialogue", "diary"), (76, 101)), "writer_c": (("report", "terse"), (62, 93))}
 """Files of other writers: their manners, fewest and most words of a text."""
 RUN = 8
 PAIR_KEYS = ("id", "emotion_a", "emotion_b", "device", "text_a", "text_b")
@@ -361,3 +361,14 @@ def test_no_opening_and_no_phrase_of_another_writer_belongs_to_a_concept(writer,
         assert {word: n for word, n in openings.items() if n > len(texts) / 4} == {}, concept
         phrases = Counter(p for words in texts for p in {tuple(words[i : i + 4]) for i in range(len(words) - 3)})
         assert {phrase: n for phrase, n in phrases.items() if n >= 3} == {}, concept
+
+
+def test_no_form_of_a_report_belongs_to_a_concept(quickstart):
+    """Logs with times of day, telegrams and quoted calls occur; none makes up more than half of a concept's reports."""
+    forms = {"log": r"\b\d\d[.:]\d\d\b", "telegram": r"\bSTOP\b", "calls": r'\d: "'}
+    rows = [row for row in read_texts(texts_path("writer_c", "embedded")) if row["manner"] == "report"]
+    found = Counter(
+        (r["emotion"], f) for r in rows for f, mark in forms.items() if len(re.findall(mark, r["text"])) >= 3
+    )
+    assert {form for _, form in found} == set(forms)
+    assert {cell: count for cell, count in found.items() if count > 4} == {}
