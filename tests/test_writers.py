@@ -12,8 +12,9 @@ from affectlens.config import validate
 from affectlens.corpus.checks import check
 from affectlens.corpus.documents import Corpus, CorpusConfig
 from affectlens.corpus.texts import EMBEDDED, read_jsonl
-from affectlens.probing import methods, transfer, writer_tables
+from affectlens.probing import methods, transfer, ways, writer_tables
 from affectlens.probing.transfer import Pool
+from affectlens.probing.writers import CHOSEN
 from affectlens.run import runner
 from affectlens.study import STAGES, Study, stage_named
 
@@ -243,3 +244,50 @@ def test_a_further_writer_is_cached_alone_and_repeats_nothing(study_values, writ
     assert set(table["read"]) == {"own", "a", "x"}
     assert "own + a" in set(table["built"])
     assert len(results.read(alone.folder(stage), "transfer")) == 0
+
+
+def built(seed: int = 0, shift: float = 0.0):
+    """Activations of two writers' topics, concepts crossed with topics; ``shift`` moves each topic as a whole."""
+    rng = np.random.default_rng(seed)
+    concept, topic = np.tile(np.arange(3), 16), np.repeat(np.arange(8), 6)
+    moved = shift * rng.normal(size=(8, 10))
+    values = rng.normal(size=(3, 10))[concept] + rng.normal(size=(48, 10))
+    return values + moved[topic], concept[:, None] == np.arange(3), topic, topic // 4
+
+
+def test_ridge_is_scikit_learns():
+    from sklearn.linear_model import Ridge
+
+    values, labels, *_ = built()
+    columns = (values - values.mean(axis=0)) / values.std(axis=0)
+    theirs = Ridge(alpha=ways.RIDGE * len(values)).fit(columns, labels.astype(float))
+    ours = ways.ridge(values, labels)
+    assert np.allclose(ours.scores(values), columns @ theirs.coef_.T, atol=1e-9)
+
+
+def test_taking_style_out_leaves_nothing_of_how_topics_differ():
+    values, labels, strata, writers = built()
+    fit = ways.plain(lambda rows, mine: methods.logistic(rows, mine, methods.ProbeOptions()))
+    for topics, by in ((True, strata), (False, writers)):
+        means = np.stack([values[by == name].mean(axis=0) for name in np.unique(by)])
+        weights = ways.style_removed(fit, topics=topics)(values, labels, strata, writers).weights
+        assert np.abs(weights @ (means - means.mean(axis=0)).T).max() < 1e-9 * np.abs(means).max()
+        still, moved = built(shift=0.0)[0], built(shift=5.0)[0]
+        within = [ways.centred(fit, topics=topics)(rows, labels, strata, writers).weights for rows in (still, moved)]
+        assert np.allclose(*within) == topics, "a shift of whole topics is seen unless topics are centred"
+
+
+def test_a_way_is_chosen_without_the_writer_it_is_judged_on():
+    pairs = {(("a",), "b"): 0.8, (("b",), "a"): 0.8, (("a",), "c"): 0.1, (("a", "b"), "c"): 0.1}
+    tempting = {pair: 1.0 if pair[1] == "c" else 0.7 for pair in pairs}
+    assert ways.chosen({"good": pairs, "tempting": tempting}, ("a", "b")) == "good"
+
+
+def test_several_writers_raise_the_figure_where_each_has_a_manner_of_its_own():
+    found = evaluated(planted(4, manner=1.0)).ways
+    one, several = (of(found, way=methods.RECIPE, built=built) for built in ("one writer", "all others"))
+    assert one["difference"] == 0
+    assert several["difference_low"] > 0
+    assert several["auroc"] - one["auroc"] == pytest.approx(several["difference"])
+    assert all(0 < row["further_low"] < row["further_high"] < 1 for row in found)
+    assert sum(row["way"].startswith(CHOSEN) for row in found) == 1

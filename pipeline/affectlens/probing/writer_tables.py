@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
+from scipy.special import expit, logit
 
 from affectlens import stats
 from affectlens.corpus.documents import OWN
-from affectlens.probing import transfer
+from affectlens.probing import transfer, ways
 from affectlens.probing.comparison import metric_name
-from affectlens.probing.transfer import Cells, Pool
+from affectlens.probing.transfer import Cells, Pool, Split
+from affectlens.probing.writers import CHOSEN
 from affectlens.stats import Estimate
 
 if TYPE_CHECKING:
@@ -62,8 +64,13 @@ def together(each: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def further(each: Mapping[str, np.ndarray]) -> Estimate:
-    """Where the figure of a further writer is expected: concepts and topics averaged, writers the sample."""
-    return stats.prediction_interval(np.array([stats.t_interval(cells).value for cells in each.values()]))
+    """Where the figure of a further writer is expected: concepts and topics averaged, writers the sample.
+
+    On the scale of log-odds, since an AUROC lies between 0 and 1.
+    """
+    figures = np.array([stats.t_interval(cells).value for cells in each.values()])
+    expected = stats.prediction_interval(logit(np.clip(figures, 1e-6, 1 - 1e-6)))
+    return Estimate(float(figures.mean()), float(expit(expected.low)), float(expit(expected.high)), expected.n)
 
 
 def named(name: str, estimate: Estimate, *, bare: bool = False) -> dict[str, float]:
@@ -184,4 +191,34 @@ def evaluate(pool: Pool, directions: Directions, generator: Callable[[str], np.r
         found.methods.append(method_row(method, cells, pool))
         found.concepts.extend(concept_rows(method, cells, pool))
         found.transfer.extend(transfer_rows(method, cells, pool))
+    found.ways.extend(way_rows(pool, directions, {pair: plan[pair] for pair in plan if pair[1] not in pair[0]}))
     return found
+
+
+def way_rows(pool: Pool, directions: Directions, plan: Mapping[Pair, Sequence[Split]]) -> list[dict[str, Any]]:
+    """One row a way and number of building writers, beside the recipe built on one."""
+    measured = {
+        way.name: transfer.read_cells(pool, ways.readout(pool, way), plan) for way in ways.ways(pool, directions)
+    }
+    alone, several = single(pool.writers), left_out(pool.writers)
+    base = by_reader(measured[ways.RECIPE], alone)
+    read = {(name, "one writer"): by_reader(cells, alone) for name, cells in measured.items()}
+    if several:
+        read |= {(name, "all others"): by_reader(cells, several) for name, cells in measured.items()}
+        figures = {
+            name: {pair: stats.t_interval(found.areas).value for pair, found in cells.items()}
+            for name, cells in measured.items()
+        }
+        picked = {pair: ways.chosen(figures, pair[0]) for pair in several}
+        best = {reader: measured[name][built, reader].areas for (built, reader), name in picked.items()}
+        listed = ", ".join(sorted(set(picked.values())))
+        read[f"{CHOSEN} ({listed})", "all others"] = best
+    rows = []
+    for (name, built), cells in read.items():
+        row: dict[str, Any] = {"way": name, "built": built}
+        row |= named("auroc", stats.t_interval(together(cells)), bare=True)
+        gaps = {reader: cells[reader] - base[reader] for reader in cells}
+        row |= named("difference", stats.t_interval(together(gaps)))
+        expected = further(cells)
+        rows.append(row | {"further_low": expected.low, "further_high": expected.high})
+    return rows

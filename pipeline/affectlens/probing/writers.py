@@ -13,7 +13,8 @@ from affectlens.results import Average, Table, integer, number, text
 if TYPE_CHECKING:
     from affectlens.activations import ActivationStore
 
-RECIPE = "difference of means"
+CHOSEN = "chosen by the building writers"
+"""How the row of a way that was chosen without the writer it reads begins."""
 WITHIN = "AUROC within topics, mean over topics and concepts"
 
 METHODS = Table(
@@ -133,11 +134,14 @@ class Writers:
 
 
 def metrics(methods: Sequence[Mapping[str, Any]], ways: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Flat metrics: every figure of every method, and of every way to build directions."""
+    """Flat metrics: every figure of every method, and of the way that was chosen."""
     values: dict[str, float] = {}
     for row in methods:
         bounds = {"": "", "_low": "_low", "_high": "_high"}
         for figure in ("own", "other", "loss", "reverse", "several"):
             values |= {f"{row['metric']}_{figure}{end}": row[f"{figure}{end}"] for end in bounds}
         values[f"{row['metric']}_hit_other"] = row["hit_other"]
+    for row in ways:
+        if row["way"].startswith(CHOSEN):
+            values |= {"auroc_chosen": row["auroc"], "auroc_chosen_low": row["low"], "auroc_chosen_high": row["high"]}
     return {name: value for name, value in values.items() if value == value}

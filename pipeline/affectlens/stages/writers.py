@@ -50,7 +50,7 @@ class WritersStage(Stage[CorpusConfig, Writers]):
     headline = (
         ("auroc_difference_of_means_other", "AUROC of difference-of-means directions on other writers' stories"),
         ("auroc_difference_of_means_loss", "by how much that is less than on one's own left-out topics"),
-        ("auroc_logistic_several", "AUROC of logistic regression on a writer left out, built on all others"),
+        ("auroc_chosen", "AUROC on a writer left out, built as reads best among the other writers"),
     )
     tables = (writers.METHODS, writers.CONCEPTS, writers.TRANSFER, writers.WAYS)
 
