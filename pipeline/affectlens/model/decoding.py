@@ -1,0 +1,214 @@
+"""Texts decoded together of which each may begin and end at any step: what a server needs.
+
+:mod:`affectlens.model.sampling` continues a set of rows from its first token to its last, for studies. Here a row joins
+the others when it comes and leaves when it is done, with edits of its own at every token. What a row says does not
+depend on the others beyond rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from affectlens.model.config import ModelConfig
+from affectlens.model.loading import load_tokenizer, load_weights, loading, source
+from affectlens.model.reading import FAMILIES
+from affectlens.model.steering import Edit
+from affectlens.model.subject import Subject
+
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from affectlens.model.kv_cache import RoomyCache
+
+
+class Forward(Protocol):
+    """A forward pass that extends the cache; logits of the last position, or of all."""
+
+    def __call__(self, tokens: Tensor, cache: Any, *, last: bool, **layout: Any) -> Tensor: ...
+
+
+@dataclass
+class Decoder:
+    """A whole model, loaded to be decoded.
+
+    Attributes:
+        tokenizer: the transformers tokenizer.
+        device: where it computes.
+        context: most positions of a text; None where the model names no limit.
+        forward: its forward pass.
+        blocks: a module for each layer whose output is the residual stream after it.
+    """
+
+    tokenizer: Any
+    device: str
+    context: int | None
+    forward: Forward
+    blocks: Sequence[torch.nn.Module]
+
+    @classmethod
+    def load(cls, config: ModelConfig, *, device: str, models: Path) -> Decoder:
+        """transformers' own model for the families that are known, which is the fastest; else transformer-lens's bridge.
+
+        Raises:
+            UserError: the model cannot be loaded.
+        """
+        with loading(config):
+            from transformers import AutoConfig
+
+            name, options = source(config, models)
+            settings = AutoConfig.from_pretrained(name, trust_remote_code=config.trust_remote_code, **options)
+        if settings.model_type not in FAMILIES or config.trust_remote_code:
+            return cls.of(Subject.load(config, device=device, models=models))
+        model = load_weights(config, device=device, models=models)
+        blocks = list(getattr(model.base_model, FAMILIES[settings.model_type].blocks))
+        context = getattr(model.config, "max_position_embeddings", None)
+        return cls(load_tokenizer(config, models), device, context, partial(_plain, model), blocks)
+
+    @classmethod
+    def of(cls, subject: Subject) -> Decoder:
+        """A subject's bridge: for any family."""
+        blocks = [block.hook_out for block in subject.bridge.blocks]
+        return cls(subject.tokenizer, subject.device, subject.context, partial(_bridged, subject.bridge), blocks)
+
+
+def _plain(model: Any, tokens: Tensor, cache: Any, *, last: bool, **layout: Any) -> Tensor:
+    kept = {"logits_to_keep": 1} if last else {}
+    return model(tokens, past_key_values=cache, use_cache=True, **kept, **layout).logits
+
+
+def _bridged(bridge: Any, tokens: Tensor, cache: Any, *, last: bool, **layout: Any) -> Tensor:
+    options = {"past_key_values": cache, "use_cache": True, "return_type": "logits_and_cache"}
+    logits, _ = bridge(tokens, **options, **layout)
+    return logits[:, -1:] if last else logits
+
+
+@dataclass
+class Rows:
+    """Texts under way, in the order in which they joined.
+
+    Attributes:
+        decoder: the model.
+        layer: whose residual stream is read, before anything is done to it there.
+        lengths: positions of each row whose keys and values are kept.
+        edits: of each row; each for a batch of one row, spans counting from the first token.
+    """
+
+    decoder: Decoder
+    layer: int
+    lengths: list[int] = field(default_factory=list)
+    edits: list[Sequence[Edit]] = field(default_factory=list)
+    _cache: RoomyCache | None = None
+
+    def join(
+        self, prompt: Sequence[int], edits: Sequence[Edit], *, copies: int = 1, last: bool = True
+    ) -> tuple[Float[Tensor, "positions vocabulary"], Float[Tensor, "tokens d_model"]]:
+        """Read a prompt and add it as so many rows; none only reads it.
+
+        Args:
+            prompt: token ids, begin token included; not empty.
+            edits: what is done to it and to all that follows.
+            copies: rows that continue it.
+            last: whether only the logits of the last position are wanted.
+
+        Returns:
+            Logits, and the residual stream at ``layer`` at every token.
+        """
+        import torch
+
+        from affectlens.model.kv_cache import RoomyCache
+
+        cache = RoomyCache()
+        tokens = torch.tensor([list(prompt)], device=self.decoder.device)
+        positions = torch.arange(len(prompt), device=self.decoder.device)[None]
+        logits, states = self._pass(tokens, cache, [edits], positions, last=last)
+        if copies:
+            self._cache = RoomyCache() if self._cache is None else self._cache
+            self._cache.join(cache, copies)
+            self.lengths += [len(prompt)] * copies
+            self.edits += [edits] * copies
+        return logits[0].float(), states[0]
+
+    def step(
+        self, tokens: Sequence[int]
+    ) -> tuple[Float[Tensor, "rows vocabulary"], Float[Tensor, "rows d_model"]]:
+        """One token further in every row.
+
+        Args:
+            tokens: the next of each row.
+
+        Returns:
+            Logits after it, and the residual stream at ``layer`` at it.
+        """
+        import torch
+
+        device = self.decoder.device
+        places = torch.tensor(self.lengths, device=device)[:, None]
+        width = max(self.lengths) + 1
+        layout: dict[str, Any] = {"position_ids": places}
+        if min(self.lengths) + 1 < width:  # nothing is masked where nothing is padded
+            columns = torch.arange(width, device=device)
+            layout["attention_mask"] = (columns >= width - 1 - places).long()
+        ids = torch.tensor(list(tokens), device=device)[:, None]
+        logits, states = self._pass(ids, self._cache, self.edits, places, last=True, **layout)
+        self.lengths = [length + 1 for length in self.lengths]
+        return logits[:, -1].float(), states[:, -1]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Let all others go."""
+        if len(rows) == len(self.lengths):
+            return
+        self.lengths = [self.lengths[row] for row in rows]
+        self.edits = [self.edits[row] for row in rows]
+        if self._cache is not None:
+            self._cache.keep(rows, max(self.lengths, default=0))
+
+    def _pass(
+        self,
+        tokens: Int[Tensor, "rows columns"],
+        cache: Any,
+        edits: Sequence[Sequence[Edit]],
+        positions: Int[Tensor, "rows columns"],
+        *,
+        last: bool,
+        **layout: Any,
+    ) -> tuple[Tensor, Tensor]:
+        import torch
+
+        with torch.inference_mode(), _edited(self.decoder.blocks, edits, positions, self.layer) as seen:
+            logits = self.decoder.forward(tokens, cache, last=last, **layout)
+        return logits, seen[0]
+
+
+@contextmanager
+def _edited(
+    blocks: Sequence[Any], edits: Sequence[Sequence[Edit]], positions: Int[Tensor, "rows columns"], read: int
+) -> Iterator[list[Tensor]]:
+    """Within, every row is edited by its own; what is read, before that, is put into the list."""
+    seen: list[Tensor] = []
+
+    def change(layer: int, module: Any, given: Any, output: Any) -> Any:
+        residual = output[0] if isinstance(output, tuple) else output
+        if layer == read:
+            seen.append(residual)
+        changed = residual
+        for row, mine in enumerate(edits):
+            for edit in mine:
+                if edit.layer == layer:
+                    changed = residual.clone() if changed is residual else changed
+                    one = slice(row, row + 1)
+                    changed[one] = edit.apply(changed[one], positions[one])
+        if changed is residual:
+            return None
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    with ExitStack() as stack:
+        for layer in {read, *(edit.layer for mine in edits for edit in mine)}:
+            stack.callback(blocks[layer].register_forward_hook(partial(change, layer)).remove)
+        yield seen

@@ -1,0 +1,80 @@
+"""Rows that join and leave at any step say what each of them says alone, and every token of them is edited."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from affectlens.model.decoding import Decoder, Rows
+from affectlens.model.steering import Edit, Span, add, editing
+from affectlens.model.subject import ModelConfig
+
+FAMILIES = ("llama", "gpt2", "gpt_neox", "gemma2", "gemma3_text", "qwen2")
+PROMPTS = ("The cat sat on the mat and", "We walked home through the rain until it was quite dark", "Then", "A b c d e")
+LAYER, D = 1, 32
+
+
+def push(seed: int, lead: int) -> list[Edit]:
+    """Along a vector of its own, behind the begin token."""
+    vector = torch.randn(1, D, generator=torch.Generator().manual_seed(seed))
+    delta = partial(add, direction=vector, strength=torch.ones(1), unit=1.0)
+    return [Edit(LAYER, delta, span=Span.text(1, lead))]
+
+
+def spelled_out(model, prompt: list[int], edits: list[Edit], steps: int) -> tuple[list[int], torch.Tensor]:
+    """The likeliest tokens by the plainest loop there is, and the residual stream before the push at every position."""
+    ids = list(prompt)
+    for _ in range(steps):
+        with torch.no_grad(), editing(model.bridge, edits):
+            ids.append(int(model.bridge(torch.tensor([ids]))[0, -1].argmax()))
+    with torch.no_grad():
+        _, cache = model.bridge.run_with_cache(torch.tensor([ids]), names_filter=f"blocks.{LAYER}.hook_out")
+    return ids[len(prompt) :], cache[f"blocks.{LAYER}.hook_out"][0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("bridged", [False, True])
+def test_rows_come_and_go(tiny_subject, model_folder, tmp_path, family: str, bridged: bool) -> None:
+    """Row n joins at step 2n and leaves after 9 tokens; lengths differ, so all are padded and trimmed again."""
+    model, steps = tiny_subject(family), 9
+    config = ModelConfig(name=str(model_folder(family)), layer=LAYER, dtype="float32")
+    decoder = Decoder.of(model) if bridged else Decoder.load(config, device="cpu", models=tmp_path)
+    rows, said, states, under_way = Rows(decoder, LAYER), {}, {}, []
+    prompts = [model.led(model.encode(text)) for text in PROMPTS]
+    edits = [push(number, model.lead) if number % 2 else [] for number in range(len(PROMPTS))]
+    for time in range(40):
+        if time % 2 == 0 and (number := time // 2) < len(PROMPTS):
+            logits, seen = rows.join(prompts[number], edits[number])
+            said[number], states[number] = [int(logits[-1].argmax())], [*seen]
+            under_way.append(number)
+        if not under_way:
+            break
+        logits, seen = rows.step([said[number][-1] for number in under_way])
+        for place, number in enumerate(under_way):
+            said[number].append(int(logits[place].argmax()))
+            states[number].append(seen[place])
+        going = [place for place, number in enumerate(under_way) if len(said[number]) < steps]
+        rows.keep(going)
+        under_way = [under_way[place] for place in going]
+    for number, prompt in enumerate(prompts):
+        expected, residuals = spelled_out(model, prompt, edits[number], steps)
+        assert said[number] == expected
+        torch.testing.assert_close(torch.stack(states[number]), residuals[:-1], atol=1e-4, rtol=1e-4)
+    assert spelled_out(model, prompts[1], [], steps)[0] != said[1], "the push has to be felt"
+
+
+def test_copies_share_the_reading_of_their_prompt(tiny_subject) -> None:
+    model = tiny_subject("llama")
+    rows, prompt = Rows(Decoder.of(model), LAYER), model.led(model.encode(PROMPTS[0]))
+    rows.join(model.led(model.encode(PROMPTS[1])), [])
+    logits, _ = rows.join(prompt, [], copies=3, last=False)
+    assert logits.shape[0] == len(prompt) and len(rows.lengths) == 4
+    later, _ = rows.step([5, 5, 6, 7])
+    for place, token in ((1, 5), (2, 6), (3, 7)):
+        expected = model.log_probabilities(torch.tensor([[*prompt, token]]))[0, -1]
+        torch.testing.assert_close(torch.log_softmax(later[place], -1), expected, atol=1e-4, rtol=1e-4)
+    rows.keep([])
+    assert rows.lengths == []
+    again, _ = rows.join(prompt, [])
+    torch.testing.assert_close(again[-1], logits[-1])
