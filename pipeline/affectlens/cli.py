@@ -185,6 +185,34 @@ def report(config: Config, overrides: Overrides = None, debug: Debug = False) ->
 
 
 @app.command()
+def serve(
+    config: Config,
+    overrides: Overrides = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; only this machine reaches the default.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8171,
+    rows: Annotated[int, typer.Option(min=1, max=512, help="Answers that are decoded at once.")] = 16,
+    waiting: Annotated[int, typer.Option(min=1, max=10_000, help="Requests that may wait for their turn.")] = 64,
+    tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Of an answer, at most.")] = 1024,
+    debug: Debug = False,
+) -> None:
+    """Serve a study's model: OpenAI's API with steering and readings, and a live page at /.
+
+    The study's stage [bold]directions[/bold] has to be finished. No prompt is logged.
+
+    Examples: [bold]affectlens serve quickstart[/bold], [bold]affectlens serve my.yaml --port 0 --rows 32[/bold]
+    """
+    from affectlens.serve import command
+    from affectlens.serve.service import Limits
+    from affectlens.use.opened import Opened, finished
+
+    study = Opened(*finished(config, *(overrides or ())))
+    limits = Limits(rows=rows, waiting=waiting, tokens=tokens)
+    command.serve(study, host=host, port=port, limits=limits, say=lambda line: print(line, flush=True))
+
+
+@app.command()
 def compare(
     studies: Annotated[
         list[str],

@@ -54,7 +54,7 @@ class Decoder:
 
     @classmethod
     def load(cls, config: ModelConfig, *, device: str, models: Path) -> Decoder:
-        """transformers' own model for the families that are known, which is the fastest; else transformer-lens's bridge.
+        """transformers' own model for the families that are known: the fastest. Else transformer-lens's bridge.
 
         Raises:
             UserError: the model cannot be loaded.
@@ -130,14 +130,16 @@ class Rows:
         logits, states = self._pass(tokens, cache, [edits], positions, last=last)
         if copies:
             self._cache = RoomyCache() if self._cache is None else self._cache
-            self._cache.join(cache, copies)
+            try:
+                self._cache.join(cache, copies)
+            except RuntimeError:  # memory ran out half-way: no row's keys and values are whole any more
+                self._cache, self.lengths, self.edits = None, [], []
+                raise
             self.lengths += [len(prompt)] * copies
             self.edits += [edits] * copies
         return logits[0].float(), states[0]
 
-    def step(
-        self, tokens: Sequence[int]
-    ) -> tuple[Float[Tensor, "rows vocabulary"], Float[Tensor, "rows d_model"]]:
+    def step(self, tokens: Sequence[int]) -> tuple[Float[Tensor, "rows vocabulary"], Float[Tensor, "rows d_model"]]:
         """One token further in every row.
 
         Args:

@@ -1,7 +1,7 @@
 """Keys and values of many texts that are decoded together: rows join and leave, and a step copies nothing.
 
-Texts end together at the right; what a shorter one lacks at the left is zero and has to be masked. Importing this module
-imports transformers, on whose cache layers it rests.
+Texts end together at the right; what a shorter one lacks at the left is zero and has to be masked. Importing this
+module imports transformers, on whose cache layers it rests.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
     from affectlens.activations import ActivationStore
+    from affectlens.model.decoding import Decoder
     from affectlens.model.reading import Readable
     from affectlens.model.subject import Subject
     from affectlens.probing.directions import Directions
@@ -225,6 +226,27 @@ class Opened:
         from affectlens.model.subject import Subject
 
         return Subject.load(self._setting.model, device=self._setting.device, models=self._setting.models)
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The model, whole, to answer many at once.
+
+        Raises:
+            UserError: as :attr:`subject`.
+        """
+        from affectlens.model.decoding import Decoder
+
+        return Decoder.load(self._setting.model, device=self.device, models=self._setting.models)
+
+    @property
+    def device(self) -> str:
+        """Where the model computes."""
+        return self._setting.device
+
+    @property
+    def lead(self) -> int:
+        """How many positions stand before the first token of a text."""
+        return 0 if self.tokenizer.bos_token_id is None else 1
 
     @cached_property
     def reader(self) -> Readable:

@@ -131,17 +131,17 @@ class Vectors:
                         others.append(self._one(row, push, layer, vector, along))
             for sums in (sums for sums in added.values() if recipe.random is not None):
                 sums[row] = _turned(sums[row], generator)
-        subject = self._study.subject
+        device, lead = self._study.device, self._study.lead
         return [
             Edit(
                 layer,
                 partial(
                     steering.add,
-                    direction=torch.tensor(sums, dtype=torch.float32, device=subject.device),
-                    strength=torch.ones(len(recipes), device=subject.device),
+                    direction=torch.tensor(sums, dtype=torch.float32, device=device),
+                    strength=torch.ones(len(recipes), device=device),
                     unit=self._study.mean_norm(layer),
                 ),
-                span=Span.text(len(recipes), subject.lead),
+                span=Span.text(len(recipes), lead),
             )
             for layer, sums in added.items()
         ] + others
@@ -150,18 +150,18 @@ class Vectors:
         """Whatever is not added, in one row."""
         import torch
 
-        subject, number = self._study.subject, self.feature(push.name)
-        tensor = partial(torch.tensor, dtype=torch.float32, device=subject.device)
+        device, number = self._study.device, self.feature(push.name)
+        tensor = partial(torch.tensor, dtype=torch.float32, device=device)
         share = tensor([push.amount if push.action == "out" else 1.0])
         value = 0.0 if push.action == "out" else push.amount
         delta: Any
         if number is not None:
-            module = self._study.sae.load().to(subject.device)
+            module = self._study.sae.load().to(device)
             length = float(np.linalg.norm(self._study.sae.decoder[number]))
             delta = partial(
                 steering.set_features,
                 encode=module.encode,
-                features=torch.tensor([[number]], device=subject.device),
+                features=torch.tensor([[number]], device=device),
                 decoder=tensor((length * (vector if along is None else along))[None, None]),
                 values=tensor([[value]]),
                 strength=share,
@@ -177,8 +177,8 @@ class Vectors:
                 along=None if along is None else tensor(along[None]),
                 at_most=push.action == "cap",
             )
-        rows = torch.tensor([row], device=subject.device)
-        return Edit(layer, delta, rows=rows, span=Span.text(1, subject.lead))
+        rows = torch.tensor([row], device=device)
+        return Edit(layer, delta, rows=rows, span=Span.text(1, self._study.lead))
 
 
 def _turned(vector: np.ndarray, generator: np.random.Generator) -> np.ndarray:

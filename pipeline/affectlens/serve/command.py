@@ -1,0 +1,70 @@
+"""``affectlens serve``: a study's model behind OpenAI's API, until it is interrupted."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable
+
+from affectlens.errors import UserError
+from affectlens.serve.service import Limits, Service
+from affectlens.use.opened import Opened
+
+CONNECTIONS = 256
+"""At once; more are told to come back."""
+
+
+def serve(study: Opened, *, host: str, port: int, limits: Limits, say: Callable[[str], object]) -> None:
+    """Serve until interrupted.
+
+    Args:
+        study: what is served; its directions have to be computed.
+        host: the address to listen at.
+        port: 0 takes any free one.
+        limits: what is taken on.
+        say: prints one line.
+
+    Raises:
+        UserError: the extra is not installed, or the address is not to be had; before the model is loaded.
+    """
+    try:
+        import uvicorn
+
+        from affectlens.serve.app import build
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed; run `pip install 'affectlens[serve]'`") from None
+    study.folder("directions")
+    with _listening(host, port) as listening:
+        service = Service(study, limits)
+        address = f"[{host}]" if ":" in host else host
+        local = _is_loopback(host)
+        app = build(service, ["127.0.0.1", "localhost", "[::1]"] if local else ["*"])
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off",
+            limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=2,
+        )  # fmt: skip
+        if not local:
+            say(f"everybody who reaches {address} can use this model: there are no accounts and no encryption")
+        say(f"{service.name} at http://{address}:{listening.getsockname()[1]}/, OpenAI's API below /v1; Ctrl-C ends it")
+        try:
+            uvicorn.Server(config).run(sockets=[listening])
+        finally:
+            service.close()
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"--host {host} --port {port}: {reason}; choose another, or --port 0 for any free port"
+        ) from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
