@@ -26,6 +26,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from affectlens.errors import is_out_of_memory
+from affectlens.report.palette import stylesheet
 from affectlens.serve.engine import End, Event, Failure
 from affectlens.serve.protocol import ChatRequest, CompletionRequest, Refused, parse
 from affectlens.serve.replies import Replies
@@ -90,6 +91,7 @@ def build(service: Service, hosts: Sequence[str] = ("127.0.0.1", "localhost", "[
 def _page() -> tuple[str, str]:
     """The live page, and the policy that lets its own script and style run and nothing else."""
     text = importlib.resources.files("affectlens.serve").joinpath("page.html").read_text(encoding="utf-8")
+    text = text.replace("<style>", f"<style>\n{stylesheet('paper')}", 1)
     allowed = {
         tag: " ".join(
             f"'sha256-{base64.b64encode(hashlib.sha256(inner.encode()).digest()).decode()}'"
@@ -189,7 +191,7 @@ async def _answer(request: Request, service: Service, wanted: Any, asked: Sequen
         stream = _stream(replies, listening, usage=wanted.stream_options.include_usage)
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
-    work, gone = asyncio.create_task(_collect(listening, len(asked))), asyncio.create_task(request.receive())
+    work, gone = asyncio.create_task(_collect(listening, len(asked))), asyncio.ensure_future(request.receive())
     try:
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():

@@ -69,9 +69,9 @@ class Steering(_Strict):
         monitor: a monitor card; there is none yet.
     """
 
-    vectors: dict[Name, Strength] = Field({}, max_length=MOST_NAMES)
-    cap: dict[Name, Strength] = Field({}, max_length=MOST_NAMES)
-    readings: list[Name] = Field([], max_length=MOST_NAMES)
+    vectors: dict[Name, Strength] = Field(default={}, max_length=MOST_NAMES)
+    cap: dict[Name, Strength] = Field(default={}, max_length=MOST_NAMES)
+    readings: list[Name] = Field(default=[], max_length=MOST_NAMES)
     prompt: bool = False
     monitor: None = None
 
@@ -150,7 +150,7 @@ class CompletionRequest(_Sampled):
         """One or several, each a text or token ids."""
         if isinstance(self.prompt, str):
             return [self.prompt]
-        return [self.prompt] if isinstance(self.prompt[0], int) else self.prompt  # pyright: ignore[reportReturnType]
+        return self.prompt if isinstance(self.prompt[0], str | list) else [self.prompt]  # pyright: ignore[reportReturnType]
 
 
 def parse(body: bytes, kind: type[_Sampled]) -> Any:
@@ -193,7 +193,7 @@ def _refusal(error: pydantic.ValidationError, values: Any) -> Refused:
         # A union names its members in the path, too; what a client wrote are keys and indices.
         inside = step in values if isinstance(values, dict) else isinstance(values, list) and isinstance(step, int)
         if inside:
-            steps, values = [*steps, str(step)], values[step]
+            steps, values = [*steps, str(step)], values[step]  # pyright: ignore[reportArgumentType, reportCallIssue]
         elif fault["type"] == "missing":
             steps.append(str(step))
     path = ".".join(steps)[:100]

@@ -39,10 +39,9 @@ class Replies:
         choices, made, own = [], 0, self._own()
         for number, (asked, mine) in enumerate(zip(self.asked, events, strict=True)):
             answers = [Answer() for _ in range(asked.job.samples)]
+            prompt = next(event for event in mine if isinstance(event, Prompt))
             for event in mine:
-                if isinstance(event, Prompt):
-                    prompt = event
-                elif isinstance(event, Token | End):
+                if isinstance(event, Token | End):
                     answers[event.sample].add(event)
             for sample, answer in enumerate(answers):
                 made += len(answer.tokens)
