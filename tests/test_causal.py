@@ -28,9 +28,10 @@ from affectlens.interventions.effects import (
     nearest_in_valence,
     wrong_vectors,
 )
-from affectlens.interventions.frames import choose_words, read_frames, read_lexicon, story_end
+from affectlens.interventions.frames import read_frames, read_lexicon, story_end
 from affectlens.interventions.verdicts import Summary, summarise
 from affectlens.model.subject import ModelConfig, load_tokenizer
+from affectlens.model.words import choose_words
 from affectlens.probing import control_vectors as controls
 from affectlens.sae.model import Dictionary
 from affectlens.stage import Setting

@@ -10,13 +10,17 @@ import pytest
 from affectlens import results
 from affectlens.corpus.texts import EMBEDDED, read_jsonl
 from affectlens.errors import UserError
+from affectlens.model.reading import Site
 from affectlens.model.subject import ModelConfig, load_tokenizer
+from affectlens.model.tokens import encode_following
+from affectlens.model.words import ConceptWords
 from affectlens.probing import (
     axes as affect,
 )
 from affectlens.probing import (
     concept_table,
     detection,
+    meaning,
     pairs,
     subspaces,
 )
@@ -64,7 +68,7 @@ def test_a_bag_of_words_ties_on_every_pair():
     first, second = (words.scores([getattr(pair, text) for pair in found]) for text in ("text_a", "text_b"))
     gap = pairs.margins(first, second, found, concepts, np.ones(len(concepts)))
     assert np.abs(gap).max() < 1e-9
-    row = pairs.describe(np.where(np.abs(gap) < 1e-9, 0, gap), found, np.random.default_rng(0))
+    (row,) = pairs.judge([np.where(np.abs(gap) < 1e-9, 0, gap)], [True], found, np.random.default_rng(0))
     assert (row["accuracy"], row["ties"], row["p"]) == (0.5, len(found), 1.0)
 
 
@@ -84,14 +88,96 @@ def test_a_pair_is_right_when_text_a_leans_further_towards_its_own_concept(tmp_p
     assert (gap == 2).all()
     both = pairs.margins(towards_a + 7, np.zeros((6, 3)) + 7, found, ["calm", "proud", "sad"], np.ones(3))
     assert np.allclose(both, gap), "what both texts share cancels"
-    right = pairs.describe(gap, found, np.random.default_rng(0))
-    wrong = pairs.describe(-gap, found, np.random.default_rng(0))
+    right, wrong = pairs.judge([gap, -gap], [True, True], found, np.random.default_rng(0))
     assert right["accuracy"] == 1
     assert wrong["accuracy"] == 0
     assert right["low"] < 0.7, "six right of six is no certainty"
-    assert right["p"] == pytest.approx(2 / 64)
+    assert right["p"] == 1, "pairs of the same two concepts are one piece of evidence"
     scaled = pairs.margins(towards_a, np.zeros((6, 3)), found, ["calm", "proud", "sad"], np.array([4.0, 1, 1]))
     assert (scaled == 0.5).all()
+
+
+def test_templates_are_filled_with_the_same_words_and_half_of_them_grade(tmp_path):
+    found = pairs.read_pairs(EMBEDDED / "pair_templates.json")
+    assert len(found) == len({(pair.text_a, pair.text_b) for pair in found}) == 600
+    assert len({pair.group for pair in found}) == 30
+    assert sum(pair.grades for pair in found) == 300
+    assert all(pair.text_a[0].isupper() and "{" not in pair.text_a + pair.text_b for pair in found)
+    content = {
+        "words": {"thing": ["ring", "key"]},
+        "templates": [{**ROW, "text_a": "{thing} a b", "text_b": "{item} b a"}],
+    }
+    path = tmp_path / "templates.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match="names 'item'"):
+        pairs.read_pairs(path)
+
+
+def planted_pairs(groups: int, each: int) -> list[pairs.Pair]:
+    return [
+        pairs.Pair(f"{group}-{n}", "happy", "sad", "order", "a b", "b a", f"t{group}", grades=n % 2 == 0)
+        for group in range(groups)
+        for n in range(each)
+    ]
+
+
+def test_the_best_of_many_readings_of_noise_is_not_taken_for_one_that_reads():
+    found, rng = planted_pairs(12, 4), np.random.default_rng(0)
+    shown = {"p": 0, "p_max": 0}
+    for seed in range(60):
+        noise = [rng.normal(size=len(found)) + np.repeat(rng.normal(size=12), 4) for _ in range(15)]
+        best = max(pairs.judge(noise, [True] * 15, found, np.random.default_rng(seed)), key=lambda row: row["accuracy"])
+        shown = {name: count + (best[name] <= 0.05) for name, count in shown.items()}
+    assert shown["p_max"] <= 8, "5% of 60 is 3"
+    assert shown["p"] > 9, "a reading's own p does not know that it was searched"
+    signal = rng.normal(size=len(found)) + 2
+    row = pairs.judge([*noise, signal], [True] * 16, found, np.random.default_rng(0))[-1]
+    assert row["p_max"] <= 0.01
+
+
+def test_a_planted_valence_is_found_where_it_lies_and_the_ceiling_grades_templates():
+    rng, found = np.random.default_rng(0), planted_pairs(20, 4)
+    heard, pleasant = [], rng.normal(size=16)
+    for sign in (1, -1):
+        for pair in found:
+            elicited = rng.normal(size=(3, 16)) + sign * pleasant
+            knows = int(pair.group[1:]) < 10
+            heard.append(meaning.Heard({7: rng.normal(size=(5, 16))}, {7: elicited}, np.array([sign * knows, 0.0])))
+    valence = np.ones(len(found))
+    last, elicited = meaning._trained(found, heard, [7], valence)
+    accuracy = {each.read: (each.gap > 0).mean() for each in (last, elicited)}
+    assert accuracy["elicited"] > 0.95
+    assert 0.3 < accuracy["last"] < 0.7, "nothing was planted there"
+    own = np.stack([each.own for each in heard])
+    ceiling, of_valence = meaning._answers(found, own, np.array([1.0, -1.0]), valence, ["happy", "sad"])
+    assert (ceiling.gap > 0).mean() == (of_valence.gap > 0).mean() == 0.5
+    solved = meaning._solved(found, ceiling.gap)
+    assert [pair.group for pair, kept in zip(found, solved, strict=True) if kept] == [
+        f"t{n}" for n in range(10) for _ in "ab"
+    ]
+
+
+def test_texts_are_heard_as_the_model_reads_them_alone(tiny_subject):
+
+    subject = tiny_subject("llama")
+    texts = ["stone river table", "a much longer text about the garden and the paper"]
+    words = [ConceptWords("calm", ("calm",), (5, 6), whole=True), ConceptWords("sad", ("sad",), (7,), whole=True)]
+    heard = meaning.hear(subject, texts, [1, 2], words)
+    for text, each in zip(texts, heard, strict=True):
+        tokens = subject.pad([subject.encode(text)])
+        alone = subject.activations(tokens, [Site(1), Site(2)])
+        for layer in (1, 2):
+            expected = alone[Site(layer)][0, subject.lead :].float().numpy()
+            assert np.allclose(each.tokens[layer], expected, atol=1e-5)
+            assert each.elicited[layer].shape == (len(meaning.FRAMES), subject.width)
+        own = np.zeros(2)
+        for frame in meaning.FRAMES:
+            ids = subject.encode(text) + encode_following(subject.tokenizer, frame, text[-1])
+            last = subject.log_probabilities(subject.pad([ids]))[0, -1]
+            own += np.array([float(last[[5, 6]].mean()), float(last[7])]) / len(meaning.FRAMES)
+        assert np.allclose(each.own, own, atol=1e-4)
+    with pytest.raises(UserError, match="longer than the model"):
+        meaning.hear(subject, ["word " * (subject.context + 1)], [1], words)
 
 
 def test_tokens_that_touch_a_telling_word_are_left_out(model_folder, tmp_path):
@@ -232,7 +318,9 @@ def test_the_stage_reads_pairs_and_writes_the_whole_table(tmp_path, model_folder
     comparison = opened["compare"]
     methods = {(row["method"], row["layer"], row["read"]): row for row in comparison.pairs}
     assert methods["TF-IDF", None, "text"]["ties"] == 2
-    assert {("difference of means", LAYER, "mean"), ("best SAE feature", LAYER, "max")} <= set(methods)
+    read = {("mean", "difference of means"), ("elicited", "difference of means"), ("max", "best SAE feature")}
+    assert {(method, LAYER, place) for place, method in read} <= set(methods)
+    assert methods["own log-probabilities", None, "elicited"]["p_max"] is None
     assert all(row["pairs"] == 2 for row in comparison.pairs)
     table = parquet.read_table(comparison.folder / "concepts.parquet").to_pylist()
     with (comparison.folder / "concepts.csv").open(encoding="utf-8") as stream:

@@ -40,7 +40,13 @@ WORDS = [
 ]
 FAST = {
     "match": {"permutations": 199, "random_saes": 1, "probe_sizes": (1, 2, 3, 5), "contexts": 1},
-    "compare": {"null_directions": 99, "null_subspaces": 19, "pairs": "none", "random_directions": 2},
+    "compare": {
+        "null_directions": 99,
+        "null_subspaces": 19,
+        "pairs": "none",
+        "pair_templates": "none",
+        "random_directions": 2,
+    },
     "directions": {"permutations": 99, "stability_draws": 20},
 }
 

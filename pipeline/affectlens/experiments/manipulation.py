@@ -31,8 +31,9 @@ def measure(context: ExperimentContext, experiment: Experiment, start: int, end:
     """
     import numpy as np
 
-    from affectlens.interventions.frames import choose_words, read_frames, read_lexicon
+    from affectlens.interventions.frames import read_frames, read_lexicon
     from affectlens.interventions.scoring import Scorer, injection, perplexity_ratios
+    from affectlens.model.words import choose_words
 
     steering, subject = experiment.config.steering, context.subject
     pushed = context.grid(experiment)[start:end]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from affectlens.interventions.conditions import Condition, Family, grid
-from affectlens.interventions.frames import ConceptWords, choose_words, read_frames, read_lexicon, story_end
+from affectlens.interventions.frames import read_frames, read_lexicon, story_end
 from affectlens.interventions.inputs import InterventionInputs
 from affectlens.interventions.sampled import Reader
 from affectlens.interventions.scoring import (
@@ -28,6 +28,7 @@ from affectlens.model.partial import PartialForward
 from affectlens.model.sampling import Banned, sample
 from affectlens.model.steering import drawn_codes
 from affectlens.model.subject import Subject, load_tokenizer
+from affectlens.model.words import ConceptWords, choose_words
 from affectlens.probing import control_vectors as controls
 from affectlens.probing.methods import Vocabulary, difference_of_means
 

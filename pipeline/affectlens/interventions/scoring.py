@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from affectlens.interventions.frames import ConceptWords, read_frames
+from affectlens.interventions.frames import read_frames
 from affectlens.model.partial import Outcome, PartialForward
 from affectlens.model.steering import Edit, Span, add, project_out, set_features
+from affectlens.model.words import ConceptWords
 
 if TYPE_CHECKING:
     import numpy as np

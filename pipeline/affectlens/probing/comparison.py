@@ -97,17 +97,22 @@ PAIRS = Table(
     "pairs",
     "Pairs of texts made of the same words, told apart in one way.",
     (
-        integer("layer", "that is read; empty for word counts"),
+        text("set", "which pairs: written one by one, or templates filled with frequent words"),
+        text("scope", "all of them, or the tested half of the templates that the model's own answer solves"),
+        integer("layer", "that is read; empty for word counts and for the model's own answer"),
         text("method", "what reads"),
-        text("read", "at the mean over tokens, their maximum, or the last"),
+        text(
+            "read", "at the mean over tokens, their maximum, the last, or where the model is about to name the feeling"
+        ),
         integer("pairs", "how many"),
         number("accuracy", "share told apart rightly, a tie counting one half", "share"),
-        number("low", "lower end of its interval over pairs of concepts", "share"),
+        number("low", "lower end of its interval over groups of pairs", "share"),
         number("high", "upper end", "share"),
         integer("ties", "pairs read alike"),
-        number("p", "of the sign test", "p"),
+        number("p", "of this reading alone, two-sided", "p"),
+        number("p_max", "that allows for all searched readings; empty for ceiling, words and trained probe", "p"),
     ),
-    key=("layer", "method", "read"),
+    key=("set", "scope", "layer", "method", "read"),
 )
 
 
@@ -122,7 +127,7 @@ class Comparison:
         detection: per method, mean AUROC within left-out topics with interval, per concept, and its difference from
             the first.
         confounds: per concept, what topic, single words, and valence and arousal explain of its detection.
-        pairs: per layer, method and reading, share of same-words pairs that are told apart rightly.
+        pairs: per set, scope, layer, method and reading, share of same-words pairs that are told apart rightly.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -257,8 +262,9 @@ def metrics(card: Mapping[str, Any], layer: int) -> dict[str, float]:
     for row in card["pursuit"]:
         values[f"explained_{'_'.join(row['dictionary'].lower().split())}_{row['rows']}"] = row["explained"]
     for row in card["pairs"]:
-        if row["layer"] not in (layer, None):
+        if row["layer"] not in (layer, None) or row["scope"] != "all" or row["accuracy"] is None:
             continue
-        key = f"pairs_{'_'.join(row['method'].lower().replace('(', '').replace(')', '').split())}_{row['read']}"
+        method = "_".join(row["method"].lower().replace("(", "").replace(")", "").split())
+        key = f"{'pairs' if row['set'] == 'written' else 'templates'}_{method}_{row['read']}"
         values |= {key: row["accuracy"], f"{key}_low": row["low"], f"{key}_high": row["high"]}
     return {name: value for name, value in values.items() if value == value}

@@ -90,6 +90,8 @@ class CompareConfig(Config):
     """`embedded` (judged by a model, see the README), or a CSV: a column of words, then valence, arousal, ..."""
     pairs: str = "embedded"
     """`embedded`, a JSONL file of pairs of texts made of the same words, or `none`."""
+    pair_templates: str = "embedded"
+    """`embedded` (30 templates, 20 fillings each), a JSON file of templates of such pairs, or `none`."""
 
     @field_validator("pursuit_steps")
     @classmethod

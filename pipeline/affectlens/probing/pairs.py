@@ -6,12 +6,13 @@ when text A beats text B in how much further the readout of A's concept lies abo
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -20,11 +21,11 @@ from affectlens import stats
 from affectlens.corpus.texts import read_jsonl
 from affectlens.errors import UserError
 
-if TYPE_CHECKING:
-    from affectlens.probing.readouts import Study
-
 KEYS = ("id", "emotion_a", "emotion_b", "device", "text_a", "text_b")
 WORD = re.compile(r"\w+")
+SLOT = re.compile(r"\{(\w+)\}")
+DRAWS = 1000
+"""Of signs, for the p-values."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Pair:
 
     Attributes:
         device: by what they differ (order, negation, roles, ...).
+        group: pairs that are no independent evidence share it: those of the same two concepts, or of one template.
+        grades: whether it says how hard its template is, and is left out where only templates are tested that the
+            model solves.
     """
 
     id: str
@@ -41,17 +45,29 @@ class Pair:
     device: str
     text_a: str
     text_b: str
+    group: str
+    grades: bool = False
 
 
 def read_pairs(path: Path, concepts: Sequence[str] | None = None) -> list[Pair]:
     """The pairs of a file, or those of them that are about these concepts.
 
+    Args:
+        path: JSON lines, one pair each, or a JSON file of templates: an object with ``words`` (a list of fillings for
+            each slot, all of one length) and ``templates`` (pairs whose texts name slots in braces). The n-th pair of a
+            template has the n-th word of each slot.
+        concepts: those of the study.
+
     Raises:
-        UserError: a key is missing, or the two texts of a pair are not the same words.
+        UserError: a key is missing, a slot has no words, or the two texts of a pair are not the same words.
     """
     found = []
-    for row in read_jsonl(path, required=KEYS):
-        pair = Pair(*(row[key] for key in KEYS))
+    for row in _filled(path) if path.suffix == ".json" else read_jsonl(path, required=KEYS):
+        pair = Pair(
+            *(row[key] for key in KEYS),
+            group=row.get("template") or "|".join(sorted((row["emotion_a"], row["emotion_b"]))),
+            grades=row.get("grades", False),
+        )
         a, b = (Counter(WORD.findall(text.lower())) for text in (pair.text_a, pair.text_b))
         if a != b:
             odd = sorted(((a - b) + (b - a)).elements())[0]
@@ -59,6 +75,31 @@ def read_pairs(path: Path, concepts: Sequence[str] | None = None) -> list[Pair]:
         if concepts is None or {pair.emotion_a, pair.emotion_b} <= set(concepts):
             found.append(pair)
     return found
+
+
+def _filled(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        words, templates = content["words"], content["templates"]
+        count = min(len(each) for each in words.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: no file of templates ({error}); it is an object with `words` and `templates`"
+        ) from None
+    for template in templates:
+        lacking = [key for key in KEYS if not template.get(key)]
+        unknown = set(SLOT.findall(template.get("text_a", "") + template.get("text_b", ""))) - set(words)
+        if lacking or unknown:
+            what = (
+                f"has no {lacking[0]!r}" if lacking else f"names {sorted(unknown)[0]!r}, for which there are no words"
+            )
+            raise UserError(f"{path}: template {template.get('id', '?')} {what}")
+        for index in range(count):
+            fill = {slot: each[index] for slot, each in words.items()}
+            texts = {key: template[key].format(**fill) for key in ("text_a", "text_b")}
+            texts = {key: text[:1].upper() + text[1:] for key, text in texts.items()}
+            row = {"id": f"{template['id']}-{index + 1}", "template": template["id"], "grades": index % 2 == 0}
+            yield {**template, **texts, **row}
 
 
 def margins(
@@ -84,73 +125,51 @@ def margins(
     return gap[rows, a] - gap[rows, b]
 
 
-def describe(values: Float[np.ndarray, " pairs"], pairs: Sequence[Pair], rng: np.random.Generator) -> dict[str, Any]:
-    """Share of pairs that are right, a tie counting one half, with an interval that draws pairs of concepts anew.
-
-    ``p`` is of the two-sided sign test on pairs that are no tie. Where every pair is right, wrong or tied the bootstrap
-    has no width, and Wilson's interval stands in for it.
-    """
-    from scipy.stats import binomtest
-
-    right = np.where(values > 0, 1.0, np.where(values < 0, 0.0, 0.5))
-    clusters = np.array(["|".join(sorted((pair.emotion_a, pair.emotion_b))) for pair in pairs])
-    decided = int((values != 0).sum())
-    estimate = stats.cluster_bootstrap(right, clusters, rng=rng)
-    if decided == len(values) and right.min() == right.max():
-        estimate = stats.wilson(int(right.sum()), len(right))
-    devices: dict[str, list[float]] = {}
-    for pair, hit in zip(pairs, right, strict=True):
-        devices.setdefault(pair.device, []).append(float(hit))
-    return {
-        "pairs": len(pairs),
-        "accuracy": float(right.mean()),
-        "low": estimate.low,
-        "high": estimate.high,
-        "ties": len(values) - decided,
-        "p": float(binomtest(int((values > 0).sum()), decided).pvalue) if decided else 1.0,
-        "devices": {name: float(np.mean(hits)) for name, hits in sorted(devices.items())},
-    }
-
-
-def compare(
+def judge(
+    gaps: Sequence[Float[np.ndarray, " pairs"]],
+    searched: Sequence[bool],
     pairs: Sequence[Pair],
-    residuals: Sequence[Mapping[int, Float[np.ndarray, "tokens d_model"]]],
-    study: Study,
+    rng: np.random.Generator,
 ) -> list[dict[str, Any]]:
-    """Same-words pairs at every layer, by every method, read at the mean of all tokens and at the last.
+    """Share of pairs that each reading gets right, with its interval and two p-values.
+
+    If a reading does not know which text is which, exchanging the texts of a group of pairs leaves its figures as they
+    are in distribution. So signs are drawn, one a group, the same for all readings: ``p`` compares a reading with its
+    own null, two-sided, and ``p_max`` with the largest deviation of all searched readings, which allows for having
+    looked at all of them.
 
     Args:
-        pairs: at least one.
-        residuals: per text (all texts A, then all texts B) the residuals of its tokens at every layer.
-        study: what reads them; every readout is built on all topics but the ablated ones.
+        gaps: a reading each; above 0 is right, 0 a tie that counts one half, NaN a pair that does not count.
+        searched: whether the reading belongs to those of which the best is looked for.
+        pairs: one an entry of each reading.
+        rng: draws signs and bootstrap samples. The interval draws groups anew; where every pair is right, wrong or
+            tied it has no width, and Wilson's stands in for it.
     """
-    from affectlens.probing.methods import Vocabulary
-    from affectlens.probing.text_features import POOLINGS
-
-    corpus, directions, match, layer = study.corpus, study.directions, study.match, study.layer
-    build = corpus.indices("train", "validation")
-    readings: list[tuple[int | None, str, str, np.ndarray, np.ndarray]] = []
-    for at in directions.layers:
-        stories = study.store.pooled(at)[build]
-        pooled = {"mean": np.stack([rows[at].mean(axis=0) for rows in residuals])}
-        pooled["last"] = np.stack([rows[at][-1] for rows in residuals])
-        for method in directions.methods:
-            spread = directions.readout(at, stories, method).std(axis=0)
-            readings += [
-                (at, method, read, directions.readout(at, values, method), spread) for read, values in pooled.items()
-            ]
-    codes = [study.sae.encode(rows[layer])[:, match.best] for rows in residuals]
-    spread = match.scores("sae", build)[:, match.best].std(axis=0)
-    for read, pool in POOLINGS.items():
-        readings.append((layer, "best SAE feature", read, np.stack([pool(each) for each in codes]), spread))
-    words = Vocabulary.fit(study.texts(build), corpus.labels(build))
-    texts = [pair.text_a for pair in pairs] + [pair.text_b for pair in pairs]
-    readings.append((None, "TF-IDF", "text", words.scores(texts), words.scores(study.texts(build)).std(axis=0)))
-    rows = []
-    for at, method, read, scores, spread in readings:
-        gap = margins(scores[: len(pairs)], scores[len(pairs) :], pairs, corpus.emotions, spread)
-        # Sums in another order leave rounding errors of about 1e-16 where two texts score alike.
-        gap = np.where(np.abs(gap) < 1e-9, 0, gap)
-        figures = describe(gap, pairs, study.generator(f"pairs-{at}-{method}-{read}"))
-        rows.append({"layer": at, "method": method, "read": read, **figures})
-    return rows
+    right = np.stack([np.where(np.isnan(gap), np.nan, (np.sign(gap) + 1) / 2) for gap in gaps], axis=1)
+    names, groups = np.unique([pair.group for pair in pairs], return_inverse=True)
+    counted = np.isfinite(right).sum(axis=0)
+    excess = np.zeros((len(names), len(gaps)))
+    np.add.at(excess, groups, np.nan_to_num(right - 0.5))
+    excess /= np.maximum(counted, 1)
+    null = np.abs(rng.choice([-1.0, 1.0], (DRAWS, len(names))) @ excess)
+    largest = null[:, np.asarray(searched)].max(axis=1, initial=0)
+    found = []
+    for index, gap in enumerate(gaps):
+        known = np.isfinite(gap)
+        hits, observed = right[known, index], abs(excess[:, index].sum()) - 1e-9
+        row = {"pairs": int(counted[index]), "ties": int((gap[known] == 0).sum()), "p_max": None}
+        if not len(hits):
+            found.append(row | {"accuracy": None, "low": None, "high": None, "p": None, "devices": {}})
+            continue
+        estimate = stats.cluster_bootstrap(hits, groups[known], rng=rng)
+        if hits.min() == hits.max() != 0.5:
+            estimate = stats.wilson(int(hits.sum()), len(hits))
+        row |= {"accuracy": float(hits.mean()), "low": estimate.low, "high": estimate.high}
+        row["p"] = float((1 + (null[:, index] >= observed).sum()) / (DRAWS + 1))
+        if searched[index]:
+            row["p_max"] = float((1 + (largest >= observed).sum()) / (DRAWS + 1))
+        devices: dict[str, list[float]] = {}
+        for pair, hit in zip([pair for pair, counts in zip(pairs, known, strict=True) if counts], hits, strict=True):
+            devices.setdefault(pair.device, []).append(float(hit))
+        found.append(row | {"devices": {name: float(np.mean(each)) for name, each in sorted(devices.items())}})
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,9 @@ from affectlens import results
 from affectlens.corpus.ratings import ratings_path, read_ratings
 from affectlens.corpus.texts import EMBEDDED, texts_path
 from affectlens.files import write_json
+from affectlens.interventions.frames import read_lexicon
 from affectlens.model import subject
-from affectlens.probing import comparison
+from affectlens.probing import comparison, pairs
 from affectlens.probing.comparison import Comparison
 from affectlens.probing.config import CompareConfig
 from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
@@ -24,9 +25,27 @@ from affectlens.stages.match import MatchStage
 from affectlens.stages.sae import SaeStage
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from affectlens.probing.readouts import Study
+
+PAIR_SETS = {"written": "pairs", "templates": "templates"}
+"""Sets of same-words pairs, and the part that reads each."""
+WORDS = 6
+"""Most words by which a concept's part in the model's own answer is scored."""
+
+
+def _templates(config: CompareConfig) -> Path:
+    return (
+        EMBEDDED / "pair_templates.json"
+        if config.pair_templates == "embedded"
+        else Path(config.pair_templates).expanduser()
+    )
+
+
+def _pair_files(config: CompareConfig) -> dict[str, Path]:
+    """The file of each set that is wanted."""
+    files = {"written": texts_path("pairs", config.pairs), "templates": _templates(config)}
+    wanted = {"written": config.pairs != "none", "templates": config.pair_templates != "none"}
+    return {name: path for name, path in files.items() if wanted[name]}
 
 
 @register
@@ -34,7 +53,7 @@ class CompareStage(Stage[CompareConfig, Comparison]):
     """Compare decoder rows with directions, and all readouts with each other."""
 
     name = "compare"
-    version = 4
+    version = 5
     config_class = CompareConfig
     needs = ("corpus", "activations", "sae", "directions", "match")
     seeded = True
@@ -64,6 +83,13 @@ class CompareStage(Stage[CompareConfig, Comparison]):
         read_ratings(ratings_path(config.ratings))
         if config.pairs != "none" and not texts_path("pairs", config.pairs).is_file():
             raise ValueError(f"`compare.pairs: {config.pairs}`: no such file; give a JSONL file, or `none`")
+        templates = _templates(config)
+        if config.pair_templates != "none" and not (templates.is_file() and templates.suffix == ".json"):
+            raise ValueError(
+                f"`compare.pair_templates: {config.pair_templates}`: no such JSON file; give one, or `none`"
+            )
+        for path in _pair_files(config).values():
+            pairs.read_pairs(path)
 
     @classmethod
     def identities(cls, study: StudySettings) -> Mapping[str, Identity]:
@@ -71,10 +97,10 @@ class CompareStage(Stage[CompareConfig, Comparison]):
             "ratings": ratings_path(study.compare.ratings),
             "lexicon": EMBEDDED / "lexicon.json",
         }
-        return data if study.compare.pairs == "none" else data | {"pairs": texts_path("pairs", study.compare.pairs)}
+        return data | {PAIR_SETS[name]: path for name, path in _pair_files(study.compare).items()}
 
     def parts(self) -> Sequence[Part]:
-        return [Part("cosines"), Part("detection"), *([] if self.config.pairs == "none" else [Part("pairs")])]
+        return [Part("cosines"), Part("detection"), *(Part(PAIR_SETS[name]) for name in _pair_files(self.config))]
 
     @cached_property
     def _study(self) -> Study:
@@ -87,7 +113,8 @@ class CompareStage(Stage[CompareConfig, Comparison]):
         )  # fmt: skip
 
     def run_part(self, part: Part, out: Path, progress: Progress) -> None:
-        work = {"cosines": self._cosines, "detection": self._detection, "pairs": self._pairs}
+        work = {"cosines": self._cosines, "detection": self._detection}
+        work |= {part: partial(self._pairs, name) for name, part in PAIR_SETS.items()}
         write_json(out / "card.json", work[part.name]())
         progress(1)
 
@@ -109,35 +136,28 @@ class CompareStage(Stage[CompareConfig, Comparison]):
             "confounds": readouts.confounds(self._study, scores, ratings),
         }
 
-    def _pairs(self) -> dict[str, Any]:
-        from affectlens.probing import pairs
+    def _pairs(self, name: str) -> dict[str, Any]:
+        from affectlens.model.words import choose_words
+        from affectlens.probing import axes, meaning
 
-        read = pairs.read_pairs(texts_path("pairs", self.config.pairs), self.need(CorpusStage).emotions)
+        study, emotions = self._study, self.need(CorpusStage).emotions
+        read = pairs.read_pairs(_pair_files(self.config)[name], emotions)
         if not read:
-            return {"pairs": []}
+            return {PAIR_SETS[name]: []}
+        model = subject.Subject.load(self.setting.model, device=self.setting.device, models=self.setting.models)
+        words = choose_words(model.tokenizer, emotions, read_lexicon(), WORDS)
         texts = [pair.text_a for pair in read] + [pair.text_b for pair in read]
-        return {"pairs": pairs.compare(read, self._residuals(texts), self._study)}
-
-    def _residuals(self, texts: Sequence[str]) -> list[dict[int, np.ndarray]]:
-        """Per text the residuals of all its tokens at every layer of the study."""
-        from affectlens.model.reading import Site, open_reader, read
-        from affectlens.model.tokens import encode
-
-        layers, setting, tokenizer = self.need(DirectionsStage).layers, self.setting, self._study.tokenizer
-        model = open_reader(setting.model, max(layers) + 1, device=setting.device, models=setting.models)
-        begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        rows = [[*begin, *encode(tokenizer, text)] for text in texts]
-        values: list[dict[int, np.ndarray]] = [{} for _ in texts]
-        for index, sites in read(model, rows, [Site(layer) for layer in layers], lead=len(begin)):
-            values[index] = {site.layer: sites[site][len(begin) :].float().cpu().numpy() for site in sites}
-        return values
+        heard = meaning.hear(model, texts, study.directions.layers, words)
+        ratings = axes.rated(emotions, read_ratings(ratings_path(self.config.ratings)))
+        return {PAIR_SETS[name]: [{"set": name, **row} for row in meaning.compare(read, heard, study, ratings)]}
 
     def finish(self, parts: Mapping[str, Path], out: Path) -> Metrics:
         from affectlens.probing import concept_table
 
-        card: dict[str, Any] = {"pairs": []}
+        card: dict[str, Any] = {}
         for folder in parts.values():
             card |= json.loads((folder / "card.json").read_text(encoding="utf-8"))
+        card["pairs"] = [row for part in PAIR_SETS.values() for row in card.pop(part, [])]
         write_json(out / "compare.json", card)
         for declared, rows in comparison.table_rows(card).items():
             results.write(out, declared, rows)
