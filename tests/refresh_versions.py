@@ -11,6 +11,7 @@ import ast
 import copy
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,19 @@ def sources(stage: type[Stage[Any, Any]]) -> list[str]:
     return sorted(reached)
 
 
+@cache
+def code_of(module: str) -> str:
+    """The same by name; many stages share a module."""
+    return code(modules()[module])
+
+
 def digest(stage: type[Stage[Any, Any]]) -> str:
     """sha256 over the code that decides the stage's result."""
-    text = "\n".join(f"{name}\n{code(modules()[name])}" for name in sources(stage))
+    text = "\n".join(f"{name}\n{code_of(name)}" for name in sources(stage))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@cache
 def current() -> dict[str, dict[str, Any]]:
     """Version and code of every stage as they are."""
     return {stage.name: {"version": stage.version, "code": digest(stage)} for stage in STAGES}
