@@ -166,11 +166,12 @@ def study(concepts: tuple[str, ...] = CONCEPTS, story: str = "She waited.") -> E
         "compare/angles": [{"angle": 1, "cosine": 0.9}, {"angle": 2, "cosine": 0.4}],
         "compare/pairs": [
             {"method": method, "layer": layer, "read": read, "accuracy": 0.55, "low": 0.4, "high": 0.7, "p": 0.4}
-            | {"pairs": 40, "ties": 0}
-            for method, layer, read in (
-                ("difference of means", 2, "mean"),
-                ("best SAE feature", 2, "max"),
-                ("TF-IDF", None, "text"),
+            | {"set": "written", "scope": "all", "pairs": 40, "ties": 0, "p_max": p_max}
+            for method, layer, read, p_max in (
+                ("own log-probabilities", None, "elicited", None),
+                ("difference of means", 2, "mean", 0.6),
+                ("best SAE feature", 2, "max", 0.6),
+                ("TF-IDF", None, "text", None),
             )
         ],
         "writers/methods": [
@@ -267,6 +268,8 @@ def study(concepts: tuple[str, ...] = CONCEPTS, story: str = "She waited.") -> E
                         "layer": 2,
                         "method": "difference of means",
                         "read": "mean",
+                        "set": "written",
+                        "scope": "all",
                         "devices": {"negation": 0.6, "order": 0.5},
                     }
                 ],
@@ -552,11 +555,13 @@ def test_an_experiment_that_could_not_be_tested_is_not_called_refuted(page: str)
 
 def test_same_words_pairs_are_corrected_for_the_number_of_readings() -> None:
     def of(**cells: Any) -> str:
-        return concluded(changed(study(), "compare/pairs", lambda _: cells), "beyond_words")[0]
+        evidence = changed(study(), "compare/pairs", lambda row: cells if row["p_max"] is not None else {})
+        return concluded(evidence, "beyond_words")[0]
 
     assert of() == "not shown"
-    assert of(accuracy=0.8, low=0.7, high=0.9, p=0.001) == "shown"
-    assert of(p=0.04) == "not shown"
+    assert of(accuracy=0.8, low=0.7, high=0.9, p=0.001, p_max=0.01) == "shown"
+    assert of(accuracy=0.8, low=0.7, high=0.9, p=0.001, p_max=0.2) == "not shown"
+    assert of(accuracy=0.2, low=0.1, high=0.3, p=0.001, p_max=0.01) == "not shown", "worse than chance is no reading"
 
 
 def test_a_random_dictionary_that_does_as_well_takes_the_meaning_from_few_rows() -> None:
