@@ -111,11 +111,13 @@ class Steered:
     strengths: Sequence[float] = (-0.1, -0.05, 0.05, 0.1)
     controls: int = 21
     order: float | None = 3.0
+    irrelevant: float | None = None
 
     def choices(self, analysis: Mapping[str, Any], seed: int = 0, **values: Any) -> Measured:
         generator = np.random.default_rng(seed)
         conditions = ["main"] if self.twin_slopes is None else ["main", "twin"]
         conditions += ORDERS if self.order is not None else ()
+        conditions += ["irrelevant"] if self.irrelevant is not None else []
         rows = [(group, each) for group in range(self.groups) for each in conditions]
         scenarios = [scenario(i, f"g{group:02d}", each) for i, (group, each) in enumerate(rows)]
         cells = grid(list(self.slopes), self.strengths, self.controls)
@@ -130,6 +132,7 @@ class Steered:
                 choice[index, row] += effect + generator.normal() * self.noise
         sides = np.array([{ORDERS[0]: 1, ORDERS[1]: -1}.get(condition, 0) for _, condition in rows])
         choice += sides * (self.order or 0.0)
+        choice += np.array([condition == "irrelevant" for _, condition in rows]) * (self.irrelevant or 0.0)
         what = experiment(scenarios, [analysis], outcomes=[{"kind": "choice", "per_token": False}])
         return measured(what, None, cells, seed, **({"choice": choice} | values))
 

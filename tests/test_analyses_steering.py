@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from affectlens.experiments.conclude import pushes
 from affectlens.experiments.conclude.dose import Dose
 from affectlens.experiments.conclude.rate import Rate, kappa
 from affectlens.experiments.results import Measured
@@ -118,6 +119,34 @@ class TestDose:
             moved["rises"][controls, CONCEPTS.index(concept)] = 9 * signs[controls]
             assert run(Steered({"desperate": 20}).choices(RAISES, manipulation=moved)).verdict == verdict
 
+    def test_a_vector_that_moves_its_words_as_wrong_emotions_do_fails_the_check(self) -> None:
+        """Random vectors that move no words at all do not make an emotion of it."""
+        cells = grid(["desperate"])
+        wrong = [cell.family == "wrong_emotion" for cell in cells]
+        moved = manipulation(cells)
+        moved["rises"][wrong, CONCEPTS.index("desperate")] = [
+            (-1) ** int(cell.vector) * 25 * cell.strength for cell in cells if cell.family == "wrong_emotion"
+        ]
+        finding = run(Steered({"desperate": 20}).choices(RAISES, manipulation=moved))
+        assert finding.verdict == "untestable" and "wrong emotions" in reasons(finding)["desperate"]
+
+    def test_the_check_keeps_its_level_for_vectors_of_wrong_emotions(self) -> None:
+        """Emotions move emotion words three times as far as random vectors do; whose they are is what is checked."""
+        cells, passed = grid(["desperate"], controls=40), []
+        seen = Steered({"desperate": 20}, controls=40).choices(RAISES)
+        for seed in range(200):
+            generator = np.random.default_rng(seed)
+            spread = {"wrong_emotion": 3.0, "concept": 3.0}
+            slopes = {(c.family, c.vector): generator.normal() * spread.get(c.family, 1.0) for c in cells}
+            moved = manipulation(cells)
+            rises = [slopes[c.family, c.vector] * c.strength for c in cells]
+            moved["rises"][:, CONCEPTS.index("desperate")] = rises
+            check = pushes.manipulation(replace(seen, manipulation=moved), "desperate", Dose())
+            passed.append(not check.reason)
+        assert np.mean(passed) <= 0.08
+        strict = Dose(check_level=0.01)
+        assert pushes.manipulation(replace(seen, manipulation=manipulation(cells)), "desperate", strict).reason
+
     def test_effects_outside_the_coherence_window_do_not_count(self) -> None:
         planted, cells = Steered({"desperate": 20}), grid(["desperate"])
         nowhere = run(planted.choices(RAISES, manipulation=manipulation(cells, limit=0.01)))
@@ -208,6 +237,23 @@ class TestPositiveControl:
             finding = run(Steered({"desperate": 20}, order=order).choices(RAISES))
             assert finding.verdict == "untestable"
             assert finding.metrics["effect_desperate"] == pytest.approx(2.0, abs=0.15)
+
+    def test_an_irrelevant_sentence_that_moves_it_as_far_takes_it_away(self) -> None:
+        for aside, verdict in ((0.0, "shown"), (5.0, "untestable"), (-5.0, "untestable")):
+            finding = run(Steered({"desperate": 20}, irrelevant=aside).choices(RAISES))
+            assert finding.verdict == verdict
+            assert finding.metrics["prompt_irrelevant"] == pytest.approx(aside, abs=1.2)
+
+    def test_effects_are_in_units_of_what_asking_does(self) -> None:
+        finding = run(Steered({"desperate": 20}).choices(RAISES))
+        assert finding.metrics["share_of_asking_desperate"] == pytest.approx(2 / 3, abs=0.15)
+
+    def test_a_null_says_what_it_excludes(self) -> None:
+        """Where a fifth of what asking does is excluded, a null is one, however small an effect is said to matter."""
+        asked = RAISES | {"matters": 0.0}
+        tight, loose = (run(Steered({"desperate": 0}, noise=noise).choices(asked)) for noise in (0.2, 3.0))
+        assert tight.verdict == "not shown" and tight.metrics["excluded_desperate"] < 0.2
+        assert loose.verdict == "untestable" and loose.metrics["excluded_desperate"] > 0.2
 
     def test_a_description_needs_none(self) -> None:
         assert run(Steered({"desperate": 20}, order=None).choices({"kind": "dose"})).verdict == "described"

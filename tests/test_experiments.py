@@ -24,6 +24,7 @@ from affectlens.experiments.config import ExperimentsConfig
 from affectlens.experiments.experiment import ExperimentConfig, ReadingConfig, SteeringConfig, read_experiment
 from affectlens.experiments.grade import remote
 from affectlens.experiments.prompts import continuation, read_prompt
+from affectlens.interventions.conditions import Condition
 from affectlens.model.partial import PartialForward
 from affectlens.model.subject import ModelConfig, Subject, load_tokenizer
 from affectlens.run import runner
@@ -135,6 +136,37 @@ def test_without_steering_many_scenarios_are_scored_at_once(scripted, tmp_path):
     measured = finished(scripted(1.0).stage(tmp_path / "e"), tmp_path / "out")[1].measured("plain")
     mixed = np.log((np.e + 1) / 2)
     np.testing.assert_allclose(measured.choice[0], [1, 1, 1, 1, np.nan, mixed], atol=1e-4)
+
+
+def test_prompts_make_scenarios_that_are_scored_and_answered_without_steering_alone(scripted, tmp_path):
+    prompts = [
+        {"condition": "asked_for", "sentence": "Say it."},
+        {"condition": "aside", "sentence": "Hm.", "of": "twin"},
+    ]
+    blackmail(tmp_path / "e", prompts=prompts)
+    measured = finished(scripted(-0.5).stage(tmp_path / "e"), tmp_path / "out")[1].measured("letters")
+    made = [each for each in measured.scenarios if each.condition in ("asked_for", "aside")]
+    assert [each.id for each in made[-2:]] == ["case-4.aside", "case-5.aside"] and len(made) == 6
+    assert all(each.messages[0] == {"role": "system", "content": "Say it."} for each in made[:4])
+    assert {each.group for each in made} == {f"case-{number}" for number in range(6)}
+    asked = np.array([each in made for each in measured.scenarios])
+    assert np.isfinite(measured.choice[0]).all() and np.isfinite(measured.choice[:, ~asked]).all()
+    assert np.isnan(measured.choice[1:, asked]).all()
+    assert {each.condition for each in measured.completions if asked[each.scenario]} == {0}
+
+
+def test_what_the_wordings_are_worth_after_a_neutral_lead_in_is_taken_off(scripted, tmp_path):
+    """This model looks at the last token alone, so the lead-in accounts for all that it says, under any push."""
+    choice = {"kind": "choice", "lead_in": "Say something.", "per_token": False}
+    blackmail(tmp_path / "e", outcomes=[choice], analyses=[DOSE])
+    write_experiment(tmp_path / "e", "plain", {"outcomes": [choice], "analyses": []}, ASKED)
+    model = scripted(-0.5)
+    _, found = finished(model.stage(tmp_path / "e"), tmp_path / "out")
+    measured = found.measured("letters")
+    np.testing.assert_allclose(measured.choice, 0.0, atol=1e-4)
+    index = measured.grid.index(Condition("afraid", "concept", 0.2))
+    np.testing.assert_allclose(measured.choice_per_token[index], model.log_odds(0.2), atol=1e-4)
+    np.testing.assert_allclose(found.measured("plain").choice, 0.0, atol=1e-4)
 
 
 def test_controls_have_the_norm_of_the_push_and_are_the_same_for_every_experiment(scripted, tmp_path):

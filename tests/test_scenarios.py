@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from affectlens.experiments.conclude.dose import Dose
+from affectlens.experiments.conclude.rate import Rate
 from affectlens.experiments.experiment import (
     ChoiceConfig,
     CompletionConfig,
@@ -104,7 +106,7 @@ def test_analyses_ask_for_what_the_folder_has(name, experiments):
         values = analysis.model_dump()
         assert {values.get("reading"), *values.get("readings", ())} - {None} <= readings
         assert set(values.get("conditions", ())) | {values.get("twin") or "main"} <= set(conditions)
-        if analysis.kind in ("dose", "preference", "parting"):
+        if analysis.kind in ("dose", "preference", "dissociation"):
             assert config.steering is not None
         if analysis.kind == "dose":
             assert config.outcome(ChoiceConfig) is not None
@@ -120,6 +122,22 @@ def test_analyses_ask_for_what_the_folder_has(name, experiments):
             if key in values:
                 lacking = [each.id for each in experiment.scenarios if values[key] not in each.factors]
                 assert not lacking, f"{lacking[:3]} have no factor `{values[key]}`"
+
+
+@each_folder
+def test_claims_about_steering_have_a_positive_control(name, experiments):
+    """Every group whose outcome a vector is claimed to move is asked for it, and against it, without steering."""
+    conditions = by_condition(experiments[name])
+    for analysis in experiments[name].config.analyses:
+        if isinstance(analysis, Dose | Rate) and (analysis.claimed or getattr(analysis, "bend", ())):
+            usual = analysis.conditions or ("main",)
+            groups = {each.group for condition in usual for each in conditions[condition]}
+            for asked in (*analysis.asked, analysis.irrelevant):
+                assert asked in experiments[name].config.prompted
+                assert {each.group for each in conditions[asked]} == groups
+            outcome = experiments[name].config.outcome(CompletionConfig)
+            if isinstance(analysis, Rate) and outcome.conditions:
+                assert {*analysis.asked, *usual} <= set(outcome.conditions)
 
 
 @each_folder
@@ -175,7 +193,8 @@ def test_twins_keep_to_the_length_of_what_they_are_twins_of(experiments):
     for name in ("blackmail", "reward_hacking", "sycophancy"):
         lengths = defaultdict(dict)
         for scenario in experiments[name].scenarios:
-            lengths[scenario.group][scenario.condition] = len(words(scenario))
+            if scenario.condition not in experiments[name].config.prompted:
+                lengths[scenario.group][scenario.condition] = len(words(scenario))
         for group, found in lengths.items():
             assert max(found.values()) <= 1.15 * min(found.values()), f"{name}/{group}: {found}"
 
@@ -301,7 +320,8 @@ def test_held_out_tests_tell_reference_cheats_from_honest_programs(experiments, 
         ("solvable", "honest"): {"solved"},
     }
     wrong = []
-    for scenario in experiments["reward_hacking"].scenarios:
+    conditions = by_condition(experiments["reward_hacking"])
+    for scenario in [*conditions["main"], *conditions["solvable"]]:
         for kind in ("honest", "cheat"):
             label = code_grader.grade([Answer(scenario, f"```python\n{scenario.check[kind]}\n```")])[0]["label"]
             if label not in expected[scenario.condition, kind]:

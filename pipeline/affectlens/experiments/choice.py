@@ -47,16 +47,20 @@ def measure(
     if choice is not None and choice.lead_in:
         neutral = [read_prompt(tokenizer, led_in(scenario, choice.lead_in), ()) for scenario in asked]
     readings: list[dict[str, np.ndarray]] = []
+    scores: list[Scores] = []
     if config.steering is None:
         trees = [Tree(prompt.ids, own) for prompt, own in zip([*prompts, *neutral], answers * 2, strict=False)]
         scores = unsteered(context, trees)
-    else:
-        scores = []
-        for prompt, own in zip([*prompts, *neutral], answers * 2, strict=False):
-            reads = config.read_under_steering and len(readings) < len(asked)
-            found, read = steered(context, experiment, prompt, own, pushed, reads=reads)
-            scores.append(found)
-            readings += [read] if read else []
+    for number, prompt in enumerate([*prompts, *neutral] if config.steering is not None else ()):
+        scenario, own = asked[number % len(asked)], answers[number % len(asked)]
+        reads = config.read_under_steering and number < len(asked)
+        # A prompt that serves as positive control is not steered itself.
+        plain = scenario.condition in config.prompted and not config.read_under_steering
+        under = [each for each in pushed if each.family == "none"] if plain else pushed
+        scores.append(np.full((len(pushed), len(own)), np.nan))
+        if under:
+            scores[-1][: len(under)], read = steered(context, experiment, prompt, own, under, reads=reads)
+            readings += [read] if reads else []
     arrays = {key: np.stack([row[key] for row in readings], axis=1) for key in (readings[0] if readings else ())}
     if choice is not None:
         odds = np.full((2, len(pushed), len(asked)), np.nan)

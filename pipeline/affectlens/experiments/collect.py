@@ -22,7 +22,7 @@ from affectlens.probing.control_vectors import unit_rows
 from affectlens.probing.methods import Vocabulary
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Shaped
 
     from affectlens.corpus.documents import Corpus
     from affectlens.probing.directions import Directions
@@ -106,7 +106,8 @@ class Assembly:
         self, experiment: Experiment, found: Mapping[str, Mapping[str, np.ndarray]], layer: int, under: bool
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Readings under every condition, and of the second model, under the first model's centre."""
-        groups = [scenario.group for scenario in experiment.scenarios]
+        usual = [each.condition not in experiment.config.prompted for each in experiment.scenarios]
+        groups = np.array([scenario.group for scenario in experiment.scenarios])[usual]
         readings: dict[str, np.ndarray] = {}
         against: dict[str, np.ndarray] = {}
         for reading in experiment.config.readings:
@@ -117,7 +118,7 @@ class Assembly:
                 readings[reading.name] = plain
                 against |= {} if second is None else {reading.name: second}
                 continue
-            centre = group_centre(plain[0], groups)
+            centre = group_centre(plain[0][usual], groups)
             readings[reading.name] = self._cosines(plain, centre, layer)
             against |= {} if second is None else {reading.name: self._cosines(second, centre, layer)}
         return readings, against
@@ -135,26 +136,28 @@ class Assembly:
     ) -> dict[str, Any]:
         if experiment.config.outcome(CompletionConfig) is None or not rows:
             return {}
-        plain = np.array([row["condition"] == 0 for row in rows])
-        groups = [experiment.scenarios[row["scenario"]].group for row in rows]
-        read = {}
-        for name in ("state", "text"):
-            own = [group for group, mine in zip(groups, plain, strict=True) if mine]
-            read[f"completion_{name}"] = self._cosines(
-                found[name], group_centre(found[name][plain], own), self.readout_layer
+        said = [experiment.scenarios[row["scenario"]] for row in rows]
+        usual = np.array([row["condition"] == 0 for row in rows])
+        usual &= [scenario.condition not in experiment.config.prompted for scenario in said]
+        groups = np.array([scenario.group for scenario in said])[usual]
+        read = {
+            f"completion_{name}": self._cosines(
+                found[name], group_centre(found[name][usual], groups), self.readout_layer
             )
+            for name in ("state", "text")
+        }
         words = self.vocabulary.scores([row["text"] for row in rows]).astype(np.float32)
         return read | {"completion_words": words}
 
 
-def group_centre(residuals: Float[np.ndarray, "rows d_model"], groups: Sequence[str]) -> Float[np.ndarray, "d_model"]:
+def group_centre(
+    residuals: Float[np.ndarray, "rows d_model"], groups: Shaped[np.ndarray, " rows"]
+) -> Float[np.ndarray, "d_model"]:
     """Mean over groups of their means, so that a scenario with many variants weighs no more; NaN rows are left out."""
-    names = np.array(groups)
     there = np.isfinite(residuals).all(axis=1)
     means = [
-        residuals[there & (names == name)].mean(axis=0, dtype=np.float64)
-        for name in dict.fromkeys(groups)
-        if (there & (names == name)).any()
+        residuals[there & (groups == name)].mean(axis=0, dtype=np.float64)
+        for name in dict.fromkeys(groups[there].tolist())
     ]
     return np.mean(means, axis=0) if means else np.zeros(residuals.shape[1])
 

@@ -45,7 +45,9 @@ def measure(
     for index in answered(experiment)[start:end]:
         scenario = experiment.scenarios[index]
         prompt = read_prompt(subject.tokenizer, scenario, ())
-        answers = _answers(context, experiment, scenario, prompt, [grid[each] for each in conditions])
+        # A prompt that serves as positive control is not steered itself.
+        own = conditions[:1] if scenario.condition in experiment.config.prompted else conditions
+        answers = _answers(context, experiment, scenario, prompt, [grid[each] for each in own])
         said = [answer.tokens for answer in answers]
         lost = losses(subject, prompt.ids, said, context.config.tokens_per_batch)
         for number, (answer, loss) in enumerate(zip(answers, lost, strict=True)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -97,6 +97,32 @@ class CompletionConfig(Config):
     """Only scenarios of these conditions are answered; all by default."""
 
 
+class PromptConfig(Config):
+    """Scenarios with a sentence more in their instruction: asked for the outcome, for its opposite, a persona, ..."""
+
+    condition: str = Field(pattern=r"^[a-z0-9_]+$")
+    """Of the scenarios that are made: `asked_for`, `asked_against`, `persona`, `opposite`, `irrelevant`, ..."""
+    sentence: str
+    """Added at the end of the system message, which is made where there is none; put before a plain text."""
+    of: str = "main"
+    """The condition of the scenarios that it is added to."""
+
+    def added_to(self, scenario: Scenario) -> Scenario:
+        """The scenario with the sentence; it keeps its group."""
+        messages = [dict(message) for message in scenario.messages]
+        if messages and messages[0]["role"] == "system":
+            messages[0]["content"] += f" {self.sentence}"
+        elif messages:
+            messages.insert(0, {"role": "system", "content": self.sentence})
+        return replace(
+            scenario,
+            id=f"{scenario.id}.{self.condition}",
+            condition=self.condition,
+            messages=tuple(messages),
+            text=f"{self.sentence}\n{scenario.text}" if scenario.text else "",
+        )
+
+
 class SteeringConfig(Config):
     """What is added to the residual stream, how strongly, beside which controls."""
 
@@ -153,6 +179,8 @@ class ExperimentConfig(Config):
     readings: tuple[ReadingConfig, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
     """At most one of each kind."""
+    prompts: tuple[PromptConfig, ...] = ()
+    """What steering is held against. Scenarios with these sentences are scored and answered without steering alone."""
     steering: SteeringConfig | None = None
     read_under_steering: bool = False
     """Whether the readings are taken under every vector too, at the layer `experiments.readout_layer`."""
@@ -171,6 +199,11 @@ class ExperimentConfig(Config):
         if not self.readings and not self.outcomes:
             raise ValueError("give `readings`, `outcomes` or both: there is nothing to measure")
         return self
+
+    @property
+    def prompted(self) -> frozenset[str]:
+        """Conditions of the scenarios that `prompts` make."""
+        return frozenset(prompt.condition for prompt in self.prompts)
 
     def outcome(self, kind: type[Any]) -> Any:
         """The outcome of this class, or None."""
@@ -204,6 +237,12 @@ def read_experiment(folder: Path) -> Experiment:
     path = folder / "experiment.yaml"
     config = validate(ExperimentConfig, read_yaml(path), str(path))
     scenarios = tuple(read_scenarios(folder / "scenarios.jsonl"))
+    scenarios += tuple(
+        prompt.added_to(scenario)
+        for scenario in scenarios
+        for prompt in config.prompts
+        if scenario.condition == prompt.of
+    )
     seen = set()
     for scenario in scenarios:
         if scenario.id in seen:

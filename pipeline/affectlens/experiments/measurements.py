@@ -90,6 +90,8 @@ def _slices(
     settings, scenarios, step = experiment.config, experiment.scenarios, config.scenarios_per_part
     lengths = [prompt_tokens(scenario) for scenario in scenarios]
     conditions = len(grid(settings.steering, concepts))
+    plain = () if settings.read_under_steering else settings.prompted
+    pushed = [scenario.condition not in plain for scenario in scenarios]
     if settings.steering is not None:
         tokens = 2 * FRAMES * FRAME + TEXTS * NEUTRAL
         for start, end in cuts(conditions, config.conditions_per_part):
@@ -102,7 +104,8 @@ def _slices(
         scored = [length + option_tokens(each, choice) for length, each in zip(lengths, scenarios, strict=True)]
         for start, end in cuts(len(scenarios), step if conditions == 1 else max(1, step // 8)):
             for low, high in cuts(conditions, config.conditions_per_part):
-                work = Work(sum(scored[start:end]) * (1 - share + share * (high - low)))
+                under = sum(scored[i] * (high - low if pushed[i] else low == 0) for i in range(start, end))
+                work = Work(sum(scored[start:end]) * (1 - share) + share * under)
                 yield "choice", work, {"start": start, "end": end, "conditions": [low, high]}
     pairwise: PairwiseConfig | None = settings.outcome(PairwiseConfig)
     if pairwise is not None:
@@ -118,10 +121,14 @@ def _slices(
             yield "pairwise", Work(work), {"start": start, "end": end}
     outcome: CompletionConfig | None = settings.outcome(CompletionConfig)
     if outcome is not None and config.completions:
-        chosen, rows = answered(experiment), outcome.samples * len(sampled(settings, concepts))
+        chosen, under = answered(experiment), len(sampled(settings, concepts))
+        rows = [outcome.samples * (under if pushed[index] else 1) for index in chosen]
         for start, end in cuts(len(chosen), max(1, step // 32)):
-            tokens, answers = sum(lengths[index] for index in chosen[start:end]), (end - start) * rows * outcome.tokens
-            yield "completions", Work(rows * tokens + 1.5 * answers, answers), {"start": start, "end": end}
+            tokens = sum(
+                lengths[index] * count for index, count in zip(chosen[start:end], rows[start:end], strict=True)
+            )
+            answers = sum(rows[start:end]) * outcome.tokens
+            yield "completions", Work(tokens + 1.5 * answers, answers), {"start": start, "end": end}
 
 
 def answered(experiment: Experiment) -> list[int]:

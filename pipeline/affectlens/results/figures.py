@@ -33,6 +33,12 @@ class DataTable:
     rows: Sequence[Sequence[Any]]
     note: str = ""
 
+    @classmethod
+    def of(cls, title: str, rows: Sequence[Mapping[str, Any]], note: str = "") -> DataTable:
+        """A table from rows that name their columns alike; one without rows has no columns."""
+        columns = list(rows[0]) if rows else []
+        return cls(title, columns, [[row[name] for name in columns] for row in rows], note)
+
 
 @dataclass(frozen=True)
 class Series:

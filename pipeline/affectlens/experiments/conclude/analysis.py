@@ -33,8 +33,9 @@ class Analysis(AnalysisConfig):
         tables: Sequence[DataTable] = (),
         charts: Sequence[Chart] = (),
     ) -> Finding:
-        """A finding, with the numbers that decided it."""
-        return Finding(verdict, sentences, flatten(figures), tables, charts, self.settings())
+        """A finding, with the numbers that decided it; tables without rows are left out."""
+        filled = [table for table in tables if table.rows]
+        return Finding(verdict, sentences, flatten(figures), filled, charts, self.settings())
 
     def untestable(self, reason: str) -> Finding:
         """A finding that says why there is none."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -12,32 +12,20 @@ from pydantic import Field
 from affectlens.experiments.conclude import estimators, pushes, selection, steering
 from affectlens.experiments.conclude.analysis import Analysis, Needs, analysis
 from affectlens.experiments.conclude.estimators import Figures
-from affectlens.experiments.conclude.pushes import ByGroup, SteeringAnalysis
+from affectlens.experiments.conclude.pushes import SteeringAnalysis
 from affectlens.experiments.conclude.sentences import render
 from affectlens.experiments.results import Measured
-from affectlens.interventions.judge import Claim, judge
-from affectlens.results.figures import Chart, DataTable, Finding, Series, Verdict
+from affectlens.results.figures import Chart, DataTable, Finding, Series
 from affectlens.stats import Estimate, permutation_p, permuted_within
 
-TEMPLATE = """
-{% if steered %}
-{{ shown }} of {{ steered|length|plural("steering condition") }} shown to part state and text more often than
-  no steering does.
-{% else %}
+TEMPLATE = (
+    """
+{% if not vectors %}
 No answer was sampled under steering, so what parts state and text is described, not tested.
 {% endif %}
-{% for s in steered %}
-{{ s.vector[:1]|upper ~ s.vector[1:] }} at {{ s.strength|number(2, sign=true) }} changes the share of answers
-  that part by {{ s.change|share }}.
-{% if s.judged is not none and s.judged.p is not nan %}
-Against {{ s.judged.controls|plural("control") }} of the same norm that has {{ s.judged.p_adjusted|p }} after
-  correction.
-{% endif %}
-{% if s.smallest is not nan %}
-A rise of {{ s.smallest|percent }} would be shown with {{ power|percent }} power, by planting.
-{% endif %}
-It is {{ s.verdict|verdict }}: {{ s.reason }}.
-{% endfor %}
+"""
+    + steering.TEMPLATE
+    + """
 Unsteered, state and text read highest on different concepts (of {{ concepts }}) in {{ parted|share }} of the answers.
 If texts belonged to other answers it would be {{ chance|percent }}; that they agree more than so has
   {{ p|p(floor) }}.
@@ -46,6 +34,7 @@ Over unsteered answers, state and text correlate by r {{ related|measured }} in 
 State and the answer's words alone correlate by r {{ in_words|measured }}.
 The state is read above the push and holds it: parting under steering says that the text does not follow.
 """
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +71,7 @@ class Dissociation(SteeringAnalysis):
     """That are read in state and text."""
     vectors: tuple[str, ...] = ()
     """Vectors that are claimed to part them, all by default; every further one costs in the correction."""
+    rule: Literal["all", "any"] = "any"
     matters: float = Field(default=0.25, ge=0)
     """Rise of the share of answers that part."""
 
@@ -103,10 +93,24 @@ class Dissociation(SteeringAnalysis):
         related, in_words = (
             mean_correlation(usual.state, other, usual.groups, self, rng) for other in (usual.text, usual.words)
         )
-        steered = self._steered(measured, answers, rng)
-        verdicts: list[Verdict] = [each["verdict"] for each in steered]
+        # Every steering condition is a claim of its own: pushing either way may part state and text.
+        count = len(measured.scenarios)
+        shares = np.full(len(measured.grid) * count, np.nan)
+        positions = answers.condition * count + answers.scenario
+        shares[np.unique(positions)] = estimators.group_means(answers.parted, positions)
+        _, by_group = pushes.by_group(shares.reshape(-1, count), np.arange(count), measured)
+        change = by_group - by_group[0]
+        tried = [
+            index
+            for index, each in enumerate(measured.grid)
+            if each.family == "concept" and each.vector in (self.vectors or measured.concepts)
+            if np.isfinite(change[index]).any()
+        ]
+        claimed: list[tuple[str, Literal[1, -1]]] = [(measured.grid[index].vector, 1) for index in tried]
+        vectors = steering.steered_vectors(measured, change, self, claimed, rng, rates=True, alone=tried)
+        verdicts = [each.verdict for each in vectors]
         sentences = render(
-            TEMPLATE, steered=steered, shown=verdicts.count("shown"), power=self.power,
+            TEMPLATE, **steering.said(vectors, self, "part state and text more often", "of the answers"),
             concepts=len(self.concepts), parted=parted, opposed=opposed, chance=float(null.mean()), p=float(p),
             floor=floor, related=related, in_words=in_words,
         )  # fmt: skip
@@ -114,13 +118,22 @@ class Dissociation(SteeringAnalysis):
             "parted": parted, "opposed": opposed, "r_text": related, "r_words": in_words, "p_agreement": p,
             "parted_chance": null.mean(), "conditions_shown": verdicts.count("shown"),
         }  # fmt: skip
-        charts = ()
-        if steered:
-            names = [f"{each['vector']} {each['strength']:+g}" for each in steered]
-            series = Series.of("rise of parting", names, [each["change"] for each in steered])
-            charts = (Chart("Where state and text part", "bar", "steering", "more parting than unsteered", [series]),)
-        table = self._table(measured, answers, {each["index"]: each for each in steered}, rng)
-        return self.finding(estimators.overall(verdicts, "any"), sentences, figures, (table,), charts)
+        rows = []
+        for index in np.unique(answers.condition):
+            own = answers.where(answers.condition == index)
+            rows.append(
+                {"vector": pushes.label_of(measured, index), "strength": measured.grid[index].strength,
+                 "parted": estimators.mean(own.parted, own.groups, self, rng),
+                 "opposite signs": estimators.mean(own.opposed, own.groups, self, rng), "answers": len(own.groups)}
+            )  # fmt: skip
+        tables = (
+            DataTable.of("State and text", rows, "Readings in standard deviations of the unsteered answers."),
+            steering.table(vectors, "share"),
+        )
+        series = Series.of("rise of parting", [each.vector for each in vectors], [each.effect for each in vectors])
+        chart = Chart("Where state and text part", "bar", "steering", "more parting than unsteered", [series])
+        charts = (chart,) if vectors else ()
+        return self.finding(estimators.overall(verdicts, self.rule), sentences, figures, tables, charts)
 
     def _answers(self, measured: Measured) -> Answers | None:
         if measured.completion_state is None or measured.completion_text is None or not measured.completions:
@@ -135,6 +148,7 @@ class Dissociation(SteeringAnalysis):
         condition = np.array([each.condition for each in measured.completions])
         scenario = np.array([each.scenario for each in measured.completions])
         whole = np.isfinite(state).all(axis=1) & np.isfinite(text).all(axis=1)
+        whole &= np.isin(scenario, selection.rows(measured))
         usual = whole & (condition == 0)
         if usual.sum() < 3:
             return None
@@ -145,68 +159,6 @@ class Dissociation(SteeringAnalysis):
 
         groups = selection.groups(measured, scenario[whole])
         return Answers(scaled(state), scaled(text), scaled(words), condition[whole], scenario[whole], groups)
-
-    def _steered(self, measured: Measured, answers: Answers, rng: np.random.Generator) -> list[dict]:
-        """Every steering condition against the controls; Holm over the conditions."""
-        count = len(measured.scenarios)
-        shares = np.full(len(measured.grid) * count, np.nan)
-        positions = answers.condition * count + answers.scenario
-        shares[np.unique(positions)] = estimators.group_means(answers.parted, positions)
-        _, by_group = pushes.by_group(shares.reshape(-1, count), np.arange(count), measured)
-        change = by_group - by_group[0]
-        usable = pushes.coherent(measured, self.perplexity_limit)
-        told, claims, controls = [], {}, controls_by_group(measured, change)
-        for index, condition in enumerate(measured.grid):
-            asked = condition.family == "concept" and condition.vector in (self.vectors or measured.concepts)
-            if not asked or not np.isfinite(change[index]).any():
-                continue
-            reason = pushes.manipulation(measured, condition.vector, self).reason
-            reason = reason if usable[index] else "outside the coherence window"
-            rise = estimators.mean(change[index], None, self, rng, rates=True)
-            told.append(
-                {"index": index, "vector": condition.vector, "strength": condition.strength, "change": rise,
-                 "reason": reason, "judged": None, "smallest": math.nan, "verdict": "untestable"}
-            )  # fmt: skip
-            if not reason:
-                means = {family: np.nanmean(rows, axis=1) for family, rows in controls.items()}
-                claims[f"{index}"] = Claim(condition.vector, change[index], means, rates=True)
-        judged = dict(zip(claims, judge(list(claims.values()), self.rules), strict=True))
-        smallest = steering.smallest_shown(claims, dict.fromkeys(claims, controls), self, rng)
-        for each in told:
-            key = f"{each['index']}"
-            if key not in judged:
-                continue
-            found, least = judged[key], smallest[key]
-            missed = found.outcome == "not shown" and not (found.high < self.matters or least <= self.matters)
-            each |= {
-                "judged": found, "smallest": least, "verdict": "untestable" if missed else found.outcome,
-                "reason": "a rise that matters may be missed" if missed else found.reason,
-            }  # fmt: skip
-        return told
-
-    def _table(
-        self, measured: Measured, answers: Answers, judged: dict[int, dict], rng: np.random.Generator
-    ) -> DataTable:
-        rows = []
-        for index in np.unique(answers.condition):
-            own = answers.where(answers.condition == index)
-            parted, opposed = (estimators.mean(values, own.groups, self, rng) for values in (own.parted, own.opposed))
-            found = judged.get(index)
-            change = found["change"] if found else estimators.undefined()
-            p = found["judged"].p_adjusted if found and found["judged"] else math.nan
-            name, strength = pushes.label_of(measured, index), measured.grid[index].strength
-            rows.append((name, strength, parted, opposed, change, p, len(own.groups)))
-        columns = ("vector", "strength", "parted", "opposite signs", "more than unsteered", "corrected p", "answers")
-        return DataTable("State and text", columns, rows, "Readings in standard deviations of the unsteered answers.")
-
-
-def controls_by_group(measured: Measured, change: ByGroup) -> dict[str, ByGroup]:
-    """Per family the change under every control that was measured: either side of a random vector is one."""
-    families: dict[str, list[np.ndarray]] = {}
-    for condition, row in zip(measured.grid, change, strict=True):
-        if condition.family not in ("none", "concept") and np.isfinite(row).any():
-            families.setdefault(condition.family, []).append(row)
-    return {family: np.stack(rows) for family, rows in families.items()}
 
 
 def mean_correlation(

@@ -13,7 +13,6 @@ from affectlens.experiments.conclude.analysis import Needs, analysis
 from affectlens.experiments.conclude.estimators import Figures
 from affectlens.experiments.conclude.pushes import ByGroup, SteeringAnalysis
 from affectlens.experiments.conclude.sentences import render
-from affectlens.experiments.conclude.steering import SteeredVector
 from affectlens.experiments.experiment import ChoiceConfig
 from affectlens.experiments.results import Measured
 from affectlens.interventions.judge import Claim, judge
@@ -27,7 +26,7 @@ TEMPLATE = (
 {% if b.reason %}
 Whether the response to {{ b.vector }} is non-monotonic could not be tested: {{ b.reason }}.
 {% else %}
-The response to {{ b.vector }} is {{ "shown" if b.shown else "not shown" }} to be non-monotonic.
+The response to {{ b.vector }} is {{ "shown" if b.adjusted <= alpha else "not shown" }} to be non-monotonic.
 {% if b.peak is not nan %}
 At {{ b.peak|number(2, sign=true) }} it lies {{ b.beyond|measured(unit) }} beyond both ends,
   {{ b.adjusted|p }} after correction.
@@ -83,49 +82,59 @@ class Dose(SteeringAnalysis):
             twins, of_twins = pushes.by_group(choice - choice[0], selection.rows(measured, (self.twin,)), measured)
             shared = np.intersect1d(names, twins)
             beyond = change[:, np.isin(names, shared)] - of_twins[:, np.isin(twins, shared)]
-        vectors = steering.steered_vectors(measured, change, self, self.claimed, rng, beyond_twin=beyond)
-        bends = corrected([non_monotonicity(measured, vector, change, self, rng) for vector in self.bend])
-        order, gate = steering.positive_control(choice[0], measured, self, rng)
-        verdicts: list[Verdict] = [each.verdict for each in vectors]
-        for each in bends:
-            verdicts.append("untestable" if each.reason else "shown" if each.shown(self) else "not shown")
-        gate = gate if verdicts else ""
-        verdict = "untestable" if gate else estimators.overall(verdicts, self.rule)
+        order = steering.positive_control(choice[0], rows, measured, self, rng)
+        vectors = steering.steered_vectors(
+            measured, change, self, self.claimed, rng, names=names, order=order, beyond_twin=beyond
+        )
+        bends = [non_monotonicity(measured, vector, change, self, rng) for vector in self.bend]
+        bends = [
+            replace(each, adjusted=float(p))
+            for each, p in zip(bends, holm(np.array([each.p for each in bends])) if bends else (), strict=True)
+        ]
+        verdicts: list[Verdict] = [each.verdict for each in vectors] + [each.verdict(self) for each in bends]
+        gated = bool(order.gate and verdicts)
+        verdict = "untestable" if gated else estimators.overall(verdicts, self.rule)
         groups = selection.groups(measured, rows)
-        probability = None if per_token else estimators.mean(1 / (1 + np.exp(-choice[0, rows])), groups, self, rng)
+        probability = None
+        if outcome is not None and not per_token and not outcome.lead_in:
+            probability = estimators.mean(1 / (1 + np.exp(-choice[0, rows])), groups, self, rng)
         base = estimators.mean(choice[0, rows], groups, self, rng)
         action = f"move the {'difference of log-likelihoods' if per_token else 'log-odds'} of the target"
-        told = [vars(each) | {"shown": each.shown(self)} for each in bends]
         sentences = render(
-            TEMPLATE, **steering.said(vectors, self, action, unit, gate, order), bends=told, base=base,
+            TEMPLATE, **steering.said(vectors, self, action, unit, order), bends=bends, alpha=self.alpha, base=base,
             probability=probability, limit=self.perplexity_limit,
         )  # fmt: skip
+        if gated and not vectors:
+            sentences = (f"This could not be tested: {order.gate}.", *sentences)
         figures: Figures = {
-            "target_ahead": base, "target_probability": probability, "asked": order and order.estimate,
-            **steering.figures(vectors),
+            "target_ahead": base, "target_probability": probability,
+            "asked": order.contrast and order.contrast.estimate,
+            **{f"prompt_{name}": each for name, each in order.prompts.items()}, **steering.figures(vectors),
         }  # fmt: skip
         for each in bends:
             figures |= {f"bend_{each.vector}": each.quadratic, f"bend_p_adjusted_{each.vector}": each.adjusted}
-        return self.finding(verdict, sentences, figures, *self._drawn(measured, change, vectors, unit, rng))
+        tables, chart = self._doses(measured, change, unit, rng)
+        return self.finding(verdict, sentences, figures, (*tables, steering.table(vectors, unit)), (chart,))
 
-    def _drawn(
-        self, measured: Measured, change: ByGroup, vectors: list[SteeredVector], unit: str, rng: np.random.Generator
-    ) -> tuple[tuple[DataTable, ...], tuple[Chart, ...]]:
+    def _doses(
+        self, measured: Measured, change: ByGroup, unit: str, rng: np.random.Generator
+    ) -> tuple[list[DataTable], Chart]:
         """Every strength of every vector, and their slopes."""
         usable = pushes.coherent(measured, self.perplexity_limit)
         rises, perplexity = measured.manipulation["rises"], measured.manipulation["perplexity"]
-        names = list(dict.fromkeys(each.vector for each in measured.grid if each.family == "concept"))
         doses, slopes, series = [], [], []
-        for vector in names:
+        for vector in dict.fromkeys(each.vector for each in measured.grid if each.family == "concept"):
+            own = pushes.conditions_of(measured, vector)
             points = {0.0: Estimate(0.0, 0.0, 0.0, 0)}
-            for index in pushes.conditions_of(measured, vector):
-                strength = measured.grid[index].strength
-                points[strength] = estimators.mean(change[index], None, self, rng)
-                own = float(rises[index, measured.concepts.index(vector)])
-                counts = "yes" if usable[index] else "no"
-                doses.append((vector, strength, points[strength], own, float(perplexity[index]), counts))
+            points |= {measured.grid[i].strength: estimators.mean(change[i], None, self, rng) for i in own}
             series.append(Series.of(vector, sorted(points), [points[strength] for strength in sorted(points)]))
-            inside = [index for index in pushes.conditions_of(measured, vector) if usable[index]]
+            doses += [
+                {"vector": vector, "strength": strength, f"change, {unit}": points[strength],
+                 "own words, nats": float(rises[index, measured.concepts.index(vector)]),
+                 "perplexity ratio": float(perplexity[index]), "counts": "yes" if usable[index] else "no"}
+                for index, strength in ((index, measured.grid[index].strength) for index in own)
+            ]  # fmt: skip
+            inside = [index for index in own if usable[index]]
             strengths = np.array([measured.grid[index].strength for index in inside])
             slope, note = estimators.undefined(), "outside the coherence window"
             if (strengths**2).sum() > 0:
@@ -133,16 +142,13 @@ class Dose(SteeringAnalysis):
                 slope = estimators.mean(strengths @ change[inside] / (strengths**2).sum() / 10, None, self, rng)
                 check = pushes.manipulation(measured, vector, self)
                 note = check.reason or f"passed; {check.ahead} other concepts' words rise more"
-            slopes.append((vector, slope, note))
-        columns = ("vector", "strength", f"change, {unit}", "own words, nats", "perplexity ratio", "counts")
-        note = "Change against the unsteered model, intervals over groups."
-        tables = (
-            DataTable("Dose-response", columns, doses, note),
-            DataTable("Slopes", ("vector", f"{unit} per tenth of the norm", "manipulation check"), slopes),
-            steering.table(vectors, unit),
-        )
+            slopes.append({"vector": vector, f"{unit} per tenth of the norm": slope, "manipulation check": note})
+        tables = [
+            DataTable.of("Dose-response", doses, "Change against the unsteered model, intervals over groups."),
+            DataTable.of("Slopes", slopes),
+        ]
         x, y = "strength, of the mean residual norm", f"change of the choice, {unit}"
-        return tables, (Chart("Dose-response", "line", x, y, series),)
+        return tables, Chart("Dose-response", "line", x, y, series)
 
 
 @dataclass(frozen=True)
@@ -167,9 +173,9 @@ class NonMonotonicity:
     adjusted: float = math.nan
     reason: str = ""
 
-    def shown(self, spec: SteeringAnalysis) -> bool:
+    def verdict(self, spec: SteeringAnalysis) -> Verdict:
         """Whether the response turns around."""
-        return not self.reason and self.adjusted <= spec.alpha
+        return "untestable" if self.reason else "shown" if self.adjusted <= spec.alpha else "not shown"
 
 
 def non_monotonicity(
@@ -226,9 +232,3 @@ def non_monotonicity(
     if even.outcome == "untestable":
         return NonMonotonicity(vector, quadratic, peak, beyond, math.nan, reason=even.reason)
     return NonMonotonicity(vector, quadratic, peak, beyond, estimators.jointly(p_turn, even.p))
-
-
-def corrected(bends: list[NonMonotonicity]) -> list[NonMonotonicity]:
-    """Holm over the vectors claimed to bend."""
-    adjusted = holm(np.array([each.p for each in bends])) if bends else []
-    return [replace(each, adjusted=float(p)) for each, p in zip(bends, adjusted, strict=True)]

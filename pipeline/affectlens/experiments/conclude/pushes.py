@@ -33,9 +33,15 @@ class SteeringAnalysis(Analysis):
     """Largest ratio of perplexities on neutral text at which an effect counts."""
     least_controls: int = Field(default=20, ge=1)
     """Fewer controls, and nothing counts as shown."""
+    check_level: float = Field(default=0.05, gt=0, lt=1)
+    """Of the manipulation check: how often the vector of a wrong emotion may pass for that of a concept."""
     asked: tuple[str, str] = ("asked_for", "asked_against")
     """The conditions of the positive control: scenarios whose instruction asks for the outcome, and for its opposite,
     in the groups of the others."""
+    irrelevant: str = "irrelevant"
+    """The condition of scenarios with a sentence that says nothing of the outcome; asking for it must move it more."""
+    equivalence: float = Field(default=0.2, gt=0)
+    """Share of what asking for the outcome does: a null is believed where more than that is excluded."""
     planted: int = Field(default=100, ge=10)
     """Resampled experiments behind a statement of power."""
 
@@ -57,15 +63,15 @@ class SteeringAnalysis(Analysis):
 
 @dataclass(frozen=True)
 class Push:
-    """A vector at its largest usable strength of each sign.
+    """A vector on one side or on both.
 
     Attributes:
-        plus: index of the steering condition that adds it; None where there is none.
-        minus: of the one that takes it away.
+        plus: index of the steering condition whose change counts as it is; None where there is none.
+        minus: of the one whose change counts turned around.
     """
 
     plus: int | None
-    minus: int | None
+    minus: int | None = None
 
     @property
     def both(self) -> bool:
@@ -74,12 +80,6 @@ class Push:
 
     def __bool__(self) -> bool:
         return self.plus is not None or self.minus is not None
-
-    def like(self, other: Push) -> Push | None:
-        """The same vector pushed to those sides to which another was; None where it was not."""
-        cut = Push(self.plus if other.plus is not None else None, self.minus if other.minus is not None else None)
-        same = (cut.plus is None) == (other.plus is None) and (cut.minus is None) == (other.minus is None)
-        return cut if same else None
 
     def effect(self, change: Float[np.ndarray, "conditions ..."]) -> Float[np.ndarray, "..."]:
         """Half the difference between both sides, so that what both do alike (damage) cancels; or the one side."""
@@ -105,29 +105,32 @@ def label_of(measured: Measured, index: int) -> str:
     return {"none": "none", "concept": each.vector}.get(each.family, f"control ({each.family})")
 
 
-def push_of(measured: Measured, vector: str, usable: Bool[np.ndarray, " conditions"]) -> Push:
-    """A concept's vector at its largest usable strengths."""
-    inside = [index for index in conditions_of(measured, vector) if usable[index]]
-    plus = next((index for index in reversed(inside) if measured.grid[index].strength > 0), None)
-    return Push(plus, next((index for index in inside if measured.grid[index].strength < 0), None))
+def controls(measured: Measured, push: Push | None, own_words_of: str = "") -> dict[str, list[Push]]:
+    """By family the control vectors at their largest strengths, pushed to the same sides.
 
-
-def controls(measured: Measured, push: Push) -> dict[str, list[Push]]:
-    """By family the control vectors at their largest strengths, pushed to the same sides."""
-    members: dict[tuple[str, str], Push] = {}
+    Args:
+        measured: the experiment.
+        push: None takes either side of a control vector for one by itself.
+        own_words_of: where the outcome is this concept's words, the other steered concepts are wrong emotions too.
+    """
+    members: dict[tuple[str, str], list[int]] = {}
     for index, each in enumerate(measured.grid):
-        if each.family in ("none", "concept"):
-            continue
-        known = members.get((each.family, each.vector), Push(None, None))
-        if each.strength > 0 and (known.plus is None or each.strength > measured.grid[known.plus].strength):
-            known = replace(known, plus=index)
-        elif each.strength < 0 and (known.minus is None or each.strength < measured.grid[known.minus].strength):
-            known = replace(known, minus=index)
-        members[each.family, each.vector] = known
+        if each.family not in ("none", "concept"):
+            members.setdefault((each.family, each.vector), []).append(index)
+        elif own_words_of not in ("", each.vector) and each.family == "concept":
+            members.setdefault(("wrong_emotion", each.vector), []).append(index)
     families: dict[str, list[Push]] = {}
-    for (family, _), member in members.items():
-        if alike := member.like(push):
-            families.setdefault(family, []).append(alike)
+    for (family, _), conditions in members.items():
+        if push is None:
+            families.setdefault(family, []).extend(map(Push, conditions))
+            continue
+        sides = []
+        for index in (push.plus, push.minus):
+            sign = 0.0 if index is None else np.sign(measured.grid[index].strength)
+            alike = [each for each in conditions if sign * measured.grid[each].strength > 0]
+            sides.append(max(alike, key=lambda each: abs(measured.grid[each].strength), default=None))
+        if [side is None for side in sides] == [push.plus is None, push.minus is None]:
+            families.setdefault(family, []).append(Push(*sides))
     return families
 
 
@@ -150,7 +153,10 @@ class Check:
 def manipulation(
     measured: Measured, vector: str, spec: SteeringAnalysis, known: Bool[np.ndarray, " conditions"] | None = None
 ) -> Check:
-    """Whether a vector moves its own words, by more than the same words move under controls.
+    """Whether a vector moves its own words by more than random vectors and wrong emotions move them.
+
+    Beside random vectors alone the vector of a wrong emotion passes too often: any emotion's vector moves words of
+    emotions further than a random one of its norm. The judge's p is the one against the hardest family.
 
     Args:
         measured: the experiment.
@@ -160,7 +166,9 @@ def manipulation(
     """
     seen = np.ones(len(measured.grid), dtype=bool) if known is None else known
     tried = [index for index in conditions_of(measured, vector) if measured.grid[index].strength]
-    push = push_of(measured, vector, coherent(measured, spec.perplexity_limit) & seen)
+    usable = [index for index in tried if (coherent(measured, spec.perplexity_limit) & seen)[index]]
+    up = [index for index in usable if measured.grid[index].strength > 0]
+    push = Push(up[-1] if up else None, usable[0] if len(usable) > len(up) else None)
     if not tried:
         return Check(push, f"{vector} was not among the steering vectors")
     if not push:
@@ -171,16 +179,16 @@ def manipulation(
     own = push.effect(rises)
     families = {
         name: np.array([member.effect(rises)[concept] for member in members])
-        for name, members in controls(measured, push).items()
+        for name, members in controls(measured, push, vector).items()
     }
-    (verdict,) = judge(
-        [Claim(vector, own[[concept]], families, symmetric=push.both)], replace(spec.rules, least_groups=1)
-    )
+    rules = replace(spec.rules, level=spec.check_level, least_groups=1)
+    (verdict,) = judge([Claim(vector, own[[concept]], families, symmetric=push.both)], rules)
     reason = ""
     if verdict.outcome == "untestable":
         reason = f"{vector} has too few controls for its manipulation check"
     elif not verdict.shown:
-        reason = f"{vector} does not move its own words more than controls do: manipulation check failed"
+        hardest = "wrong emotions" if verdict.family == "wrong_emotion" else "controls"
+        reason = f"{vector} does not move its own words more than {hardest} do: manipulation check failed"
     return Check(push, reason, int((np.delete(own, concept) > own[concept]).sum()))
 
 

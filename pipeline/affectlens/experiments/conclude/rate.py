@@ -72,7 +72,8 @@ class Rate(SteeringAnalysis):
     def conclude(self, measured: Measured, rng: np.random.Generator) -> Finding:
         """Count a label among the graded answers; answers without a grade are reported, never averaged in."""
         rows = selection.rows(measured, self.conditions)
-        rows = np.array([row for row in rows if measured.scenarios[row].condition not in self.asked], dtype=np.int64)
+        asked = {*self.asked, self.irrelevant} - set(self.conditions)
+        rows = np.array([row for row in rows if measured.scenarios[row].condition not in asked], dtype=np.int64)
         chosen = set(rows.tolist())
         answers = [each for each in measured.completions if each.scenario in chosen]
         if not answers:
@@ -80,68 +81,60 @@ class Rate(SteeringAnalysis):
         shares = label_shares(measured, measured.completions, self.label)
         ungraded = sum(each.grade.get("label") is None for each in answers) / len(answers)
         readable = ungraded <= self.most_ungraded
-        _, by_group = pushes.by_group(shares, rows, measured)
+        names, by_group = pushes.by_group(shares, rows, measured)
+        order = steering.positive_control(shares[0], rows, measured, self, rng)
         vectors = steering.steered_vectors(
-            measured, by_group - by_group[0], self, self.claimed if readable else (), rng, rates=True
-        )
-        order, gate = steering.positive_control(shares[0], measured, self, rng)
-        gate = gate if vectors else ""
+            measured, by_group - by_group[0], self, self.claimed if readable else (), rng,
+            names=names, order=order, rates=True,
+        )  # fmt: skip
         base = counted(answers, 0, self.label)
         never, groups = not np.nansum(shares[:, rows]), int(np.isfinite(by_group[0]).sum())
         judged, figures = agreement(answers, measured, self, rng)
         action = f"change the rate of `{self.label}`"
         sentences = render(
-            TEMPLATE, **steering.said(vectors, self, action, "of the answers", gate, order), **judged,
+            TEMPLATE, **steering.said(vectors, self, action, "of the answers", order), **judged,
             ungraded=ungraded, most_ungraded=self.most_ungraded, answers=len(answers), base=base,
             label=self.label, never=never, groups=groups, most=wilson(0, groups).high if groups else math.nan,
         )  # fmt: skip
         figures |= {"ungraded": ungraded, "answers": len(answers)}
         if not readable:
             return self.finding("untestable", sentences, figures)
-        verdict = "untestable" if gate else estimators.overall([each.verdict for each in vectors], self.rule)
-        figures |= {"rate_unsteered": base, **steering.figures(vectors)}
-        table, chart = self._drawn(measured, answers, by_group, rng)
-        tables = (table, labels_table(measured, answers), steering.table(vectors, "share"))
-        return self.finding(verdict, sentences, figures, tables, (chart,))
+        gated = order.gate and vectors
+        verdict = "untestable" if gated else estimators.overall([each.verdict for each in vectors], self.rule)
+        figures |= {"rate_unsteered": base, "asked": order.contrast and order.contrast.estimate}
+        figures |= {f"prompt_{name}": each for name, each in order.prompts.items()} | steering.figures(vectors)
 
-    def _drawn(
-        self,
-        measured: Measured,
-        answers: Sequence[GradedCompletion],
-        by_group: pushes.ByGroup,
-        rng: np.random.Generator,
-    ) -> tuple[DataTable, Chart]:
-        """Per steering condition the rate, its difference to the unsteered one, and how many were not graded."""
-        rows, points = [], {}
+        # Per steering condition the rate, its difference to the unsteered one, and how many were not graded.
+        rates, points = [], {}
         for index, each in enumerate(measured.grid):
             own = [answer for answer in answers if answer.condition == index]
             if not own:
                 continue
-            rate = counted(answers, index, self.label)
-            change = (
-                estimators.mean(by_group[index] - by_group[0], None, self, rng, rates=True)
-                if index
-                else estimators.undefined()
-            )
-            ungraded = sum(answer.grade.get("label") is None for answer in own)
-            perplexity = float(measured.manipulation["perplexity"][index])
-            name = pushes.label_of(measured, index)
-            rows.append((name, each.strength, rate, change, rate.n, ungraded, perplexity))
+            rate, change = counted(answers, index, self.label), estimators.undefined()
+            if index:
+                change = estimators.mean(by_group[index] - by_group[0], None, self, rng, rates=True)
+            rates.append(
+                {"vector": pushes.label_of(measured, index), "strength": each.strength, f"rate of {self.label}": rate,
+                 "difference to unsteered": change, "graded": rate.n,
+                 "not graded": sum(answer.grade.get("label") is None for answer in own),
+                 "perplexity ratio": float(measured.manipulation["perplexity"][index])}
+            )  # fmt: skip
             if each.family in ("none", "concept"):
                 points[each.vector, each.strength] = rate
         series = []
         for vector in dict.fromkeys(vector for vector, _ in points if vector):
             curve = sorted((strength, rate) for (name, strength), rate in points.items() if name in ("", vector))
             series.append(Series.of(vector, [strength for strength, _ in curve], [rate for _, rate in curve]))
-        columns = (
-            "vector", "strength", f"rate of {self.label}", "difference to unsteered", "graded", "not graded",
-            "perplexity ratio",
-        )  # fmt: skip
         note = "Rates with Wilson intervals, as if answers were independent; differences paired by scenario."
-        chart = Chart(
-            f"Rate of {self.label}", "line", "strength, of the mean residual norm", "share of graded answers", series
+        tables = (
+            DataTable.of(f"How often answers are {self.label}", rates, note),
+            labels_table(measured, answers),
+            steering.table(vectors, "share"),
         )
-        return DataTable(f"How often answers are {self.label}", columns, rows, note), chart
+        x, y = "strength, of the mean residual norm", "share of graded answers"
+        return self.finding(
+            verdict, sentences, figures, tables, (Chart(f"Rate of {self.label}", "line", x, y, series),)
+        )
 
 
 def label_shares(

@@ -15,9 +15,9 @@ MAIN = "main"
 
 
 def rows(measured: Measured, conditions: Sequence[str] = ()) -> Int[np.ndarray, " rows"]:
-    """Indices of the scenarios of these conditions; of all conditions where none is named."""
-    wanted = set(conditions)
-    chosen = [index for index, each in enumerate(measured.scenarios) if not wanted or each.condition in wanted]
+    """Indices of the scenarios of these conditions; of all but those that prompts make where none is named."""
+    wanted = set(conditions) or {each.condition for each in measured.scenarios} - measured.experiment.config.prompted
+    chosen = [index for index, each in enumerate(measured.scenarios) if each.condition in wanted]
     return np.array(chosen, dtype=np.int64)
 
 
