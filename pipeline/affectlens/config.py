@@ -7,7 +7,7 @@ import difflib
 import types
 import typing
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +42,52 @@ def left_out(kind: type[Config], *, measured: bool) -> set[str]:
         for name, field in kind.model_fields.items()
         if isinstance(field.json_schema_extra, dict) and marks & set(field.json_schema_extra)
     }
+
+
+K = TypeVar("K", bound=type[Any])
+
+
+class Registry(dict[str, K]):
+    """Classes by name, filled by decorators; a module that is imported again replaces its own.
+
+    Args:
+        what: the registered things are called in errors.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def add(self, name: str, made: K) -> K:
+        """Register a class.
+
+        Raises:
+            ValueError: another class has the name already.
+        """
+        present = self.setdefault(name, made)
+        if (present.__module__, present.__qualname__) != (made.__module__, made.__qualname__):
+            raise ValueError(f"{self.what} `{name}` is registered already, by {present.__module__}")
+        self[name] = made
+        return made
+
+    def read(self, value: Any, kind: Any, config_class: Callable[[K], type[C]]) -> C:
+        """The section of a registered class.
+
+        Args:
+            value: the section.
+            kind: the name.
+            config_class: the config of a registered class.
+
+        Raises:
+            ValueError: there is no such name, or the section does not fit it.
+        """
+        if kind not in self:
+            article = "an" if self.what[0] in "aeiou" else "a"
+            raise ValueError(f"`kind: {kind}` is not {article} {self.what}; {nearest(str(kind), sorted(self))}")
+        try:
+            return validate(config_class(self[kind]), dict(value), f"{self.what} `{kind}`")
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
 
 
 def renamed(values: Any, names: Mapping[str, str], section: str) -> Any:

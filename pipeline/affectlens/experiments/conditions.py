@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
 
 from affectlens.experiments.experiment import CompletionConfig, ExperimentConfig, PairwiseConfig, SteeringConfig
@@ -30,7 +30,9 @@ def control_vectors(steering: SteeringConfig, concepts: Sequence[str]) -> list[t
     names: dict[Family, list[str]] = {family: [str(number) for number in range(steering.controls)] for family in RANDOM}
     names["wrong_emotion"] = [others[number * len(others) // wrong] for number in range(wrong)]
     left = {family: iter(each) for family, each in names.items()}
-    in_turn = ((name, family) for family in cycle(CONTROLS) if (name := next(left[family], None)) is not None)
+    in_turn: Iterator[tuple[str, Family]] = (
+        (name, family) for family in cycle(CONTROLS) if (name := next(left[family], None)) is not None
+    )
     return list(islice(in_turn, steering.controls))
 
 

@@ -40,7 +40,7 @@ class ConcludeStage(ExperimentStage[Conclusions]):
     """Analyse what was measured and graded."""
 
     name = "conclude"
-    version = 3
+    version = 4
     fields = ("run", "limit")
     needs = ("measure", "grade")
     unit = "experiments"

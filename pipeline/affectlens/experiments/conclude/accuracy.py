@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -24,42 +23,22 @@ In the neutral wording {{ base|share }} of the answers are right.
 That leaves no room to rise.
 {% endif %}
 {% for f in framings %}
-The framing {{ f.name }} changes that share by {{ f.right.estimate|share }}, {{ f.adjusted|p }} after correction.
-{% if f.odds is not none %}
+The framing {{ f.framing }} changes that share by {{ f.change.estimate|share }},
+  {{ f["corrected p"]|p }} after correction.
+{% if f.odds.value is not nan %}
 It changes the log-odds of the right answer by {{ f.odds|measured("nats") }}.
 {% endif %}
 {% endfor %}
 {% if carried %}
 {{ carried|length|plural("reading") }} may carry part of a change (Benjamini-Hochberg over framings and concepts).
-The strongest is that of {{ carried[0].concept }} under {{ carried[0].framing }},
-  {{ carried[0].effect|measured(unit) }}.
+The strongest is that of {{ carried[0]["reading of"] }} under {{ carried[0].framing }},
+  {{ carried[0]["indirect effect"]|measured(unit) }}.
 {% else %}
 No reading is shown to carry a change (Benjamini-Hochberg over framings and concepts).
 {% endif %}
 What is carried is observed, not set: whatever moves the reading and the outcome together counts as carried.
 With {{ tasks|plural("task") }} a change of {{ weakest|percent }} would be found with {{ power|percent }} power.
 """
-
-
-@dataclass(frozen=True)
-class Framing:
-    """One framing against the neutral wording of the same tasks.
-
-    Attributes:
-        name: of the framing.
-        rate: share of tasks answered rightly.
-        right: change of that share.
-        odds: change of the log-odds of the right answer, in nats; None where answers were sampled.
-        indirect: per concept the change of the outcome that goes through its reading.
-        p_indirect: of it, two-sided.
-    """
-
-    name: str
-    rate: Estimate
-    right: Contrast
-    odds: Estimate | None
-    indirect: list[Estimate]
-    p_indirect: Float[np.ndarray, " concepts"]
 
 
 @analysis("accuracy")
@@ -96,65 +75,57 @@ class Accuracy(Analysis):
         neutral, logged = framing == self.neutral, measured.choice is not None
         table = Frame(right[rows], groups)
         readings = selection.reading(measured, self.reading)[rows]
-        framings = []
+        framings, paths = [], []
         for name in names:
             own = framing == name
             both = (own | neutral) & np.isin(groups, np.intersect1d(groups[own], groups[neutral]))
+            change = estimators.contrast(estimators.paired(table, own, neutral), self, rng, rates=True)
             odds = estimators.paired(Frame(outcome[rows], groups), own, neutral)
-            indirect, p_indirect = mediation(
-                own[both].astype(float), readings[both], outcome[rows][both], groups[both], self, rng
-            )
-            rate = estimators.mean(right[rows][own], groups[own], self, rng, rates=True)
-            right_change = estimators.contrast(estimators.paired(table, own, neutral), self, rng, rates=True)
-            log_odds = estimators.mean(odds, None, self, rng) if logged else None
-            framings.append(Framing(name, rate, right_change, log_odds, indirect, p_indirect))
+            framings.append(
+                {"framing": name, "right": estimators.mean(right[rows][own], groups[own], self, rng, rates=True),
+                 "change": change,
+                 "odds": estimators.mean(odds, None, self, rng) if logged else estimators.undefined()}
+            )  # fmt: skip
+            cause = own[both].astype(float)
+            indirect, p = mediation(cause, readings[both], outcome[rows][both], groups[both], self, rng)
+            paths += [
+                {"framing": name, "reading of": concept, "indirect effect": effect, "p": each}
+                for concept, effect, each in zip(measured.concepts, indirect, p.tolist(), strict=True)
+            ]
         base = estimators.mean(right[rows][neutral], groups[neutral], self, rng, rates=True)
-        return self._finding(measured, framings, base, "nats" if logged else "shares")
-
-    def _finding(self, measured: Measured, framings: list[Framing], base: Estimate, unit: str) -> Finding:
-        adjusted = holm(np.array([each.right.p for each in framings]))
+        changes: list[Contrast] = [each["change"] for each in framings]
+        for each, p in zip(framings, holm(np.array([change.p for change in changes])), strict=True):
+            each["corrected p"] = float(p)
         shown = [
-            p <= self.alpha and each.right.estimate.n >= self.least_groups
-            for each, p in zip(framings, adjusted, strict=True)
+            each["corrected p"] <= self.alpha and each["change"].estimate.n >= self.least_groups for each in framings
         ]
-        weakest = max((each.right.smallest for each in framings), key=lambda value: (np.isnan(value), value))
-        verdict = "shown" if any(shown) else "not shown" if weakest <= self.matters else "untestable"
-        carried_p = benjamini_hochberg(np.stack([each.p_indirect for each in framings]))
-        paths = [
-            {"framing": each.name, "concept": concept, "effect": effect, "p": float(p)}
-            for each, row in zip(framings, carried_p, strict=True)
-            for concept, effect, p in zip(measured.concepts, each.indirect, row, strict=True)
-        ]
-        paths.sort(key=lambda path: (math.isnan(path["p"]), path["p"]))
-        carried = [path for path in paths if path["p"] <= self.alpha]
-        told = [vars(each) | {"adjusted": float(p)} for each, p in zip(framings, adjusted, strict=True)]
+        weakest = max((each.smallest for each in changes), key=lambda value: (np.isnan(value), value))
+        for path, p in zip(paths, benjamini_hochberg(np.array([path.pop("p") for path in paths])), strict=True):
+            path["adjusted p"] = float(p)
+        paths.sort(key=lambda path: (math.isnan(path["adjusted p"]), path["adjusted p"]))
+        carried = [path for path in paths if path["adjusted p"] <= self.alpha]
         sentences = render(
-            TEMPLATE, framings=told, shown=sum(shown), base=base, ceiling=self.ceiling, carried=carried, unit=unit,
-            tasks=framings[0].right.estimate.n, weakest=weakest, power=self.power,
+            TEMPLATE, framings=framings, shown=sum(shown), base=base, ceiling=self.ceiling, carried=carried,
+            unit="nats" if logged else "shares", tasks=changes[0].estimate.n, weakest=weakest, power=self.power,
         )  # fmt: skip
         figures: Figures = {"right_neutral": base, "framings_shown": sum(shown), "mediators": len(carried)}
-        for each, p in zip(framings, adjusted, strict=True):
-            figures |= {f"change_{each.name}": each.right.estimate, f"p_adjusted_{each.name}": p}
-            figures[f"smallest_effect_{each.name}"] = each.right.smallest
-        rows = [
-            (each.name, each.rate, each.right.estimate, (each.odds or estimators.undefined()), float(p))
-            for each, p in zip(framings, adjusted, strict=True)
-        ]
+        for each in framings:
+            name, change = each["framing"], each["change"]
+            figures |= {f"change_{name}": change.estimate, f"p_adjusted_{name}": each["corrected p"]}
+            figures[f"smallest_effect_{name}"] = change.smallest
+        told = [
+            {"framing": each["framing"], "right": each["right"], "change of right": each["change"].estimate,
+             "change of log-odds": each["odds"], "corrected p": each["corrected p"]}
+            for each in framings
+        ]  # fmt: skip
+        note = "Observed, not set. The twenty with the smallest p."
         tables = (
-            DataTable(
-                "Framings against the neutral wording",
-                ("framing", "right", "change of right", "change of log-odds", "corrected p"), rows,
-                "Paired by task; sign flips over tasks, Holm.",
-            ),
-            DataTable(
-                "What the readings carry", ("framing", "reading of", "indirect effect", "adjusted p"),
-                [(path["framing"], path["concept"], path["effect"], path["p"]) for path in paths[:20]],
-                "Observed, not set. The twenty with the smallest p.",
-            ),
-        )  # fmt: skip
-        series = Series.of("change of right answers", [e.name for e in framings], [e.right.estimate for e in framings])
+            DataTable.of("Framings against the neutral wording", told, "Paired by task; sign flips over tasks, Holm."),
+            DataTable.of("What the readings carry", paths[:20], note),
+        )
+        series = Series.of("change of right answers", names, [each.estimate for each in changes])
         chart = Chart("Accuracy by framing", "bar", "framing", "difference to the neutral wording", [series])
-        return self.finding(verdict, sentences, figures, tables, (chart,))
+        return self.finding(self.verdict(any(shown), weakest), sentences, figures, tables, (chart,))
 
 
 def outcomes(measured: Measured) -> tuple[np.ndarray | None, np.ndarray | None]:

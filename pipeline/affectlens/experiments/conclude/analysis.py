@@ -37,6 +37,15 @@ class Analysis(AnalysisConfig):
         filled = [table for table in tables if table.rows]
         return Finding(verdict, sentences, flatten(figures), filled, charts, self.settings())
 
+    def verdict(self, shown: bool, smallest: float) -> Verdict:
+        """Of a claim; a null is one only where an effect that matters would have been found.
+
+        Args:
+            shown: whether the claim is.
+            smallest: effect that would be found with the power asked for.
+        """
+        return "shown" if shown else "not shown" if smallest <= self.matters else "untestable"
+
     def untestable(self, reason: str) -> Finding:
         """A finding that says why there is none."""
         return self.finding("untestable", (f"This could not be tested: {reason}.",), {})

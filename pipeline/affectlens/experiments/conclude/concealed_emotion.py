@@ -16,7 +16,7 @@ from affectlens.experiments.conclude.sentences import render
 from affectlens.experiments.results import Measured
 from affectlens.probing.control_vectors import unit_rows
 from affectlens.probing.detection import own_areas
-from affectlens.results.figures import Chart, DataTable, Finding, Series, Verdict
+from affectlens.results.figures import Chart, DataTable, Finding, Series
 from affectlens.stats import Estimate, benjamini_hochberg, permutation_p, permuted_labels
 
 TEMPLATE = """
@@ -144,12 +144,8 @@ class ConcealedEmotion(Analysis):
         labels = talks.hidden[:, None] == np.arange(len(talks.names))
         areas, shares, cosines = [], [], []
         for shuffled in permuted_labels(talks.hidden, talks.groups, self.permutations, rng, together=True):
-            vectors = talks.directions(every, shuffled)
-            areas.append(
-                np.nanmean(
-                    own_areas(talks.held_out(shuffled, self.folds), shuffled[:, None] == np.arange(len(talks.names)))
-                )
-            )
+            vectors, held_out = talks.directions(every, shuffled), talks.held_out(shuffled, self.folds)
+            areas.append(np.nanmean(own_areas(held_out, shuffled[:, None] == np.arange(len(talks.names)))))
             shares.append(talks.outside(vectors))
             cosines.append(np.abs((unit_rows(vectors) * talks.story).sum(axis=1)))
         p, floor = permutation_p(float(np.nanmean(own_areas(scores, labels))), np.array(areas))
@@ -165,9 +161,8 @@ class ConcealedEmotion(Analysis):
         outside, p_outside = self._outside(talks, rng) if detected else (estimators.undefined(groups), math.nan)
         p_claim = estimators.jointly(float(p), p_outside)
         smallest = estimators.smallest_of(hidden.mean, self)
-        if not detected:
-            verdict: Verdict = "not shown" if smallest <= self.matters else "untestable"
-        else:
+        verdict = self.verdict(False, smallest)
+        if detected:
             verdict = "untestable" if math.isnan(p_claim) else "shown" if p_claim <= self.alpha else "not shown"
         sentences = render(
             TEMPLATE, detected=detected, verdict=verdict, hidden=hidden, p=float(p), floor=floor, outside=outside,
@@ -184,21 +179,19 @@ class ConcealedEmotion(Analysis):
         }  # fmt: skip
         adjusted = benjamini_hochberg(p_cosine)
         rows = [
-            (name, int((talks.hidden == i).sum()), hidden.concepts[i], story.concepts[i], float(cosine[i]),
-             float(adjusted[i]), float(openly[i]))
+            {"concealed": name, "dialogues": int((talks.hidden == i).sum()),
+             "AUROC, left-out groups": hidden.concepts[i],
+             "AUROC, story direction": story.concepts[i], "cosine with story": float(cosine[i]),
+             "adjusted p": float(adjusted[i]), "cosine with open display": float(openly[i])}
             for i, name in enumerate(talks.names)
         ]  # fmt: skip
-        columns = (
-            "concealed", "dialogues", "AUROC, left-out groups", "AUROC, story direction", "cosine with story",
-            "adjusted p", "cosine with open display",
-        )  # fmt: skip
         note = "p of the cosine: shuffled labels, Benjamini-Hochberg."
         series = [
             Series.of("concealed direction, left-out groups", talks.names, hidden.concepts),
             Series.of("story direction", talks.names, story.concepts),
         ]
         chart = Chart("Where concealed emotions are read", "bar", "concealed emotion", "AUROC", series)
-        table = DataTable("Each concealed emotion", columns, rows, note)
+        table = DataTable.of("Each concealed emotion", rows, note)
         return self.finding(verdict, sentences, figures, (table,), (chart,))
 
     def _dialogues(self, measured: Measured) -> Dialogues | None:

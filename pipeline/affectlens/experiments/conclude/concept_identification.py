@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
 from pydantic import Field
 
 from affectlens.experiments.conclude import estimators, selection
@@ -11,7 +10,7 @@ from affectlens.experiments.conclude.analysis import Analysis, Needs, analysis
 from affectlens.experiments.conclude.estimators import Discrimination, Figures
 from affectlens.experiments.conclude.sentences import render
 from affectlens.experiments.results import Measured
-from affectlens.results.figures import Chart, DataTable, Finding, Series, Verdict
+from affectlens.results.figures import Chart, DataTable, Finding, Series
 from affectlens.stats import t_interval
 
 TEMPLATE = """
@@ -69,17 +68,6 @@ class ConceptIdentification(Analysis):
         own = values[np.arange(len(values)), concepts[target]][:, None]
         ranks = 1 + (values > own).sum(axis=1) + ((values == own).sum(axis=1) - 1) / 2
         names = [measured.concepts[index] for index in concepts]
-        return self._finding(read, words, ranks, names, readings.shape[1], rng)
-
-    def _finding(
-        self,
-        read: Discrimination,
-        words: Discrimination,
-        ranks: Float[np.ndarray, " rows"],
-        names: list[str],
-        all_concepts: int,
-        rng: np.random.Generator,
-    ) -> Finding:
         chance = 1 / len(names)
         by_cluster = estimators.group_means(np.stack([read.first, words.first, ranks], axis=1), read.groups)
         # A t over clusters, which holds for as few settings as there are.
@@ -93,12 +81,10 @@ class ConceptIdentification(Analysis):
         smallest = estimators.smallest_effect(error, first.n, self)
         beyond = first.value > chance and p <= self.alpha and first.n >= self.least_groups
         weakest = max(smallest, estimators.smallest_of(ahead.estimate, self)) if beyond else smallest
-        verdict: Verdict = "not shown" if weakest <= self.matters else "untestable"
-        if beyond and p_claim <= self.alpha and ahead.estimate.value > 0:
-            verdict = "shown"
+        verdict = self.verdict(beyond and p_claim <= self.alpha and ahead.estimate.value > 0, weakest)
         sentences = render(
             TEMPLATE, concepts=len(names), first=first, verdict=verdict, chance=chance, p=p, floor=floor,
-            words=by_words, ahead=ahead, all=all_concepts, rank=rank, area=areas.mean, area_words=of_words.mean,
+            words=by_words, ahead=ahead, all=readings.shape[1], rank=rank, area=areas.mean, area_words=of_words.mean,
             smallest=smallest, smallest_ahead=ahead.smallest, power=self.power,
         )  # fmt: skip
         figures: Figures = {
@@ -108,22 +94,20 @@ class ConceptIdentification(Analysis):
         }  # fmt: skip
         by_concept = estimators.group_means(np.stack([read.first, ranks], axis=1), read.target)
         rows = [
-            (name, int((read.target == index).sum()), *map(float, by_concept[index]),
-             areas.concepts[index], of_words.concepts[index])
-            for index, name in enumerate(names)
+            {"concept": name, "scenarios": int((read.target == i).sum()), "ranks first": float(by_concept[i, 0]),
+             "mean rank": float(by_concept[i, 1]), "AUROC": areas.concepts[i], "AUROC of words": of_words.concepts[i]}
+            for i, name in enumerate(names)
         ]  # fmt: skip
         confusion = estimators.group_means(read.shares, read.target)
+        instead = [
+            {"written for": name} | dict(zip(names, map(float, shares), strict=True))
+            for name, shares in zip(names, confusion, strict=True)
+        ]
+        note = "Share of the scenarios of each row's concept in which the column's concept reads highest."
         tables = (
-            DataTable(
-                "Each intended concept",
-                ("concept", "scenarios", "ranks first", "mean rank", "AUROC", "AUROC of words"), rows,
-            ),
-            DataTable(
-                "What is read instead", ("written for", *names),
-                [(name, *map(float, shares)) for name, shares in zip(names, confusion, strict=True)],
-                "Share of the scenarios of each row's concept in which the column's concept reads highest.",
-            ),
-        )  # fmt: skip
+            DataTable.of("Each intended concept", rows),
+            DataTable.of("What is read instead", instead, note),
+        )
         series = [Series.of("reading", names, areas.concepts), Series.of("words alone", names, of_words.concepts)]
         chart = Chart("Each concept against the rest", "bar", "written for", "AUROC", series)
         return self.finding(verdict, sentences, figures, tables, (chart,))

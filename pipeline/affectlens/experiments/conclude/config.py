@@ -16,8 +16,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from affectlens.config import Config, nearest, validate
-from affectlens.errors import ConfigError
+from affectlens.config import Config, Registry
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class AnalysisConfig(Config):
         return {name: value for name, value in self.model_dump(mode="json").items() if isinstance(value, int | float)}
 
 
-ANALYSES: dict[str, type[AnalysisConfig]] = {}
+ANALYSES: Registry[type[AnalysisConfig]] = Registry("analysis")
 """By name."""
 FORMER_NAMES: dict[str, str] = {}
 """Names that an analysis had in earlier releases, and the name that it has now."""
@@ -119,13 +118,10 @@ def analysis(name: str, *, formerly: str = "") -> Callable[[A], A]:
     """
 
     def register(cls: A) -> A:
-        registered = ANALYSES.setdefault(name, cls)
-        if (registered.__module__, registered.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(f"analysis `{name}` is registered already, by {registered.__module__}")
         cls.name = name
-        ANALYSES[name] = cls
         if formerly:
             FORMER_NAMES[formerly] = name
+        ANALYSES.add(name, cls)
         return cls
 
     return register
@@ -146,12 +142,7 @@ def read_analysis(value: Any) -> AnalysisConfig:
         message = f"the analysis `{kind}` is called `{FORMER_NAMES[kind]}` now; the old name goes with the next release"
         warnings.warn(message, FutureWarning, stacklevel=2)
         kind = FORMER_NAMES[kind]
-    if kind not in ANALYSES:
-        raise ValueError(f"`kind: {kind}` is no analysis; {nearest(str(kind), sorted(ANALYSES))}")
-    try:
-        return validate(ANALYSES[kind], dict(value), f"analysis `{kind}`")
-    except ConfigError as error:
-        raise ValueError(str(error)) from None
+    return ANALYSES.read(value, kind, lambda registered: registered)
 
 
 RegisteredAnalysis = Annotated[SerializeAsAny[AnalysisConfig], BeforeValidator(read_analysis)]

@@ -15,7 +15,7 @@ from affectlens.experiments.conclude.estimators import Figures
 from affectlens.experiments.conclude.pushes import SteeringAnalysis
 from affectlens.experiments.conclude.sentences import render
 from affectlens.experiments.results import Measured
-from affectlens.results.figures import Chart, DataTable, Finding, Series
+from affectlens.results.figures import Chart, DataTable, Finding, Series, Verdict
 from affectlens.stats import Estimate, permutation_p, permuted_within
 
 TEMPLATE = (
@@ -108,7 +108,7 @@ class Dissociation(SteeringAnalysis):
         ]
         claimed: list[tuple[str, Literal[1, -1]]] = [(measured.grid[index].vector, 1) for index in tried]
         vectors = steering.steered_vectors(measured, change, self, claimed, rng, rates=True, alone=tried)
-        verdicts = [each.verdict for each in vectors]
+        verdicts: list[Verdict] = [each.verdict for each in vectors]
         sentences = render(
             TEMPLATE, **steering.said(vectors, self, "part state and text more often", "of the answers"),
             concepts=len(self.concepts), parted=parted, opposed=opposed, chance=float(null.mean()), p=float(p),

@@ -91,7 +91,7 @@ class Dose(SteeringAnalysis):
             replace(each, adjusted=float(p))
             for each, p in zip(bends, holm(np.array([each.p for each in bends])) if bends else (), strict=True)
         ]
-        verdicts: list[Verdict] = [each.verdict for each in vectors] + [each.verdict(self) for each in bends]
+        verdicts: list[Verdict] = [*(each.verdict for each in vectors), *(each.verdict(self) for each in bends)]
         gated = bool(order.gate and verdicts)
         verdict = "untestable" if gated else estimators.overall(verdicts, self.rule)
         groups = selection.groups(measured, rows)

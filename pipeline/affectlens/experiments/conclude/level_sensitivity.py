@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ from affectlens.experiments.conclude.analysis import Analysis, Needs, analysis
 from affectlens.experiments.conclude.estimators import Figures
 from affectlens.experiments.conclude.sentences import render
 from affectlens.experiments.results import Measured
-from affectlens.results.figures import Chart, DataTable, Finding, Series, Verdict
+from affectlens.results.figures import Chart, DataTable, Finding, Series
 from affectlens.stats import permutation_p, permuted_within
 
 TEMPLATE = """
@@ -79,56 +80,44 @@ class LevelSensitivity(Analysis):
                 f"no template has a reading at {self.least_levels} or more values of `{self.level}` and names "
                 f"concepts of the study in `{self.expects}`"
             )
-        return self._finding(measured, templates, np.array(main), np.array(twin), np.array(expected), rng)
-
-    def _finding(
-        self,
-        measured: Measured,
-        templates: list[str],
-        main: Float[np.ndarray, "templates concepts"],
-        twin: Float[np.ndarray, "templates concepts"],
-        expected: Float[np.ndarray, "templates concepts"],
-        rng: np.random.Generator,
-    ) -> Finding:
-        own, of_twin = (main * expected).sum(axis=1), (twin * expected).sum(axis=1)
+        weights, trends, of_twins = np.array(expected), np.array(main), np.array(twin)
+        own, of_twin = (trends * weights).sum(axis=1), (of_twins * weights).sum(axis=1)
         paired = np.isfinite(own - of_twin)
-        count = int(paired.sum())
         beyond = estimators.contrast((own - of_twin)[paired], self, rng)
-        p_others, floor = self._other_concepts((main - twin)[paired], expected[paired], rng) if count else (1.0, 1.0)
+        p_others, floor = self._other_concepts((trends - of_twins)[paired], weights[paired], rng)
         # The claim: beyond the twins over templates, and more than any concepts would be. Its p is the larger of both.
         p = estimators.jointly(beyond.p, p_others)
-        verdict: Verdict = (
-            "not shown" if beyond.floor <= self.alpha and beyond.smallest <= self.matters else "untestable"
-        )
-        if beyond.estimate.value > 0 and p <= self.alpha:
-            verdict = "shown"
+        shown = beyond.estimate.value > 0 and p <= self.alpha
+        verdict = self.verdict(shown, beyond.smallest if beyond.floor <= self.alpha else math.nan)
         alone = estimators.mean(own, None, self, rng)
-        steep, others = np.abs(main)[expected != 0], np.abs(main)[expected == 0]
+        steep, others = np.abs(trends)[weights != 0], np.abs(trends)[weights == 0]
         typical = float(np.nanmedian(steep))
         sentences = render(
-            TEMPLATE, beyond=beyond, templates=count, agreeing=int((beyond.differences > 0).sum()), p_others=p_others,
-            floor=floor, alone=alone, typical=typical if len(others) else float("nan"), power=self.power,
+            TEMPLATE, beyond=beyond, templates=int(paired.sum()), agreeing=int((beyond.differences > 0).sum()),
+            p_others=p_others, floor=floor, alone=alone, typical=typical if len(others) else math.nan, power=self.power,
             share=float((others >= typical).mean()) if len(others) else 0.0, alpha=self.alpha,
             least=int(np.ceil(1 - np.log2(self.alpha))),
         )  # fmt: skip
         figures: Figures = {
-            "trend_difference": beyond.estimate, "trend": alone, "templates": count, "p": p, "p_flips": beyond.p,
-            "templates_as_claimed": (beyond.differences > 0).sum(), "p_other_concepts": p_others,
+            "trend_difference": beyond.estimate, "trend": alone, "templates": int(paired.sum()), "p": p,
+            "p_flips": beyond.p, "templates_as_claimed": (beyond.differences > 0).sum(), "p_other_concepts": p_others,
             "smallest_effect": beyond.smallest,
         }  # fmt: skip
         rows = []
         for index, template in enumerate(templates):
-            signs = zip(measured.concepts, expected[index], strict=True)
+            signs = zip(measured.concepts, weights[index], strict=True)
             names = ", ".join(("-" if weight < 0 else "") + name for name, weight in signs if weight)
-            trends = (float(own[index]), float(of_twin[index]), float(own[index] - of_twin[index]))
-            rows.append((template, names, *trends))
-        columns = ("template", "expected", "trend", "trend in the twin", "difference")
-        note = "Rank correlations with the level, means over paraphrases."
+            trend, other = float(own[index]), float(of_twin[index])
+            rows.append(
+                {"template": template, "expected": names, "trend": trend, "trend in the twin": other,
+                 "difference": trend - other}
+            )  # fmt: skip
+        table = DataTable.of("Each template", rows, "Rank correlations with the level, means over paraphrases.")
         both = (("number that matters", own), ("harmless twin", of_twin))
         series = [Series(name, templates, values.tolist()) for name, values in both]
         y = "rank correlation with the level"
         chart = Chart("Trend of the expected concepts", "bar", "template", y, series)
-        return self.finding(verdict, sentences, figures, (DataTable("Each template", columns, rows, note),), (chart,))
+        return self.finding(verdict, sentences, figures, (table,), (chart,))
 
     def _expected(self, measured: Measured, rows: Sequence[int]) -> Float[np.ndarray, " concepts"]:
         """Signs of the expected concepts, divided by their number; 0 where no scenario names one of the study."""
@@ -183,7 +172,7 @@ class LevelSensitivity(Analysis):
         """
         used = np.flatnonzero(expected.any(axis=0))
         concepts = expected.shape[1]
-        if concepts < 2 * len(used):
+        if concepts < 2 * len(used) or not len(difference):
             return 1.0, 1.0
         cross = expected[:, used].T @ difference / len(difference)
         order = permuted_within(np.zeros(concepts), self.permutations, rng)[:, : len(used)]

@@ -82,98 +82,57 @@ class ModelDifference(Analysis):
             return self.untestable(f"both models were read on {few}, and at least two of each are needed")
         names, means = [measured.concepts[i] for i in np.flatnonzero(kept)], means[:, kept]
         contrasts = [estimators.contrast(column, self, rng) for column in means.T]
-        related = [
-            self._related(name, means.mean(axis=0), np.asarray(measured.ratings[name], dtype=float)[kept], rng)
-            for name in ("valence", "arousal")
-        ]
-        return self._finding(measured, names, means, contrasts, related, rng)
-
-    def _related(
-        self,
-        name: str,
-        profile: Float[np.ndarray, " concepts"],
-        ratings: Float[np.ndarray, " concepts"],
-        rng: np.random.Generator,
-    ) -> dict:
-        """Correlation of the mean difference with a rating over the rated concepts, ratings permuted over concepts."""
-        rated = np.isfinite(ratings)
-        count = int(rated.sum())
-        found = {
-            "name": name,
-            "figure": estimators.undefined(count),
-            "p": math.nan,
-            "floor": math.nan,
-            "ratings": ratings,
-        }
-        if count >= 4:
-            related = estimators.association(profile[rated], ratings[rated][:, None], None, self, rng)
-            found |= {"figure": related.estimates[0], "p": float(related.p[0]), "floor": related.floor}
-        return found | {"smallest": estimators.smallest_correlation(count, self)}
-
-    def _finding(
-        self,
-        measured: Measured,
-        names: list[str],
-        means: Float[np.ndarray, "groups concepts"],
-        contrasts: list,
-        related: list[dict],
-        rng: np.random.Generator,
-    ) -> Finding:
-        by_name = {each["name"]: each for each in related}
+        differences = [each.estimate for each in contrasts]
+        # The mean difference against ratings over the rated concepts, ratings permuted over concepts.
+        ratings = {name: np.asarray(measured.ratings[name], dtype=float)[kept] for name in ("valence", "arousal")}
+        related = {}
+        for name, values in ratings.items():
+            rated = np.isfinite(values)
+            count = int(rated.sum())
+            found = {"figure": estimators.undefined(count), "p": math.nan, "floor": math.nan}
+            if count >= 4:
+                each = estimators.association(means.mean(axis=0)[rated], values[rated][:, None], None, self, rng)
+                found = {"figure": each.estimates[0], "p": float(each.p[0]), "floor": each.floor}
+            related[name] = {"name": name, "smallest": estimators.smallest_correlation(count, self), **found}
         claimed = [(name, 1) for name in self.rises_with] + [(name, -1) for name in self.falls_with]
+        corrected = holm(np.array([related[name]["p"] for name, _ in claimed])) if claimed else []
         claims = []
-        corrected = holm(np.array([by_name[name]["p"] for name, _ in claimed])) if claimed else []
         for (name, side), p in zip(claimed, corrected, strict=True):
-            found = by_name[name]
-            verdict: Verdict = "not shown" if found["smallest"] <= self.matters else "untestable"
-            if side * found["figure"].value > 0 and p <= self.alpha:
-                # A difference that the study put in itself shows that it can be measured, and no more.
-                verdict = "planted" if measured.tuned else "shown"
+            each = related[name]
+            verdict = self.verdict(side * each["figure"].value > 0 and p <= self.alpha, each["smallest"])
+            # A difference that the study put in itself shows that it can be measured, and no more.
+            verdict = "planted" if measured.tuned and verdict == "shown" else verdict
             claims.append({"name": name, "side": side, "verdict": verdict})
         adjusted = benjamini_hochberg(np.array([each.p for each in contrasts]))
         clear = int((adjusted <= self.alpha).sum())
-        verdict = (
-            estimators.overall([each["verdict"] for each in claims], "all")
-            if claims
-            else "described"
-            if clear
-            else "not shown"
-        )
+        verdict: Verdict = "described" if clear else "not shown"
+        if claims:
+            verdict = estimators.overall([each["verdict"] for each in claims], "all")
         consistent = self._split_halves(means, rng)
         same = np.sign((means.sum(axis=0) - means) / (len(means) - 1)) == np.sign(means)
         agreeing = estimators.mean(same.mean(axis=1), None, self, rng)
-        figures = [each.estimate for each in contrasts]
-        order = np.argsort([-each.value for each in figures])
-        ends = [f"{names[i]} {figures[i].value:+.3f}" for i in order]
-        smallest = float(np.median([each.smallest for each in contrasts]))
+        order = np.argsort([-each.value for each in differences])
+        ends = [f"{names[i]} {differences[i].value:+.3f}" for i in order]
         sentences = render(
-            TEMPLATE, claims=claims, tuned=measured.tuned, related=related, power=self.power,
-            up=ends[:3], down=ends[: -4 : -1], clear=clear, concepts=len(names), groups=len(means),
-            consistent=consistent, agreeing=agreeing, smallest=smallest,
+            TEMPLATE, claims=claims, tuned=measured.tuned, related=related.values(), power=self.power, up=ends[:3],
+            down=ends[: -4 : -1], clear=clear, concepts=len(names), groups=len(means), consistent=consistent,
+            agreeing=agreeing, smallest=float(np.median([each.smallest for each in contrasts])),
         )  # fmt: skip
         metrics: Figures = {"concepts_shifted": clear, "split_half": consistent, "sign_agreement": agreeing}
-        for each in related:
-            metrics |= {f"r_{each['name']}": each["figure"], f"p_{each['name']}": each["p"]}
-        metrics |= {f"shift_{name}": figure for name, figure in zip(names, figures, strict=True)}
-        valence, arousal = (each["ratings"] for each in related)
+        for name, each in related.items():
+            metrics |= {f"r_{name}": each["figure"], f"p_{name}": each["p"]}
+        metrics |= {f"shift_{name}": figure for name, figure in zip(names, differences, strict=True)}
         rows = [
-            (names[i], figures[i], float(adjusted[i]), float(same[:, i].mean()), contrasts[i].smallest,
-             float(valence[i]), float(arousal[i]))
+            {"concept": names[i], "difference": differences[i], "adjusted p": float(adjusted[i]),
+             "groups of the same sign": float(same[:, i].mean()), "smallest found": contrasts[i].smallest,
+             **{name: float(values[i]) for name, values in ratings.items()}}
             for i in order
         ]  # fmt: skip
-        columns = (
-            "concept",
-            "difference",
-            "adjusted p",
-            "groups of the same sign",
-            "smallest found",
-            "valence",
-            "arousal",
-        )
-        rated = np.flatnonzero(np.isfinite(valence))
-        points = Series.of("concepts", valence[rated].tolist(), [figures[i] for i in rated], [names[i] for i in rated])
+        rated = np.flatnonzero(np.isfinite(ratings["valence"]))
+        x, y = ratings["valence"][rated].tolist(), [differences[i] for i in rated]
+        points = Series.of("concepts", x, y, [names[i] for i in rated])
         chart = Chart("Difference by valence", "scatter", "valence", "difference of the reading", [points])
-        return self.finding(verdict, sentences, metrics, (DataTable("Each concept", columns, rows),), (chart,))
+        return self.finding(verdict, sentences, metrics, (DataTable.of("Each concept", rows),), (chart,))
 
     def _split_halves(self, means: Float[np.ndarray, "groups concepts"], rng: np.random.Generator) -> Estimate:
         """Correlation over concepts of the differences in two halves of the groups, raised to the whole.

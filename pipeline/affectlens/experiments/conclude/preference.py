@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +13,7 @@ from pydantic import Field
 
 from affectlens.experiments.conclude import estimators, selection, steering
 from affectlens.experiments.conclude.analysis import Needs, analysis
-from affectlens.experiments.conclude.bradley_terry import ELO, BradleyTerry, Strengths, shares
+from affectlens.experiments.conclude.bradley_terry import ELO, BradleyTerry, shares
 from affectlens.experiments.conclude.estimators import Figures
 from affectlens.experiments.conclude.preference_table import Related, correlate, read_scores
 from affectlens.experiments.conclude.pushes import SteeringAnalysis
@@ -58,17 +57,6 @@ Of the comparisons of {{ items }} items {{ tied|percent }} are ties.
 )
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """The unsteered comparisons: strengths with intervals, the position bias, and what was compared."""
-
-    strengths: Strengths
-    items: list[Estimate]
-    position: Estimate
-    same_place: float
-    tied: float
-
-
 @analysis("preference")
 class Preference(SteeringAnalysis):
     """Bradley-Terry strengths of paired comparisons, and what goes with them."""
@@ -92,9 +80,9 @@ class Preference(SteeringAnalysis):
 
     def conclude(self, measured: Measured, rng: np.random.Generator) -> Finding:
         """Fit strengths, correlate them with every reading, and see whether steering some items moves these."""
-        if measured.comparisons is None or not measured.items or 0 not in measured.compared:
+        if measured.comparisons is None or 0 not in measured.compared:
             return self.untestable("nothing was compared without steering")
-        readings = by_item(measured, selection.reading(measured, self.reading))
+        readings = selection.reading(measured, self.reading)
         base = np.asarray(measured.comparisons[measured.compared.index(0)], dtype=float)
         compared = np.isfinite(base) & ~np.eye(len(base), dtype=bool)
         known = np.isfinite(readings).all(axis=1) & (compared.any(axis=0) | compared.any(axis=1))
@@ -102,20 +90,28 @@ class Preference(SteeringAnalysis):
             return self.untestable(f"{known.sum()} items were compared and read, and at least four are needed")
         outcome = measured.experiment.config.outcome(PairwiseConfig)
         tie = outcome.tie if outcome else 0.0
-        fitted = self._fitted(base, tie, rng)
         texts, kinds = (np.array([item[side] for item in measured.items]) for side in (0, 1))
-        elo = fitted.strengths.elo
-        leave_out = [kind for kind in self.leave_out if kind in kinds[known]]
-        columns = dict(zip(measured.concepts, readings[known].T, strict=True))
+        model = BradleyTerry(shares(base, tie))
+        strengths, (drawn, positions) = model.fit(), model.bootstrap(self.fits, rng)
+        elo = strengths.elo
+        items = [
+            estimators.interval(value, ELO * column, len(elo), self) for value, column in zip(elo, drawn.T, strict=True)
+        ]
+        position = estimators.interval(ELO * strengths.position, ELO * positions, len(elo), self)
+        both = np.triu(compared & compared.T)
+        same_place = float((base * base.T > 0)[both].mean()) if both.any() else math.nan
+        tied = float((np.abs(base[compared]) <= tie).mean())
         related = correlate(
-            texts[known].tolist(), kinds[known].tolist(), elo[known], columns, self, leave_out=leave_out, rng=rng
-        )
+            texts[known].tolist(), kinds[known].tolist(), elo[known],
+            dict(zip(measured.concepts, readings[known].T, strict=True)), self,
+            leave_out=[kind for kind in self.leave_out if kind in kinds[known]], rng=rng,
+        )  # fmt: skip
         valence = np.asarray(measured.ratings["valence"], dtype=float)
         rated = np.isfinite(valence)
         # Concepts that are rated more pleasant than the median one should rise with preference, the others fall.
         signs = np.where(rated, np.sign(np.nan_to_num(valence) - (np.median(valence[rated]) if rated.any() else 0)), 0)
         together, p, floor, used = self._aligned(elo[known], readings[known], kinds[known], signs, rng)
-        texts_say = np.nan_to_num(by_item(measured, np.asarray(measured.words, dtype=float)))
+        texts_say = np.nan_to_num(np.asarray(measured.words, dtype=float))
         words = self._aligned(elo[known], texts_say[known], kinds[known], signs, rng)[0]
         named = dict.fromkeys(each.vector for each in measured.grid if each.family == "concept")
         claimed: list[tuple[str, Literal[1, -1]]] = [
@@ -125,9 +121,14 @@ class Preference(SteeringAnalysis):
         vectors = [] if change is None else steering.steered_vectors(measured, change, self, claimed, rng)
         # The positive control: what the items say decides at least between categories.
         control = between_p(elo, kinds, self.permutations, rng)
-        goes_with = together.value > 0 and p <= self.alpha
-        verdict = self._verdict(goes_with, estimators.smallest_of(together, self), vectors, control)
-        gate = "categories of items are not shown to differ in strength" if control > self.alpha and vectors else ""
+        untold = "categories of items are not shown to differ in strength" if control > self.alpha and vectors else ""
+        # Readings go with preference, and steering moves it where it was tried.
+        goes_with, smallest = together.value > 0 and p <= self.alpha, estimators.smallest_of(together, self)
+        verdict: Verdict = "shown"
+        if not goes_with:
+            verdict = "not shown" if smallest <= self.matters_correlation else "untestable"
+        elif vectors:
+            verdict = "untestable" if untold else estimators.overall([each.verdict for each in vectors], self.rule)
         effect = agreement(vectors, related)
         order = np.argsort([-abs(each.value) if math.isfinite(each.value) else 0.0 for each in related.raw.estimates])
         strongest = [
@@ -136,16 +137,15 @@ class Preference(SteeringAnalysis):
         ]
         action = "move the Elo of the items they are put on, up where pleasant and down where not"
         sentences = render(
-            TEMPLATE, **steering.said(vectors, self, action, "Elo points", gate, None), goes_with=goes_with,
+            TEMPLATE, **steering.said(vectors, self, action, "Elo points") | {"gate": untold}, goes_with=goes_with,
             together=together, rated=int(used.sum()), p=p, floor=floor, words=words, concepts=len(related.concepts),
             raw=int((related.adjusted("raw") <= self.alpha).sum()), strongest=strongest, control=control,
-            within=int((related.adjusted("within") <= self.alpha).sum()), alpha=self.alpha,
-            smallest=estimators.smallest_of(together, self), effect=effect, position=fitted.position,
-            same_place=fitted.same_place, items=len(base), tied=fitted.tied,
+            within=int((related.adjusted("within") <= self.alpha).sum()), alpha=self.alpha, smallest=smallest,
+            effect=effect, position=position, same_place=same_place, items=len(base), tied=tied,
         )  # fmt: skip
         figures: Figures = {
-            "within_aligned": together, "p_within_aligned": p, "position_bias_elo": fitted.position,
-            "decided_by_position": fitted.same_place, "tied": fitted.tied, "p_categories": control,
+            "within_aligned": together, "p_within_aligned": p, "position_bias_elo": position,
+            "decided_by_position": same_place, "tied": tied, "p_categories": control,
         }  # fmt: skip
         for name in ("raw", "free", "within"):
             figures[f"concepts_{name}"] = (related.adjusted(name) <= self.alpha).sum()
@@ -153,38 +153,8 @@ class Preference(SteeringAnalysis):
             figures |= {f"r_{name}_{concept}": each for concept, each in estimates}
         if vectors:
             figures |= {**steering.figures(vectors, "elo"), "steering_agreement": effect}
-        tables, charts = drawn(measured, fitted, readings, related)
+        tables, charts = drawn_up(measured, items, readings, related)
         return self.finding(verdict, sentences, figures, (*tables, steering.table(vectors, "Elo points")), charts)
-
-    def _verdict(self, goes_with: bool, smallest: float, vectors: list[SteeredVector], control: float) -> Verdict:
-        """Readings go with preference, and steering moves it where it was tried."""
-        if not goes_with:
-            return "not shown" if smallest <= self.matters_correlation else "untestable"
-        if not vectors:
-            return "shown"
-        return (
-            "untestable" if control > self.alpha else estimators.overall([each.verdict for each in vectors], self.rule)
-        )
-
-    def _fitted(self, odds: Float[np.ndarray, "items items"], tie: float, rng: np.random.Generator) -> Fitted:
-        model = BradleyTerry(shares(odds, tie))
-        strengths = model.fit()
-        items, position = model.bootstrap(self.fits, rng)
-        count = len(odds)
-        pairs = np.triu_indices(count, 1)
-        both = np.isfinite(odds[pairs]) & np.isfinite(odds.T[pairs])
-        same = (odds[pairs] * odds.T[pairs] > 0)[both]
-        compared = odds[np.isfinite(odds) & ~np.eye(count, dtype=bool)]
-        return Fitted(
-            strengths,
-            [
-                estimators.interval(value, ELO * column, count, self)
-                for value, column in zip(strengths.elo, items.T, strict=True)
-            ],
-            estimators.interval(ELO * strengths.position, ELO * position, count, self),
-            float(same.mean()) if len(same) else math.nan,
-            float((np.abs(compared) <= tie).mean()),
-        )
 
     def _aligned(
         self,
@@ -219,15 +189,6 @@ class Preference(SteeringAnalysis):
 
         _, drawn = estimators.bootstrap(x, aligned, self, rng)
         return estimators.interval(value, drawn, len(x), self), float(p), floor, used
-
-
-def by_item(measured: Measured, values: Float[np.ndarray, "scenarios concepts"]) -> Float[np.ndarray, "items concepts"]:
-    """The reading of each item: of the scenario of the same text, or in order where there are as many."""
-    if len(values) == len(measured.items):
-        return values
-    rows = {scenario.text: index for index, scenario in enumerate(measured.scenarios)}
-    missing = np.full(values.shape[1], np.nan)
-    return np.stack([values[rows[text]] if text in rows else missing for text, _ in measured.items])
 
 
 def steered_change(measured: Measured, tie: float) -> Float[np.ndarray, "conditions items"] | None:
@@ -270,30 +231,32 @@ def agreement(vectors: list[SteeredVector], related: Related) -> Estimate:
     return fisher_interval(float(np.corrcoef(pairs.T)[0, 1]), len(pairs))
 
 
-def drawn(
-    measured: Measured, fitted: Fitted, readings: Float[np.ndarray, "items concepts"], related: Related
+def drawn_up(
+    measured: Measured, elo: Sequence[Estimate], readings: Float[np.ndarray, "items concepts"], related: Related
 ) -> tuple[tuple[DataTable, ...], tuple[Chart, ...]]:
     """Strengths, correlations, and strengths over the reading that goes with them most."""
-    strengths = [(*measured.items[i], fitted.items[i]) for i in np.argsort(-fitted.strengths.items)]
-    sorts = ("raw", "free", "within")
-    adjusted = {name: related.adjusted(name) for name in sorts}
+    ranked = [
+        {"item": measured.items[i][0], "category": measured.items[i][1], "Elo": elo[i]}
+        for i in np.argsort([-each.value for each in elo])
+    ]
+    free = f"without {', '.join(related.left_out)}" if related.left_out else "all categories"
+    columns = {"raw": "raw", "free": free, "within": "within categories"}
     rows = [
-        (concept, *(getattr(related, name).estimates[i] for name in sorts),
-         *(float(adjusted[name][i]) for name in sorts))
+        {"concept": concept}
+        | {f"r, {column}": getattr(related, name).estimates[i] for name, column in columns.items()}
+        | {f"p, {column}": float(related.adjusted(name)[i]) for name, column in columns.items()}
         for i, concept in enumerate(related.concepts)
-    ]  # fmt: skip
-    free = f"r without {', '.join(related.left_out)}" if related.left_out else "r, all categories"
-    columns = ("concept", "raw r", free, "r within categories", "p raw", "p without", "p within")
+    ]
     tables = (
-        DataTable("Strengths", ("item", "category", "Elo"), strengths, "Intervals: pairs of items drawn anew."),
-        DataTable("Readings and preference", columns, rows, "p by permutation, Benjamini-Hochberg over the concepts."),
+        DataTable.of("Strengths", ranked, "Intervals: pairs of items drawn anew."),
+        DataTable.of("Readings and preference", rows, "p by permutation, Benjamini-Hochberg over the concepts."),
     )
     best = int(np.argmax([abs(each.value) if math.isfinite(each.value) else -1.0 for each in related.raw.estimates]))
     series = []
     for kind in dict.fromkeys(kind for _, kind in measured.items):
         own = [i for i, item in enumerate(measured.items) if item[1] == kind]
         points, labels = [float(readings[i, best]) for i in own], [measured.items[i][0] for i in own]
-        series.append(Series(kind, points, [fitted.items[i].value for i in own], labels=labels))
+        series.append(Series(kind, points, [elo[i].value for i in own], labels=labels))
     x = f"reading of {related.concepts[best]}"
     return tables, (Chart("Preference by reading", "scatter", x, "Elo", series),)
 

@@ -14,7 +14,7 @@ from affectlens.experiments.conclude.estimators import Figures, Frame
 from affectlens.experiments.conclude.sentences import render
 from affectlens.experiments.results import Measured
 from affectlens.interventions.judge import Claim, Rules, judge
-from affectlens.results.figures import Chart, DataTable, Finding, Series, Verdict
+from affectlens.results.figures import Chart, DataTable, Finding, Series
 
 TEMPLATE = """
 {% if claimed %}
@@ -25,10 +25,11 @@ No direction is claimed here, so the changes are described, not tested.
 Changes are those from {{ first }} to {{ last }}{{ ", beyond those of transcripts that go well" if twins }},
   in standard deviations over scenarios at the first.
 {% for c in changes %}
-{{ c.concept[:1]|upper ~ c.concept[1:] }} changes by {{ c.change|measured("sd") }}
-  {{ ", claimed to rise" if c.sign > 0 else ", claimed to fall" if c.sign < 0 }}.
-{% if c.p is not nan %}
-Against {{ others|plural("other concept") }} that has {{ c.p|p(c.floor) }}, {{ c.adjusted|p }} after correction.
+{{ c.concept[:1]|upper ~ c.concept[1:] }} changes by {{ c["change, sd"]|measured("sd") }}
+  {{ ", claimed to " ~ c["claimed to"] if c["claimed to"] }}.
+{% if c["p, other concepts"] is not nan %}
+Against {{ others|plural("other concept") }} that has {{ c["p, other concepts"]|p(floor) }},
+  {{ c["corrected p"]|p }} after correction.
 {% endif %}
 {% endfor %}
 {% if others < least_others %}
@@ -75,92 +76,76 @@ class Trajectory(Analysis):
         twin = selection.rows(measured, (self.twin,)) if self.twin else np.empty(0, dtype=np.int64)
         if self.twin and not len(twin):
             return self.untestable(f"there is no transcript of the condition `{self.twin}` to compare with")
-        changes = self._changes(measured, places, own, twin)
+        # Per group the change in standard deviations over scenarios at the first place, less that of the twin.
+        both = np.concatenate([own, twin])
+        start = places[0, both][np.isfinite(places[0, both]).all(axis=1)]
+        spread = start.std(axis=0) if len(start) else np.ones(places.shape[2])
+        moved = Frame(
+            ((places[-1] - places[0]) / np.where(spread > 0, spread, 1))[both], selection.groups(measured, both)
+        )
+        ahead = np.arange(len(both)) < len(own)
+        changes = estimators.paired(moved, ahead, ~ahead) if len(twin) else moved.means()[1]
+        changes = changes[np.isfinite(changes).all(axis=1)]
         if len(changes) < 2:
             which = " with a twin" if len(twin) else ""
             return self.untestable(
                 f"{len(changes)} groups of scenarios{which} hold the first and the last place, not two"
             )
-        columns = [measured.concepts.index(concept) for concept in self.signs]
-        rest = np.setdiff1d(np.arange(changes.shape[1]), columns)
+
         # The other concepts are the controls: a change of all readings alike is none of this concept.
-        null = {"other concepts": changes[:, rest].mean(axis=0)}
+        columns = {concept: measured.concepts.index(concept) for concept in self.signs}
+        null = {"other concepts": np.delete(changes, list(columns.values()), axis=1).mean(axis=0)}
         rules = Rules(level=self.alpha, least_controls=self.least_others, least_groups=self.least_groups)
         claims = {
-            concept: Claim(concept, changes[:, column], null, side=1 if (sign or changes[:, column].mean()) > 0 else -1)
-            for (concept, sign), column in zip(self.signs.items(), columns, strict=True)
+            concept: Claim(concept, each, null, side=1 if (self.signs[concept] or each.mean()) > 0 else -1)
+            for concept, each in ((concept, changes[:, column]) for concept, column in columns.items())
         }
-        family = [claims[concept] for concept, sign in self.signs.items() if sign]
-        judged = {verdict.name: verdict for verdict in judge(family, rules)}
+        judged = {each.name: each for each in judge([c for name, c in claims.items() if self.signs[name]], rules)}
         judged |= {name: judge([claim], rules)[0] for name, claim in claims.items() if name not in judged}
-        told, verdicts = [], []
-        figures: Figures = {}
-        for (concept, sign), column in zip(self.signs.items(), columns, strict=True):
-            found = judged[concept]
-            change = estimators.mean(changes[:, column], None, self, rng)
-            smallest = estimators.smallest_effect(estimators.standard_error(changes[:, column]), change.n, self)
+        rows, verdicts = [], []
+        for concept, sign in self.signs.items():
+            found, values = judged[concept], changes[:, columns[concept]]
+            smallest = estimators.smallest_effect(estimators.standard_error(values), len(values), self)
             # Without a claim the side was chosen by looking at it.
             p, adjusted = (value if sign else min(1.0, 2 * value) for value in (found.p, found.p_adjusted))
-            told.append(
-                {"concept": concept, "sign": sign, "change": change, "p": p, "floor": found.floor, "adjusted": adjusted,
-                 "smallest": smallest}
+            rows.append(
+                {"concept": concept, "claimed to": {1: "rise", -1: "fall"}.get(sign, ""),
+                 "change, sd": estimators.mean(values, None, self, rng),
+                 "p, other concepts": p, "corrected p": adjusted, f"found with {self.power:.0%} power": smallest}
             )  # fmt: skip
-            figures |= {f"change_{concept}": change, f"p_{concept}": p, f"p_adjusted_{concept}": adjusted}
             if sign:
-                missed = found.outcome == "untestable" or not smallest <= self.matters
-                verdict: Verdict = "shown" if found.shown else "untestable" if missed else "not shown"
-                verdicts.append(verdict)
-        smallest = max((each["smallest"] for each in told), key=lambda value: (math.isnan(value), value))
+                verdicts.append(self.verdict(found.shown, math.inf if found.outcome == "untestable" else smallest))
+        weakest = max((row[f"found with {self.power:.0%} power"] for row in rows), key=lambda n: (math.isnan(n), n))
         sentences = render(
             TEMPLATE, claimed=len(verdicts), shown=verdicts.count("shown"), first=self.readings[0],
-            last=self.readings[-1], twins=bool(len(twin)), changes=told, others=len(rest),
-            least_others=self.least_others, groups=len(changes), smallest=smallest, power=self.power,
+            last=self.readings[-1], twins=bool(len(twin)), changes=rows, others=len(null["other concepts"]),
+            floor=max(each.floor for each in judged.values()), least_others=self.least_others, groups=len(changes),
+            smallest=weakest, power=self.power,
         )  # fmt: skip
-        rows = [(each["concept"], each["change"], each["p"], each["adjusted"], each["smallest"]) for each in told]
-        header = ("concept", "change, sd", "p, other concepts", "corrected p", f"found with {self.power:.0%} power")
-        tests = DataTable("First place to last", header, rows, "Holm over the claimed concepts.")
+        figures: Figures = {}
+        for row in rows:
+            figures |= {f"change_{row['concept']}": row["change, sd"], f"p_{row['concept']}": row["p, other concepts"]}
+            figures[f"p_adjusted_{row['concept']}"] = row["corrected p"]
+        tests = DataTable.of("First place to last", rows, "Holm over the claimed concepts.")
         along, chart = self._along(measured, places, {"main": own, self.twin: twin}, columns, rng)
         return self.finding(estimators.overall(verdicts, "all"), sentences, figures, (along, tests), (chart,))
-
-    def _changes(
-        self,
-        measured: Measured,
-        places: Float[np.ndarray, "places scenarios concepts"],
-        own: np.ndarray,
-        twin: np.ndarray,
-    ) -> Float[np.ndarray, "groups concepts"]:
-        """Per group the change from the first place to the last, less the twin's, in sd over scenarios at the first."""
-        both = np.concatenate([own, twin])
-        start = places[0, both]
-        start = start[np.isfinite(start).all(axis=1)]
-        spread = start.std(axis=0) if len(start) else np.ones(places.shape[2])
-        change = (places[-1] - places[0]) / np.where(spread > 0, spread, 1)
-        table = Frame(change[both], selection.groups(measured, both))
-        first = np.arange(len(both)) < len(own)
-        if len(twin):
-            return estimators.paired(table, first, ~first)
-        _, means = table.means()
-        return means[np.isfinite(means).all(axis=1)]
 
     def _along(
         self,
         measured: Measured,
         places: Float[np.ndarray, "places scenarios concepts"],
         conditions: dict[str, np.ndarray],
-        columns: list[int],
+        columns: dict[str, int],
         rng: np.random.Generator,
     ) -> tuple[DataTable, Chart]:
         """The readings of the named concepts at every place."""
         rows, series = [], []
-        for column in columns:
+        for concept, column in columns.items():
             for name, chosen in conditions.items():
-                if not len(chosen):
-                    continue
                 groups = selection.groups(measured, chosen)
                 points = [estimators.mean(place[chosen, column], groups, self, rng) for place in places]
-                concept = measured.concepts[column]
-                rows.append((concept, name, *points))
-                series.append(Series.of(f"{concept}, {name}", self.readings, points))
-        header = ("concept", "condition", *self.readings)
+                if len(chosen):
+                    rows.append({"concept": concept, "condition": name} | dict(zip(self.readings, points, strict=True)))
+                    series.append(Series.of(f"{concept}, {name}", self.readings, points))
         chart = Chart("Readings along the transcript", "line", "place", "reading", series)
-        return DataTable("Along the transcript", header, rows, "Intervals over groups."), chart
+        return DataTable.of("Along the transcript", rows, "Intervals over groups."), chart

@@ -15,8 +15,8 @@ from typing import Annotated, Any, ClassVar, Generic, Required, TypedDict, TypeV
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from affectlens.config import Config, nearest, validate
-from affectlens.errors import ConfigError, UserError
+from affectlens.config import Config, Registry
+from affectlens.errors import UserError
 from affectlens.experiments.scenario import Scenario
 from affectlens.stage import Identity
 
@@ -118,7 +118,7 @@ class Grader(ABC, Generic[C]):
         """
 
 
-GRADERS: dict[str, type[Grader[Any]]] = {}
+GRADERS: Registry[type[Grader[Any]]] = Registry("grader")
 """By ``kind``."""
 G = TypeVar("G", bound=type[Grader[Any]])
 
@@ -134,11 +134,8 @@ def grader(config_class: type[GraderConfig]) -> Callable[[G], G]:
         kind = config_class.model_fields["kind"].default
         if not isinstance(kind, str):
             raise ValueError(f"{config_class.__name__}: `kind` needs a default, the name of the grader")
-        registered = GRADERS.setdefault(kind, made)
-        if (registered.__module__, registered.__qualname__) != (made.__module__, made.__qualname__):
-            raise ValueError(f"grader `{kind}` is registered already, by {registered.__module__}")
         made.config_class = config_class
-        GRADERS[kind] = made
+        GRADERS.add(kind, made)
         return made
 
     return register
@@ -153,12 +150,7 @@ def read_config(value: Any) -> GraderConfig:
     if isinstance(value, GraderConfig):
         return value
     kind = value.get("kind") if isinstance(value, Mapping) else None
-    if kind not in GRADERS:
-        raise ValueError(f"`kind: {kind}` is no grader; {nearest(str(kind), sorted(GRADERS))}")
-    try:
-        return validate(GRADERS[kind].config_class, dict(value), f"grader `{kind}`")
-    except ConfigError as error:
-        raise ValueError(str(error)) from None
+    return GRADERS.read(value, kind, lambda registered: registered.config_class)
 
 
 RegisteredGrader = Annotated[SerializeAsAny[GraderConfig], BeforeValidator(read_config)]
