@@ -337,7 +337,7 @@ def label_sides(
         }
         covered = {side: sum(_overlap(box, other) for other in taken) for side, box in boxes.items()}
         side = min(covered, key=covered.__getitem__)
-        if covered[side] < 0.2 * len(name):
+        if covered[side] < 0.1 * len(name):
             taken.append(boxes[side])
             chosen[name] = side
     return chosen

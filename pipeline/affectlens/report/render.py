@@ -6,7 +6,7 @@ import base64
 import gzip
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -61,13 +61,13 @@ def render(
     """
     evidence = evidence.with_words(words_per_concept)
     listed = cards.cards(evidence, concepts=concepts_shown, contexts=contexts_per_feature)
-    blocks = [block for item in ITEMS if (block := _block(item, evidence))]
+    blocks = [(item, content) for item in ITEMS if (content := _shown(item, evidence))]
     absent = {"experiments"} if not evidence.experiments else set()
     absent |= {"writers"} if not evidence.rows("writers/methods") else set()
     experiments = {row["name"]: behaviour.answers(row) for row in evidence.experiments}
-    charts = [chart for block in blocks for chart in block.charts]
-    charts += [chart for answers in experiments.values() for answer in answers for chart in answer.charts]
-    specifications = {"template": {"layout": draw.TEMPLATE}, "figures": {chart.name: chart.spec for chart in charts}}
+    drawn = [content for _, contents in blocks for content in contents]
+    drawn += [each for answers in experiments.values() for answer in answers for each in answer["figures"]]
+    figures = {each.name: each.spec for each in drawn if isinstance(each, Chart)}
     page = environment(escape=True).get_template("page.html.j2")
     return page.render(
         evidence=evidence,
@@ -79,7 +79,7 @@ def render(
         script=(HERE / "page.js").read_text(encoding="utf-8"),
         plotly=_plotly(),
         blocks=blocks,
-        specifications=_json(specifications),
+        specifications=_json({"template": {"layout": draw.TEMPLATE}, "figures": figures}),
         findings=conclusions(evidence),
         controls=causal.controls(evidence),
         overview=cards.overview(evidence, {card["concept"]: card["anchor"] for card in listed}),
@@ -95,29 +95,18 @@ def render(
     )
 
 
-@dataclass(frozen=True)
-class Block:
-    """A registered figure or table as the page shows it."""
-
-    item: Item
-    charts: tuple[Chart, ...] = ()
-    table: Table | None = None
-
-
-def _block(item: Item, evidence: Evidence) -> Block | None:
-    """What an item shows; nothing where its tables have no rows."""
+def _shown(item: Item, evidence: Evidence) -> list[Chart | Table]:
+    """The charts or the table of an item; nothing where its tables have no rows."""
     content = item.build(evidence) if all(evidence.rows(name) for name in item.needs) else None
-    if not content:
-        return None
     if isinstance(content, Table):
-        return Block(item, table=replace(content, name=item.name))
-    charts = {"": content} if isinstance(content, Chart) else content
-    made = []
+        return [replace(content, name=item.name)]
+    charts = {"": content} if isinstance(content, Chart) else content or {}
+    made: list[Chart | Table] = []
     for vector, chart in charts.items():
         caption = say(item.block, {"evidence": evidence, "kind": VECTORS.get(vector, vector)}, item.caption)
         name, words = (f"{item.name}-{vector}", f"{item.words} ({vector})") if vector else (item.name, item.words)
         made.append(replace(chart, name=name, words=words, caption=" ".join(caption)))
-    return Block(item, tuple(made))
+    return made
 
 
 def _stages(evidence: Evidence) -> Table:

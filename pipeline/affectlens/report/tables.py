@@ -63,8 +63,9 @@ def table(caption: str, rows: Sequence[Row], columns: Mapping[str, Heading], **m
     Args:
         caption: of the table.
         rows: with their declaration (:class:`~affectlens.report.evidence.Rows`) where they have one.
-        columns: heading by key, with a help where none is declared, or a column of one's own. ``low`` stands for the
-            interval from ``low`` to ``high``, ``p_adjusted`` shows ``p`` and ``p_floor`` under the pointer.
+        columns: heading by key, with a help where none is declared, or a column of one's own. ``low`` and
+            ``x_low`` stand for the interval up to ``high`` and ``x_high``, ``p_adjusted`` shows ``p`` and ``p_floor``
+            under the pointer.
         more: further fields of :class:`Table`.
     """
     declared = {column.name: column for column in getattr(getattr(rows, "declared", None), "columns", ())}
@@ -88,8 +89,9 @@ def _column(key: str, heading: str | tuple[str, str], declared: results.Column |
     if key == "p_adjusted":
         return Column(title, corrected, help, "numeric")
     write = _writer(key, declared, values)
-    if key == "low":
-        return Column(title, lambda row: cell((None, row["low"], row["high"]), write), help, "numeric")
+    if key == "low" or key.endswith("_low"):
+        high = f"{key.removesuffix('low')}high"
+        return Column(title, lambda row: cell((None, row[key], row[high]), write), help, "numeric")
     return Column(title, lambda row: cell(row.get(key), write), help, "numeric")
 
 

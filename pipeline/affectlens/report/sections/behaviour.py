@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from affectlens.report import draw, tables
@@ -18,30 +18,16 @@ LEAD = 160
 STANDING: Mapping[str, Standing] = {"shown": "shown", "planted": "partly shown", "described": "partly shown"}
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What one analysis says; tables carry their notes."""
-
-    standing: Standing
-    badge: str
-    sentences: Sequence[str]
-    charts: Sequence[Chart]
-    tables: Sequence[Table]
-
-
-def answers(experiment: Row) -> list[Answer]:
-    """Per analysis of an experiment what it says."""
-    return [
-        Answer(
-            STANDING.get(row["verdict"], "not shown"),
-            VERDICT_WORDS[row["verdict"]],
-            lead(row["sentences"]),
-            [chart(f"{name}-{place}", each) for place, each in enumerate(row.get("charts", ()))],
-            [table(f"{name}-{place}", each) for place, each in enumerate(row.get("tables", ()))],
-        )
-        for index, row in enumerate(experiment["findings"])
-        for name in [f"experiment-{experiment['name']}-{index}"]
-    ]
+def answers(experiment: Row) -> list[Row]:
+    """Per analysis of an experiment its standing, badge, sentences, and figures."""
+    told = []
+    for index, row in enumerate(experiment["findings"]):
+        name = f"experiment-{experiment['name']}-{index}"
+        figures = [chart(f"{name}-{place}", each) for place, each in enumerate(row.get("charts", ()))]
+        figures += [table(f"{name}-{place}", each) for place, each in enumerate(row.get("tables", ()))]
+        badge = {"standing": STANDING.get(row["verdict"], "not shown"), "badge": VERDICT_WORDS[row["verdict"]]}
+        told.append({**badge, "sentences": lead(row["sentences"]), "figures": figures})
+    return told
 
 
 @figure("experiments")

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from affectlens.report import draw, tables
+from affectlens.report import draw
 from affectlens.report.draw import Chart, marks
-from affectlens.report.evidence import BASELINE, Evidence, Row
+from affectlens.report.evidence import BASELINE, Evidence
 from affectlens.report.registry import Said, figure, finding, table
-from affectlens.report.tables import Column, Heading
 from affectlens.results.format import finite
-
-
-def _interval(title: str, name: str, help: str) -> Column:
-    def cell(row: Row) -> tables.Cell:
-        return tables.cell((None, row.get(f"{name}_low"), row.get(f"{name}_high")), tables.UNITS["AUROC"])
-
-    return Column(title, cell, help, "numeric")
 
 
 @figure("writers", "writers/methods")
@@ -32,22 +22,15 @@ def writers_auroc(evidence: Evidence) -> Chart:
     return draw.dots([own, other], title="AUROC within topics", zero=0.5)
 
 
-METHODS: Mapping[str, Heading] = {
-    "method": "Method",
-    "own": "Own topics",
-    "other": "Other writers",
-    "other_low": _interval("95% interval", "other", "t over writers x topics"),
-    "loss": "Loss",
-    "loss_low": _interval("Of the loss", "loss", "Combined of both intervals"),
-    "hit_other": "First of all concepts",
-    "reverse": "Reverse",
-    "several": "Built on several",
-    "several_further_low": _interval("Further writer", "several_further", "Where a writer of no text here would lie"),
-}
-table("writers", "writers/methods", "On other writers' stories", METHODS)
+table("writers", "writers/methods", "On other writers' stories",
+      {"method": "Method", "own": "Own topics", "other": "Other writers",
+       "other_low": ("95% interval", "t over writers x topics"), "loss": "Loss",
+       "loss_low": ("Of the loss", "Combined of both intervals"), "hit_other": "First of all concepts",
+       "reverse": "Reverse", "several": "Built on several",
+       "several_further_low": ("Further writer", "Where a writer of no text here would lie")})  # fmt: skip
 table("writers", "writers/ways", "What raises the figure on other writers",
       {"way": "Built how", "built": "On", "auroc": "AUROC", "low": "95% interval", "difference": "Difference",
-       "difference_low": _interval("Of the difference", "difference", "Paired; t over writers x topics")})  # fmt: skip
+       "difference_low": ("Of the difference", "Paired; t over writers x topics")})  # fmt: skip
 
 
 @finding("writers")
