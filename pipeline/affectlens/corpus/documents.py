@@ -42,7 +42,7 @@ class EvaluateConfig(Config):
     """Stories of another writer, which build nothing that the study measures elsewhere."""
 
     stories: str
-    """A JSONL file as for `corpus.stories`, or the name of an embedded writer (`writer_b`, `writer_c`)."""
+    """A JSONL file as for `corpus.stories`, or the name of an embedded writer (`writer_b`, `writer_c`, `writer_d`)."""
     name: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$")
     """How tables call the writer; left empty, the file's name without its ending."""
 
