@@ -63,7 +63,14 @@ def manipulation(
             rises[index] = 0.1 * np.sign(cell.strength) * (-1) ** int(cell.vector)
         if abs(cell.strength) > limit:
             perplexity[index] = 9.0
-    return {"rises": rises, "perplexity": perplexity}
+    ends = [end for end in (max(c.strength for c in cells), min(c.strength for c in cells)) if end]
+    vectors = np.zeros((len(CONCEPTS), len(ends), len(CONCEPTS)))
+    for row, concept in enumerate(CONCEPTS):
+        for side, end in enumerate(ends):
+            # Wrong emotions move words a little, either way.
+            vectors[row, side] = 0.3 * np.sign(end) * np.where((np.arange(len(CONCEPTS)) + row) % 2, 1, -1)
+            vectors[row, side, row] = 20 * end if moves is None or concept in moves else 0.01
+    return {"rises": rises, "perplexity": perplexity, "vectors": vectors}
 
 
 def measured(

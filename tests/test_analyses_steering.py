@@ -121,12 +121,9 @@ class TestDose:
 
     def test_a_vector_that_moves_its_words_as_wrong_emotions_do_fails_the_check(self) -> None:
         """Random vectors that move no words at all do not make an emotion of it."""
-        cells = grid(["desperate"])
-        wrong = [cell.family == "wrong_emotion" for cell in cells]
-        moved = manipulation(cells)
-        moved["rises"][wrong, CONCEPTS.index("desperate")] = [
-            (-1) ** int(cell.vector) * 25 * cell.strength for cell in cells if cell.family == "wrong_emotion"
-        ]
+        moved = manipulation(grid(["desperate"]))
+        others = np.arange(len(CONCEPTS)) != CONCEPTS.index("desperate")
+        moved["vectors"][others, :, CONCEPTS.index("desperate")] = 25 * np.array([0.1, -0.1])
         finding = run(Steered({"desperate": 20}).choices(RAISES, manipulation=moved))
         assert finding.verdict == "untestable" and "wrong emotions" in reasons(finding)["desperate"]
 
@@ -135,17 +132,16 @@ class TestDose:
         cells, passed = grid(["desperate"], controls=40), []
         seen = Steered({"desperate": 20}, controls=40).choices(RAISES)
         for seed in range(200):
-            generator = np.random.default_rng(seed)
-            spread = {"wrong_emotion": 3.0, "concept": 3.0}
-            slopes = {(c.family, c.vector): generator.normal() * spread.get(c.family, 1.0) for c in cells}
-            moved = manipulation(cells)
-            rises = [slopes[c.family, c.vector] * c.strength for c in cells]
-            moved["rises"][:, CONCEPTS.index("desperate")] = rises
+            generator, moved = np.random.default_rng(seed), manipulation(cells)
+            slopes = 3 * generator.normal(size=(len(CONCEPTS), len(CONCEPTS)))
+            moved["vectors"] = slopes[:, None] * np.array([0.1, -0.1])[:, None]
+            random = {(c.family, c.vector): generator.normal(size=len(CONCEPTS)) for c in cells}
+            for index, cell in enumerate(cells):
+                own = slopes[3] if cell.family == "concept" else random[cell.family, cell.vector]
+                moved["rises"][index] = own * cell.strength
             check = pushes.manipulation(replace(seen, manipulation=moved), "desperate", Dose())
             passed.append(not check.reason)
-        assert np.mean(passed) <= 0.08
-        strict = Dose(check_level=0.01)
-        assert pushes.manipulation(replace(seen, manipulation=manipulation(cells)), "desperate", strict).reason
+        assert CONCEPTS[3] == "desperate" and np.mean(passed) <= 0.08
 
     def test_effects_outside_the_coherence_window_do_not_count(self) -> None:
         planted, cells = Steered({"desperate": 20}), grid(["desperate"])

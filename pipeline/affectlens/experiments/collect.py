@@ -76,7 +76,7 @@ class Assembly:
             ratings=self._ratings(),
             directions=self.directions.unit(self.layer),
             grid=grid(steering, concepts),
-            manipulation=found["manipulation"] or {"rises": np.zeros((1, len(concepts))), "perplexity": np.ones(1)},
+            manipulation=manipulation(found["manipulation"], len(grid(steering, concepts))),
             readings=readings,
             words=self.vocabulary.scores([words_of(scenario) for scenario in experiment.scenarios]).astype(np.float32),
             against=against,
@@ -148,6 +148,15 @@ class Assembly:
         }
         words = self.vocabulary.scores([row["text"] for row in rows]).astype(np.float32)
         return read | {"completion_words": words}
+
+
+def manipulation(measured: Mapping[str, np.ndarray], conditions: int) -> dict[str, np.ndarray]:
+    """The manipulation check as analyses get it: that of the grid, and that of every concept's vector."""
+    if not measured:
+        return {"rises": np.zeros((1, 0)), "perplexity": np.ones(1)}
+    rises, perplexity = measured["rises"], measured["perplexity"]
+    vectors = rises[conditions:].reshape(rises.shape[1], -1, rises.shape[1])
+    return {"rises": rises[:conditions], "perplexity": perplexity[:conditions], "vectors": vectors}
 
 
 def group_centre(

@@ -45,6 +45,15 @@ def grid(steering: SteeringConfig | None, concepts: Sequence[str]) -> tuple[Cond
     return (Condition(), *steered, *controls)
 
 
+def checked(steering: SteeringConfig, concepts: Sequence[str]) -> tuple[Condition, ...]:
+    """The conditions of the manipulation check: the grid, then every concept's vector at the extreme strengths.
+
+    What a vector does to its own words is held against what all other concepts' vectors do to them.
+    """
+    every = vectors_by_strengths([(concept, "concept") for concept in concepts], extremes(steering.strengths))
+    return (*grid(steering, concepts), *every)
+
+
 def sampled(config: ExperimentConfig, concepts: Sequence[str]) -> tuple[int, ...]:
     """Indices of the conditions under which answers are sampled; none where nothing is."""
     steering = config.steering

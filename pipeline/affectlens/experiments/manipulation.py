@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from affectlens.experiments.conditions import checked
 from affectlens.experiments.experiment import Experiment
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ TEXTS = 2
 
 
 def measure(context: ExperimentContext, experiment: Experiment, start: int, end: int) -> dict[str, np.ndarray]:
-    """Change of every concept's words in nats, and the perplexity ratio, under a slice of the steering conditions.
+    """Change of every concept's words in nats, and the perplexity ratio, under a slice of the checked conditions.
 
     Returns:
         ``rises`` of shape ``conditions concepts``, the mean over frames; ``perplexity`` of shape ``conditions``.
@@ -36,8 +37,8 @@ def measure(context: ExperimentContext, experiment: Experiment, start: int, end:
     from affectlens.model.words import choose_words
 
     steering, subject = experiment.config.steering, context.subject
-    pushed = context.grid(experiment)[start:end]
     assert steering is not None
+    pushed = checked(steering, context.concepts)[start:end]
     words = choose_words(subject.tokenizer, context.concepts, read_lexicon(), WORDS)
     scorer = Scorer(context.branching.upper, words, context.config.tokens_per_batch)
     frames = read_frames()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from affectlens.experiments.conditions import compared, grid, sampled
+from affectlens.experiments.conditions import checked, compared, grid, sampled
 from affectlens.experiments.experiment import ChoiceConfig, CompletionConfig, Experiment, PairwiseConfig, Scenario
 from affectlens.experiments.manipulation import FRAMES, TEXTS
 from affectlens.experiments.pairwise import pairs
@@ -94,7 +94,7 @@ def _slices(
     pushed = [scenario.condition not in plain for scenario in scenarios]
     if settings.steering is not None:
         tokens = 2 * FRAMES * FRAME + TEXTS * NEUTRAL
-        for start, end in cuts(conditions, config.conditions_per_part):
+        for start, end in cuts(len(checked(settings.steering, concepts)), config.conditions_per_part):
             yield "manipulation", Work(tokens * (1 + share * (end - start))), {"start": start, "end": end}
     for start, end in cuts(len(scenarios), step) if settings.readings else ():
         for kind in ("read", "against") if settings.against else ("read",):

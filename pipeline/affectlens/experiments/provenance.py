@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from affectlens.experiments.conditions import compared, sampled
+from affectlens.experiments.conditions import checked, compared, sampled
 from affectlens.experiments.experiment import Experiment
 from affectlens.experiments.measurements import answered
 from affectlens.experiments.scenario import Scenario
@@ -114,7 +114,8 @@ def part(context: ExperimentContext, experiment: Experiment, payload: Mapping[st
         reads["data"] += ["lexicon.json", "frames.json"]
         reads["concepts"] = list(context.concepts)
     if config.steering is not None and kind in ("manipulation", "choice", "pairwise", "completions"):
-        conditions = context.grid(experiment)
+        check = kind == "manipulation"
+        conditions = checked(config.steering, context.concepts) if check else context.grid(experiment)
         chosen = {
             "manipulation": range(start, end),
             "choice": range(*payload.get("conditions", (0, 0))),

@@ -54,7 +54,8 @@ class Measured:
         directions: unit directions of the concepts at the study's layer.
         grid: the steering conditions; ``grid[0]`` is the model as it is.
         manipulation: ``rises`` of shape ``conditions concepts`` (how much every concept's words rise in neutral frames,
-            in nats) and ``perplexity`` of shape ``conditions`` (ratio on neutral text).
+            in nats); ``perplexity`` of shape ``conditions`` (ratio on neutral text); ``vectors`` of shape ``concepts
+            extremes concepts``, the rises under every concept's vector at the extreme strengths of the grid.
         readings: by name of the reading. One condition, or all of them if the experiment reads under steering. Centred
             cosines, or activations of features. NaN where a scenario lacks the span.
         words: the same concepts read from the scenarios' words alone (TF-IDF fitted on the study's stories).

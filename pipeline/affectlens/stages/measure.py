@@ -92,7 +92,7 @@ class MeasureStage(ExperimentStage[Measurements]):
     """Take the readings, score the choices, sample the answers."""
 
     name = "measure"
-    version = 3
+    version = 4
     fields = (
         "run",
         "readout_layer",

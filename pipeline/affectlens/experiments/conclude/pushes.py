@@ -14,6 +14,7 @@ from pydantic import Field
 
 from affectlens.experiments.conclude import estimators, selection
 from affectlens.experiments.conclude.analysis import Analysis
+from affectlens.experiments.conditions import extremes
 from affectlens.experiments.results import Measured
 from affectlens.interventions.judge import Claim, Rules, judge
 
@@ -105,20 +106,17 @@ def label_of(measured: Measured, index: int) -> str:
     return {"none": "none", "concept": each.vector}.get(each.family, f"control ({each.family})")
 
 
-def controls(measured: Measured, push: Push | None, own_words_of: str = "") -> dict[str, list[Push]]:
+def controls(measured: Measured, push: Push | None) -> dict[str, list[Push]]:
     """By family the control vectors at their largest strengths, pushed to the same sides.
 
     Args:
         measured: the experiment.
         push: None takes either side of a control vector for one by itself.
-        own_words_of: where the outcome is this concept's words, the other steered concepts are wrong emotions too.
     """
     members: dict[tuple[str, str], list[int]] = {}
     for index, each in enumerate(measured.grid):
         if each.family not in ("none", "concept"):
             members.setdefault((each.family, each.vector), []).append(index)
-        elif own_words_of not in ("", each.vector) and each.family == "concept":
-            members.setdefault(("wrong_emotion", each.vector), []).append(index)
     families: dict[str, list[Push]] = {}
     for (family, _), conditions in members.items():
         if push is None:
@@ -153,10 +151,11 @@ class Check:
 def manipulation(
     measured: Measured, vector: str, spec: SteeringAnalysis, known: Bool[np.ndarray, " conditions"] | None = None
 ) -> Check:
-    """Whether a vector moves its own words by more than random vectors and wrong emotions move them.
+    """Whether a vector moves its own words by more than random vectors and all wrong emotions move them.
 
-    Beside random vectors alone the vector of a wrong emotion passes too often: any emotion's vector moves words of
-    emotions further than a random one of its norm. The judge's p is the one against the hardest family.
+    The judge is that of the causal stage: every concept's vector on its own words, against random vectors and against
+    the other concepts' vectors, the null taken over all concepts. Beside random vectors alone the vector of a wrong
+    emotion passes too often: any emotion's vector moves words of emotions further than a random one of its norm.
 
     Args:
         measured: the experiment.
@@ -175,18 +174,31 @@ def manipulation(
         broken = f"{vector} breaks coherence (perplexity ratio above {spec.perplexity_limit}) throughout"
         return Check(push, broken if seen[tried].any() else f"nothing was measured under {vector}")
     rises = np.asarray(measured.manipulation["rises"], dtype=float)
-    concept = measured.concepts.index(vector)
-    own = push.effect(rises)
+    concept, own = measured.concepts.index(vector), push.effect(rises)
+    # What every vector does at the extreme strengths, to the sides to which this one was pushed.
+    strengths = extremes([each.strength for each in measured.grid])
+    sides = dict(zip(np.sign(strengths), np.moveaxis(measured.manipulation["vectors"], 1, 0), strict=True))
+    signs = [np.sign(measured.grid[index].strength) for index in (push.plus, push.minus) if index is not None]
+    matrix = np.mean([sign * sides[sign] for sign in signs], axis=0)
     families = {
-        name: np.array([member.effect(rises)[concept] for member in members])
-        for name, members in controls(measured, push, vector).items()
+        name: np.array([member.effect(rises) for member in members])
+        for name, members in controls(measured, push).items()
+        if name != "wrong_emotion"
     }
-    rules = replace(spec.rules, level=spec.check_level, least_groups=1)
-    (verdict,) = judge([Claim(vector, own[[concept]], families, symmetric=push.both)], rules)
+    claims = [
+        Claim(
+            name,
+            own[[index]] if index == concept else matrix[[index], index],
+            {family: effects[:, index] for family, effects in families.items()}
+            | {"wrong_emotion": np.delete(matrix[:, index], index)},
+        )
+        for index, name in enumerate(measured.concepts)
+    ]
+    verdict = judge(claims, replace(spec.rules, least_groups=1, correction="benjamini_hochberg"), pool=True)[concept]
     reason = ""
     if verdict.outcome == "untestable":
         reason = f"{vector} has too few controls for its manipulation check"
-    elif not verdict.shown:
+    elif not verdict.p <= spec.check_level:
         hardest = "wrong emotions" if verdict.family == "wrong_emotion" else "controls"
         reason = f"{vector} does not move its own words more than {hardest} do: manipulation check failed"
     return Check(push, reason, int((np.delete(own, concept) > own[concept]).sum()))
