@@ -69,9 +69,16 @@ def browser() -> Iterator[Any]:
 
 @contextmanager
 def visit(
-    running: Any, file: Path, *, width: int = 1280, height: int = 800, dark: bool = False, phone: bool = False
+    running: Any,
+    where: Path | str,
+    *,
+    width: int = 1280,
+    height: int = 800,
+    dark: bool = False,
+    phone: bool = False,
+    ready: str = "html[data-drawn]",
 ) -> Iterator[Visit]:
-    """Open a file and wait until its figures are drawn."""
+    """Open a file or an address and wait until what says that it is ready is there: by default, all figures drawn."""
     context = running.new_context(
         viewport={"width": width, "height": height},
         color_scheme="dark" if dark else "light",
@@ -87,8 +94,8 @@ def visit(
     seen.page.on("dialog", lambda dialog: (seen.errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
     seen.page.on("request", lambda request: seen.requests.append(request.url))
     try:
-        seen.page.goto(file.resolve().as_uri())
-        seen.page.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
+        seen.page.goto(where if isinstance(where, str) else where.resolve().as_uri())
+        seen.page.wait_for_selector(ready, state="attached", timeout=60_000)
         yield seen
     finally:
         context.close()

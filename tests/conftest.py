@@ -77,3 +77,23 @@ def write_study(tmp_path: Path):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def computed_study(model_folder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a study of four concepts on a tiny Llama, computed up to its directions; tests leave it as it is."""
+    import affectlens
+
+    folder = tmp_path_factory.mktemp("computed")
+    values = {
+        "name": "tiny",
+        "cache": str(folder / "cache"),
+        "model": {"name": str(model_folder("llama")), "layer": 2, "dtype": "float32"},
+        "corpus": {"emotions": list(EMOTIONS)},
+        "tracking": {"mode": "disabled"},
+        "compute": {"threads": 1, "device": "cpu"},
+    }
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    affectlens.run_study(path, stages=["directions"])
+    return path

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import socket
-import threading
 import time
 from collections.abc import Iterator
 
@@ -16,9 +16,10 @@ from affectlens.serve.engine import End, Engine, Job, Prompt, Token, nucleus
 from affectlens.serve.service import Limits, Service
 from affectlens.use.steering import Vectors, pushes
 from conftest import EMOTIONS
+from serving import serving
 
 openai = pytest.importorskip("openai")
-uvicorn = pytest.importorskip("uvicorn")
+pytest.importorskip("uvicorn")
 
 LIMITS = Limits(rows=8, waiting=12, tokens=400, body=20_000, seconds=0.5)
 CHAT = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "The letter came this morning."}]
@@ -26,22 +27,8 @@ PUSH = {"vectors": {"calm": 2.0, "sad": -0.5}, "readings": ["calm", "sad"]}
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory, model_folder) -> affectlens.OpenStudy:
-    """A study of four concepts on a tiny Llama, up to its directions."""
-    import yaml
-
-    folder = tmp_path_factory.mktemp("served")
-    values = {
-        "name": "tiny",
-        "cache": str(folder / "cache"),
-        "model": {"name": str(model_folder("llama")), "layer": 2, "dtype": "float32"},
-        "corpus": {"emotions": list(EMOTIONS)},
-        "tracking": {"mode": "disabled"},
-        "compute": {"threads": 1, "device": "cpu"},
-    }
-    path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return affectlens.run_study(path, stages=["directions"])
+def study(computed_study) -> affectlens.OpenStudy:
+    return affectlens.open_study(computed_study)
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +40,8 @@ def service(study) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def address(service) -> Iterator[str]:
-    from affectlens.serve.app import build
-
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(
-            uvicorn.Config(build(service), log_level="error", access_log=False, ws="none", lifespan="off")
-        )
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(10)
+    with serving(service) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -292,3 +270,185 @@ def test_what_breaks_one_generation_leaves_the_others(service):
         list(engine.events(Job((5, 6, 7), edits=[Edit(2, broken)])))
     events = list(engine.events(Job((5, 6, 7), most=3, seed=0)))
     assert isinstance(events[0], Prompt) and isinstance(events[-1], End)
+
+
+def hostile() -> dict[str, tuple[bytes, set[int]]]:
+    """By what it tries, a body for the chat endpoint and the states that may answer it."""
+    good = {"model": "tiny", "messages": CHAT, "max_tokens": 2}
+    bad, cases = {400}, {}
+
+    def wrong(name: str, states: set[int] = bad, **values) -> None:
+        cases[name] = (json.dumps({**good, **values}).encode(), states)
+
+    others = [-1, 10**400, 1e308, True, "", "x", [], [[]], {}, {"a": 1}, ["x" * 300]]
+    for field in ("temperature", "top_p", "n", "seed", "max_tokens", "top_logprobs", "logprobs", "stream", "messages"):
+        fine = {"seed": [-1], "logprobs": [True], "stream": [True]}.get(field, [])
+        for value in others:
+            if value not in fine or isinstance(value, bool) != any(isinstance(each, bool) for each in fine):
+                wrong(f"{field}={str(value)[:12]}", **{field: value})
+    for name in (
+        "../../etc/passwd",
+        "/etc/passwd",
+        "..\\..\\x",
+        "calm\0",
+        "feature:-1",
+        "feature:99999999999",
+        "",
+        "x" * 5000,
+        "{{7*7}}",
+        "\u202e",
+    ):
+        wrong(f"vector {name[:12]!r}", affectlens={"vectors": {name: 0.1}})
+        wrong(f"cap {name[:12]!r}", affectlens={"cap": {name: 0.1}})
+        wrong(f"reading {name[:12]!r}", affectlens={"readings": [name]})
+        wrong(f"model {name[:12]!r}", {400, 404}, model=name)
+    for value in (5, -4.1, 1e300, "0.1", None, [0.1], True, {"a": 1}):
+        wrong(f"strength {value}", affectlens={"vectors": {"calm": value}})
+        wrong(f"capped {value}", affectlens={"cap": {"calm": value}})
+    for value in ("card", {"threshold": 1}, 1):
+        wrong(f"monitor {value}", affectlens={"monitor": value})
+    for value in (
+        {"tensor": "gASV"},
+        {"code": "import os"},
+        {"vectors": [1, 2]},
+        {"vectors": {f"v{n}": 0 for n in range(300)}},
+        {"readings": ["calm"] * 300},
+        [],
+        "x",
+        {"prompt": True},
+    ):
+        wrong(f"affectlens {str(value)[:20]}", affectlens=value)
+    for field, value in (
+        ("tools", [{"type": "function"}]), ("logit_bias", {"5": 100}), ("presence_penalty", 1),
+        ("frequency_penalty", -2),
+        ("response_format", {"type": "json_object"}), ("functions", [{}]), ("top_k", 5), ("min_p", 0.1), ("best_of", 3),
+        ("suffix", "x"), ("store", True), ("metadata", {"a": "b"}), ("audio", {}), ("modalities", ["audio"]),
+        ("prediction", {}), ("web_search_options", {}), ("tool_choice", "required"), ("reasoning_effort", "high"),
+        ("service_tier", "priority"), ("use_beam_search", True), ("no_such_thing", 1), ("__class__", 1),
+        ("prompt", "x"),
+    ):  # fmt: skip
+        wrong(f"{field} is not offered", **{field: value})
+    for content in (5, [], [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}], {"a": 1}, None, [5]):
+        wrong(f"content {str(content)[:20]}", messages=[{"role": "user", "content": content}])
+    for role in ("tool", "function", "root", "", 5, None, "<|im_start|>"):
+        wrong(f"role {role}", messages=[{"role": role, "content": "x"}])
+    wrong("no content", messages=[{"role": "user"}])
+    wrong("a name", messages=[{"role": "user", "content": "x", "name": "y"}])
+    wrong("too long for the model", messages=[{"role": "user", "content": "word " * 2000}])
+    wrong("too many answers", n=100)
+    wrong("too many tokens", max_tokens=10**9)
+    wrong("too many tokens in the new word", max_completion_tokens=3)
+    wrong("scores without scores", top_logprobs=3)
+    wrong("options of no stream", stream_options={"include_usage": True})
+    wrong("stops", stop=["x"] * 100)
+    wrong("an empty stop", stop=["a", ""])
+    deep = 100_000
+    cases |= {
+        "nothing": (b"", bad), "no JSON": (b"{", bad), "binary": (bytes(range(256)), bad), "a list": (b"[]", bad),
+        "a number": (b"1", bad), "null": (b"null", bad), "a string": (b'"x"', bad), "empty": (b"{}", bad),
+        "UTF-16": (json.dumps(good).encode("utf-16"), bad), "pickle": (b"\x80\x04\x95", bad),
+        "gzip": (b"\x1f\x8b\x08", bad),
+        "NaN": (b'{"model":"tiny","messages":[],"temperature":NaN}', bad),
+        "Infinity": (b'{"model":"tiny","messages":[],"temperature":-Infinity}', bad),
+        "1e999": (json.dumps(good).encode()[:-1] + b',"temperature":1e999}', bad),
+        "half a pair": (b'{"model":"tiny","messages":[{"role":"user","content":"\\ud800"}]}', bad),
+        "half a pair as model": (b'{"model":"\\udfff","messages":[{"role":"user","content":"x"}]}', bad),
+        "digits": (b'{"seed":' + b"9" * 10_000 + b"}", bad),
+        "deep lists": (b"[" * 9_000 + b"]" * 9_000, bad), "deep objects": (b'{"a":' * 3_000 + b"1" + b"}" * 3_000, bad),
+        "deep metadata": (b'{"metadata":' + b"[" * 9_000 + b"]" * 9_000 + b"}", bad),
+        "too deep and too large": (b"[" * deep, {413}), "too large": (b" " * 30_000, {413}),
+    }  # fmt: skip
+    return cases
+
+
+def test_hostile_requests_are_refused_and_harm_nobody(address, service, client):
+    """Each is answered in OpenAI's form with a state of its own; afterwards an honest request is answered as before."""
+    before, cases = chat(client, max_tokens=5).choices[0].message.content, hostile()
+    assert len(cases) >= 200
+    made = service.engine.tokens
+    with httpx.Client(base_url=address, timeout=20) as raw:
+        for name, (body, states) in cases.items():
+            reply = raw.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+            assert reply.status_code in states, f"{name}: {reply.status_code} {reply.text[:300]}"
+            error = reply.json()["error"]
+            assert error["message"] and error["type"] == "invalid_request_error" and error["code"], name
+            assert "Traceback" not in reply.text and "/work" not in reply.text and "site-packages" not in reply.text
+    assert service.engine.tokens == made, "none of them cost a token"
+    assert service.engine.load["running"] == service.engine.load["waiting"] == 0
+    assert chat(client, max_tokens=5).choices[0].message.content == before
+
+
+@pytest.mark.parametrize(
+    "prompt", ["", [], [[]], [-1], [640], [10**30], [[0], "x"], [["x"]], {"a": 1}, ["x"] * 300, 5, None]
+)
+def test_prompts_that_are_none_are_refused(address, prompt):
+    reply = httpx.post(f"{address}/v1/completions", json={"model": "tiny", "prompt": prompt, "max_tokens": 1})
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"].startswith("prompt")
+
+
+def test_who_speaks_no_http_is_sent_away(address, client):
+    """Slow bodies, lies about their length, half a request, other methods, paths and hosts."""
+    host, port = address.removeprefix("http://").split(":")
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+    def told(*pieces: bytes, wait: float = 0.0) -> bytes:
+        with socket.create_connection((host, int(port)), timeout=10) as raw:
+            for piece in pieces:
+                raw.sendall(piece)
+                time.sleep(wait)
+            return raw.recv(4000)
+
+    assert b" 408 " in told(f"{head}Content-Length: 900\r\n\r\n".encode(), b"{", wait=0.1)
+    assert b" 413 " in told(f"{head}Content-Length: 99999999\r\n\r\n".encode())
+    assert b" 413 " in told(
+        f"{head}Transfer-Encoding: chunked\r\n\r\n".encode(), *[b"1000\r\n" + b" " * 4096 + b"\r\n"] * 6
+    )
+    assert b" 400 " in told(b"\x16\x03\x01 is no HTTP\r\n\r\n")
+    assert b" 400 " in told(f"{head}Content-Length: {'9' * 23}\r\n\r\n".encode())
+    assert b" 400 " in told(f"{head}Content-Length: -5\r\n\r\n".encode())
+    assert b" 400 " in told(b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n"), "a name that is made to point here"
+    with socket.create_connection((host, int(port))) as raw:
+        raw.sendall(f"{head}Content-Length: 900\r\n\r\n{{".encode())  # and gone
+    for method, path, status in (
+        ("GET", "/v1/chat/completions", 405), ("DELETE", "/v1/models", 405), ("GET", "/../../etc/passwd", 404),
+        ("GET", "/v1/models/..%2f..%2fetc%2fpasswd", 404), ("GET", "/static/x", 404), ("POST", "/", 405),
+    ):  # fmt: skip
+        assert httpx.request(method, address + path).status_code == status
+    plain = httpx.post(f"{address}/v1/chat/completions", content=b"{}", headers={"content-type": "text/plain"})
+    assert plain.status_code == 415, "what another web page may send without asking"
+    assert chat(client, max_tokens=3).choices[0].finish_reason
+
+
+def test_no_prompt_is_logged(address, client, service, caplog, capfd):
+    """Not even where a generation fails."""
+    secret = "xyzzy-plugh"
+    with caplog.at_level("DEBUG", logger="affectlens"):
+        chat(client, messages=[{"role": "user", "content": secret}])
+        httpx.post(f"{address}/v1/chat/completions", json={"model": "tiny", "messages": [{"role": secret}]})
+    said = capfd.readouterr()
+    assert secret not in caplog.text + said.out + said.err
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_many_requests(address, client):
+    """After a third of 900 requests, streamed, whole and abandoned ones, the process grows by less than 30 MB."""
+    import psutil
+
+    def ask(number: int) -> None:
+        options = {"seed": number, "max_tokens": 4 + number % 9, "extra_body": {"affectlens": PUSH}}
+        if number % 3 == 0:
+            list(chat(client, stream=True, **options))
+        elif number % 3 == 1:
+            with chat(client, stream=True, **options) as chunks:
+                next(iter(chunks))
+        else:
+            chat(client, **options)
+
+    process = psutil.Process()
+    for number in range(300):
+        ask(number)
+    before = process.memory_info().rss
+    for number in range(300, 900):
+        ask(number)
+    assert process.memory_info().rss - before < 30e6

@@ -167,6 +167,15 @@ def parse(body: bytes, kind: type[_Sampled]) -> Any:
         raise Refused(f"the body is not JSON in UTF-8 ({reason[:120]})", code="invalid_json") from None
     if not isinstance(values, dict):
         raise Refused("the body is no JSON object", code="invalid_json")
+    return parse_values(values, kind)
+
+
+def parse_values(values: dict[str, Any], kind: type[_Sampled]) -> Any:
+    """A request out of its values.
+
+    Raises:
+        Refused: as :func:`parse`.
+    """
     values = {name: value for name, value in values.items() if value is not None}
     for name, neutral in NEUTRAL.items():
         if name in values and name not in kind.model_fields:

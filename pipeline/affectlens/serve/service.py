@@ -266,6 +266,12 @@ def readings_of(names: Sequence[str], values: Float[np.ndarray, "tokens rows"]) 
     return {name: [_round(value) for value in values[:, row].tolist()] for row, name in enumerate(names)}
 
 
+def mean_readings(readings: Mapping[str, Sequence[float | None]]) -> dict[str, float | None]:
+    """Of each name over its tokens, rounded; null where there are none."""
+    known = {name: [value for value in values if value is not None] for name, values in readings.items()}
+    return {name: _round(sum(values) / len(values)) if values else None for name, values in known.items()}
+
+
 def _round(value: float) -> float | None:
     return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
 
