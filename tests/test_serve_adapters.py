@@ -13,7 +13,6 @@ import affectlens
 import pytest
 import torch
 from conftest import EMOTIONS
-from conftest import EMOTIONS
 
 TASK = """
 task: planted
