@@ -10,8 +10,7 @@ from affectlens.results import Table, flag, integer, number, text
 if TYPE_CHECKING:
     import numpy as np
 
-    from affectlens.experiments.results import GradedCompletion, Measured
-    from affectlens.interventions.conditions import Condition
+    from affectlens.experiments.results import Measured
 
 EXPERIMENT = text("experiment", "folder of the experiment")
 CONDITION = (
@@ -112,8 +111,9 @@ FINDINGS = Table(
 )
 
 
-def _condition(condition: Condition) -> dict[str, Any]:
-    return {"vector": condition.vector, "family": condition.family, "strength": condition.strength}
+def _row(measured: Measured, index: int, **values: Any) -> dict[str, Any]:
+    """A row under a steering condition of an experiment."""
+    return {"experiment": measured.experiment.name, **vars(measured.grid[index]), **values}
 
 
 def readings(measured: Measured) -> Iterator[dict[str, Any]]:
@@ -124,100 +124,64 @@ def readings(measured: Measured) -> Iterator[dict[str, Any]]:
     named += [(f"against: {name}", values[None]) for name, values in measured.against.items()]
     for name, values in named:
         there = np.isfinite(values)
-        means = np.where(there, values, 0).sum(axis=1) / np.maximum(there.sum(axis=1), 1)
-        for condition, row, any_there in zip(measured.grid, means, np.asarray(there.any(axis=1)), strict=False):
-            for concept, value, measurable in zip(measured.concepts, row, any_there, strict=True):
-                yield {
-                    "experiment": measured.experiment.name,
-                    "reading": name,
-                    **_condition(condition),
-                    "concept": concept,
-                    "value": float(value) if measurable else None,
-                }
+        counts = there.sum(axis=1)
+        means = np.where(there, values, 0).sum(axis=1) / np.where(counts > 0, counts, np.nan)
+        for index, row in enumerate(means):
+            for concept, value in zip(measured.concepts, row.tolist(), strict=True):
+                yield _row(measured, index, reading=name, concept=concept, value=value if value == value else None)
 
 
 def choices(measured: Measured) -> Iterator[dict[str, Any]]:
-    """Rows of :data:`CHOICES`; none of scenarios without options."""
+    """Rows of :data:`CHOICES`; only of scenarios and conditions that were scored."""
     import numpy as np
 
-    if measured.choice is None:
+    if measured.choice is None or measured.choice_per_token is None:
         return
-    assert measured.choice_per_token is not None
-    for condition, *odds in zip(measured.grid, measured.choice, measured.choice_per_token, strict=True):
-        for scenario, value, per_token in zip(measured.scenarios, *odds, strict=True):
-            if np.isfinite(value):
-                own = {"experiment": measured.experiment.name, "scenario": scenario.id, **_condition(condition)}
-                yield {**own, "log_odds": float(value), "per_token": float(per_token)}
+    for index, column in np.argwhere(np.isfinite(measured.choice)).tolist():
+        odds, per_token = float(measured.choice[index, column]), float(measured.choice_per_token[index, column])
+        yield _row(measured, index, scenario=measured.scenarios[column].id, log_odds=odds, per_token=per_token)
 
 
 def comparisons(measured: Measured) -> Iterator[dict[str, Any]]:
     """Rows of :data:`COMPARISONS`; only items that were compared."""
     import numpy as np
 
-    if measured.comparisons is None:
+    if measured.comparisons is None or measured.steered is None:
         return
-    assert measured.steered is not None
     for index, odds in zip(measured.compared, measured.comparisons, strict=True):
-        for number_, (item, category) in enumerate(measured.items):
-            compared = np.concatenate([odds[number_], -odds[:, number_]])
+        for item, ((text_, category), steered) in enumerate(zip(measured.items, measured.steered, strict=True)):
+            compared = np.concatenate([odds[item], -odds[:, item]])
             if np.isfinite(compared).any():
-                yield {
-                    "experiment": measured.experiment.name,
-                    "item": item,
-                    "category": category,
-                    "steered": bool(measured.steered[number_]),
-                    **_condition(measured.grid[index]),
-                    "log_odds": float(np.nanmean(compared)),
-                }
+                own = {"item": text_, "category": category, "steered": bool(steered)}
+                yield _row(measured, index, **own, log_odds=float(np.nanmean(compared)))
 
 
 def manipulation(measured: Measured) -> Iterator[dict[str, Any]]:
     """Rows of :data:`MANIPULATION`."""
+    rises, perplexity = measured.manipulation["rises"], measured.manipulation["perplexity"]
     for index, condition in enumerate(measured.grid[1:], start=1):
-        own = condition.vector in measured.concepts
-        rises = measured.manipulation["rises"][index]
-        yield {
-            "experiment": measured.experiment.name,
-            **_condition(condition),
-            "own_words": float(rises[measured.concepts.index(condition.vector)]) if own else None,
-            "perplexity": float(measured.manipulation["perplexity"][index]),
-        }
+        own = None
+        if condition.vector in measured.concepts:
+            own = float(rises[index, measured.concepts.index(condition.vector)])
+        yield _row(measured, index, own_words=own, perplexity=float(perplexity[index]))
 
 
 def completions(measured: Measured) -> Iterator[dict[str, Any]]:
     """Rows of :data:`COMPLETIONS`."""
-    for completion in measured.completions:
-        yield {
-            **_whose(measured, completion),
-            "text": completion.text,
-            "loss": completion.loss,
-            "repetition": completion.repetition,
-        }
+    for each in measured.completions:
+        own = {"scenario": measured.scenarios[each.scenario].id, "sample": each.sample}
+        said = {"text": each.text, "loss": each.loss, "repetition": each.repetition}
+        yield _row(measured, each.condition, **own, **said)
 
 
 def grades(measured: Measured) -> Iterator[dict[str, Any]]:
     """Rows of :data:`GRADES`."""
-    for completion in measured.completions:
-        grade = completion.grade
-        yield {
-            **_whose(measured, completion),
-            "label": grade["label"],
-            "score": grade["score"],
-            "reason": grade["reason"],
-            "names_label": grade.get("names_label"),
-            "judge_versions": "; ".join(
-                f"{name}: {version}" for name, version in sorted(grade.get("versions", {}).items())
-            ),
-        }
-
-
-def _whose(measured: Measured, completion: GradedCompletion) -> dict[str, Any]:
-    return {
-        "experiment": measured.experiment.name,
-        "scenario": measured.scenarios[completion.scenario].id,
-        **_condition(measured.grid[completion.condition]),
-        "sample": completion.sample,
-    }
+    for each in measured.completions:
+        grade = each.grade
+        own = {"scenario": measured.scenarios[each.scenario].id, "sample": each.sample}
+        given = {name: grade.get(name) for name in ("label", "score", "reason", "names_label")}
+        versions = "; ".join(f"{name}: {version}" for name, version in sorted(grade.get("versions", {}).items()))
+        yield _row(measured, each.condition, **own, **given, judge_versions=versions)
 
 
 def findings(entries: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from affectlens.experiments.conclude import estimators, selection
 from affectlens.experiments.conclude.analysis import Analysis, Needs, analysis
-from affectlens.experiments.conclude.estimators import Contrast, Figures, Frame
+from affectlens.experiments.conclude.estimators import Contrast, Figures
 from affectlens.experiments.conclude.sentences import render
 from affectlens.experiments.results import Measured
 from affectlens.results.figures import Chart, DataTable, Finding, Series
@@ -73,14 +73,13 @@ class Accuracy(Analysis):
             value = f"`{self.neutral}` and at least one other, with outcomes"
             return self.untestable(f"the factor `{self.framing}` needs the value {value}")
         neutral, logged = framing == self.neutral, measured.choice is not None
-        table = Frame(right[rows], groups)
         readings = selection.reading(measured, self.reading)[rows]
         framings, paths = [], []
         for name in names:
             own = framing == name
             both = (own | neutral) & np.isin(groups, np.intersect1d(groups[own], groups[neutral]))
-            change = estimators.contrast(estimators.paired(table, own, neutral), self, rng, rates=True)
-            odds = estimators.paired(Frame(outcome[rows], groups), own, neutral)
+            change = estimators.contrast(estimators.paired(right[rows], groups, own, neutral), self, rng, rates=True)
+            odds = estimators.paired(outcome[rows], groups, own, neutral)
             framings.append(
                 {"framing": name, "right": estimators.mean(right[rows][own], groups[own], self, rng, rates=True),
                  "change": change,

@@ -1,15 +1,15 @@
-"""The estimators of all analyses, over one long table: a row a scenario, condition and sample.
+"""The estimators of all analyses, over rows that are scenarios, conditions or samples.
 
 ``contrast`` (a paired difference over groups), ``rank_trend`` (a slope on ranks), ``association`` (correlations within
-strata) and ``discrimination`` (does a reading tell concepts apart) take a frame and an analysis, whose fields say at
-which level, over how many draws and with which power. What is drawn, flipped or permuted is always the group.
+strata) and ``Discrimination`` (does a reading tell concepts apart) take an analysis, whose fields say at which level,
+over how many draws and with which power. What is drawn, flipped or permuted is always the group.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import permutations
 from statistics import NormalDist
 from typing import Literal
@@ -33,31 +33,6 @@ from affectlens.stats import (
 
 Figures = dict[str, Estimate | float | None]
 """By the name of a metric."""
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The long table.
-
-    Attributes:
-        outcome: one or several columns; NaN where not measured.
-        groups: of the rows: what is resampled as one.
-        factors: of the rows, by name.
-    """
-
-    outcome: Float[np.ndarray, "rows ..."]
-    groups: Shaped[np.ndarray, " rows"]
-    factors: Mapping[str, Shaped[np.ndarray, " rows"]] = field(default_factory=dict)
-
-    def where(self, rows: Bool[np.ndarray, " rows"]) -> Frame:
-        """Some of the rows."""
-        return Frame(
-            self.outcome[rows], self.groups[rows], {name: values[rows] for name, values in self.factors.items()}
-        )
-
-    def means(self) -> tuple[Shaped[np.ndarray, " groups"], Float[np.ndarray, "groups ..."]]:
-        """The groups by name and their means, over rows that were measured; NaN where a group has none."""
-        return np.unique(self.groups), group_means(self.outcome, self.groups)
 
 
 def group_means(
@@ -180,14 +155,19 @@ class Contrast:
 
 
 def paired(
-    frame: Frame, first: Bool[np.ndarray, " rows"], second: Bool[np.ndarray, " rows"]
+    outcome: Float[np.ndarray, "rows ..."],
+    groups: Shaped[np.ndarray, " rows"],
+    first: Bool[np.ndarray, " rows"],
+    second: Bool[np.ndarray, " rows"],
 ) -> Float[np.ndarray, "groups ..."]:
     """First less second in each group that was measured on both sides."""
-    (names, ahead), (others, behind) = frame.where(first).means(), frame.where(second).means()
-    shared = np.intersect1d(names, others)
-    differences = ahead[np.isin(names, shared)] - behind[np.isin(others, shared)]
-    whole = np.isfinite(differences)
-    return differences[whole.reshape(len(whole), -1).all(axis=1)]
+    shared = np.intersect1d(groups[first], groups[second])
+    ahead, behind = (
+        group_means(outcome[side], groups[side])
+        for side in (first & np.isin(groups, shared), second & np.isin(groups, shared))
+    )
+    whole = np.isfinite(ahead - behind)
+    return (ahead - behind)[whole.reshape(len(whole), -1).all(axis=1)]
 
 
 def contrast(

@@ -66,20 +66,15 @@ def correlate(
         rng: of the permutations; without one there are no p.
 
     Raises:
-        UserError: lengths differ, a value is missing, or a category to be left out has no item.
+        UserError: a value is missing, or a category to be left out has no item.
     """
     kinds, elo = np.asarray(categories, dtype=str), np.asarray(elo, dtype=float)
-    values = np.stack([np.asarray(each, dtype=float) for each in readings.values()], axis=1) if readings else None
-    if values is None or not len(items) == len(kinds) == len(elo) == len(values):
-        raise UserError("correlations need one category, one score and one value of each reading for every item")
+    values = np.stack(list(readings.values()), axis=1)
     finite = np.isfinite(elo) & np.isfinite(values).all(axis=1)
     if not finite.all():
         raise UserError(f"the item `{items[int(np.argmin(finite))]}` lacks a score or a reading; drop it or fill it in")
-    unknown = sorted(set(leave_out) - set(kinds.tolist()))
-    if unknown:
-        raise UserError(
-            f"no item has the category `{unknown[0]}` that is to be left out; there are {sorted(set(kinds))}"
-        )
+    for unknown in sorted(set(leave_out) - set(kinds.tolist())):
+        raise UserError(f"no item has the category `{unknown}` that is to be left out; there are {sorted(set(kinds))}")
     left_out = tuple(leave_out) or extreme(kinds, elo)
     kept = ~np.isin(kinds, left_out)
     return Related(

@@ -179,19 +179,19 @@ def agreement(
     """What the template and the metrics say of two judges, where grades hold the votes of two."""
     votes = [(each.grade.get("votes") or {}, each.scenario) for each in answers]
     judges = list(dict.fromkeys(judge for vote, _ in votes for judge in vote))
+    told: dict[str, object] = {"judges": judges if len(judges) == 2 else (), "kappa": None, "agreement": None}
     if len(judges) != 2:
-        return {"judges": (), "kappa": None, "agreement": None, "silent": 0}, {}
-    both = [(vote.get(judges[0]), vote.get(judges[1]), scenario) for vote, scenario in votes]
-    heard = [(str(a), str(b), scenario) for a, b, scenario in both if a is not None and b is not None]
-    silent = len(both) - len(heard)
-    figures: Figures = {"judges_silent": silent}
-    if not heard:
-        return {"judges": judges, "kappa": None, "agreement": None, "silent": silent}, figures
-    groups = selection.groups(measured, np.array([scenario for *_, scenario in heard]))
-    beyond = kappa([a for a, *_ in heard], [b for _, b, _ in heard], groups, spec, rng)
-    equal = wilson(sum(a == b for a, b, _ in heard), len(heard))
-    figures |= {"kappa": beyond, "agreement": equal}
-    return {"judges": judges, "kappa": beyond, "agreement": equal, "silent": silent}, figures
+        return told | {"silent": 0}, {}
+    heard = [
+        (str(a), str(b), row) for vote, row in votes if None not in (a := vote.get(judges[0]), b := vote.get(judges[1]))
+    ]
+    told["silent"] = len(votes) - len(heard)
+    figures: Figures = {"judges_silent": len(votes) - len(heard)}
+    if heard:
+        groups = selection.groups(measured, np.array([row for *_, row in heard]))
+        figures["kappa"] = kappa([a for a, *_ in heard], [b for _, b, _ in heard], groups, spec, rng)
+        figures["agreement"] = wilson(sum(a == b for a, b, _ in heard), len(heard))
+    return told | figures, figures
 
 
 def kappa(

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from affectlens.experiments.conclude import estimators, selection
 from affectlens.experiments.conclude.analysis import Analysis, Needs, analysis
-from affectlens.experiments.conclude.estimators import Figures, Frame
+from affectlens.experiments.conclude.estimators import Figures
 from affectlens.experiments.conclude.sentences import render
 from affectlens.experiments.results import Measured
 from affectlens.interventions.judge import Claim, Rules, judge
@@ -80,11 +80,11 @@ class Trajectory(Analysis):
         both = np.concatenate([own, twin])
         start = places[0, both][np.isfinite(places[0, both]).all(axis=1)]
         spread = start.std(axis=0) if len(start) else np.ones(places.shape[2])
-        moved = Frame(
-            ((places[-1] - places[0]) / np.where(spread > 0, spread, 1))[both], selection.groups(measured, both)
+        moved = ((places[-1] - places[0]) / np.where(spread > 0, spread, 1))[both]
+        groups, ahead = selection.groups(measured, both), np.arange(len(both)) < len(own)
+        changes = (
+            estimators.paired(moved, groups, ahead, ~ahead) if len(twin) else estimators.group_means(moved, groups)
         )
-        ahead = np.arange(len(both)) < len(own)
-        changes = estimators.paired(moved, ahead, ~ahead) if len(twin) else moved.means()[1]
         changes = changes[np.isfinite(changes).all(axis=1)]
         if len(changes) < 2:
             which = " with a twin" if len(twin) else ""
