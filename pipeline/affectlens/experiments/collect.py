@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from affectlens.corpus.ratings import read_ratings
 from affectlens.corpus.texts import EMBEDDED
 from affectlens.experiments.conditions import compared, grid
-from affectlens.experiments.experiment import CompletionConfig, Experiment, PairwiseConfig, Scenario
+from affectlens.experiments.experiment import Experiment, PairwiseConfig, Scenario
 from affectlens.experiments.pairwise import steered_items
 from affectlens.experiments.results import Measured
 from affectlens.experiments.serialization import COMPLETIONS, completion_of, read_jsonl
@@ -57,26 +57,52 @@ class Assembly:
 
     def measured(self, experiment: Experiment, parts: Sequence[tuple[Part, Path]]) -> Measured:
         """Everything seen in one experiment."""
-        config, steering = experiment.config, experiment.config.steering
-        under = config.read_under_steering and steering is not None
+        config, concepts = experiment.config, self.corpus.emotions
         found = {kind: _joined(parts, kind) for kind in KINDS}
-        layer = self.readout_layer if under else self.layer
-        readings, against = self._readings(experiment, found, layer, under)
-        rows = [
-            row
-            for part, folder in parts
-            if part.payload["kind"] == "completions"
-            for row in read_jsonl(folder / COMPLETIONS)
-        ]
+        # Readings under every condition, and of the second model, under the first model's centre.
+        under = config.read_under_steering and config.steering is not None
+        usual = np.array([each.condition not in config.prompted for each in experiment.scenarios])
+        groups = np.array([scenario.group for scenario in experiment.scenarios])
+        readings, against = {}, {}
+        for reading in config.readings:
+            key = f"{'feature' if reading.by == 'features' else 'residual'}.{reading.name}"
+            plain = found["choice"][key] if under else found["read"][key][None]
+            sides = {"readings": plain, "against": found["against"].get(key)}
+            if reading.by == "directions":
+                centre, layer = (
+                    group_centre(plain[0][usual], groups[usual]),
+                    self.readout_layer if under else self.layer,
+                )
+                sides = {
+                    name: None if values is None else self._cosines(values, centre, layer)
+                    for name, values in sides.items()
+                }
+            readings[reading.name] = sides["readings"]
+            against |= {} if sides["against"] is None else {reading.name: sides["against"]}
+        # Sampled answers: the state meanwhile, and the same concepts read from the text and from its words.
+        folders = [folder for part, folder in parts if part.payload["kind"] == "completions"]
+        rows = [row for folder in folders for row in read_jsonl(folder / COMPLETIONS)]
+        answers: dict[str, np.ndarray] = {}
+        if rows:
+            said = np.array([row["scenario"] for row in rows])
+            plain = usual[said] & np.array([row["condition"] == 0 for row in rows])
+            for name in ("state", "text"):
+                centre = group_centre(found["completions"][name][plain], groups[said[plain]])
+                answers[f"completion_{name}"] = self._cosines(found["completions"][name], centre, self.readout_layer)
+            words = self.vocabulary.scores([row["text"] for row in rows])
+            answers["completion_words"] = words.astype(np.float32)
+        ratings = read_ratings(EMBEDDED / "ratings.csv")
         pairwise: PairwiseConfig | None = config.outcome(PairwiseConfig)
-        items, concepts = len(experiment.scenarios), self.corpus.emotions
+        items = len(experiment.scenarios)
         return Measured(
             experiment=experiment,
             concepts=concepts,
-            ratings=self._ratings(),
+            ratings={
+                axis: np.array([ratings.get(concept, {}).get(axis, np.nan) for concept in concepts]) for axis in AXES
+            },
             directions=self.directions.unit(self.layer),
-            grid=grid(steering, concepts),
-            manipulation=manipulation(found["manipulation"], len(grid(steering, concepts))),
+            grid=grid(config.steering, concepts),
+            manipulation=manipulation(found["manipulation"], len(grid(config.steering, concepts))),
             readings=readings,
             words=self.vocabulary.scores([words_of(scenario) for scenario in experiment.scenarios]).astype(np.float32),
             against=against,
@@ -92,36 +118,8 @@ class Assembly:
             steered=None if pairwise is None else np.isin(np.arange(items), steered_items(items, pairwise)),
             tuned=self.tuned if config.against else (),
             completions=tuple(completion_of(row) for row in rows),
-            **self._completion_readings(experiment, found["completions"], rows),
+            **answers,
         )
-
-    def _ratings(self) -> dict[str, Float[np.ndarray, "concepts"]]:
-        known = read_ratings(EMBEDDED / "ratings.csv")
-        return {
-            axis: np.array([known.get(concept, {}).get(axis, np.nan) for concept in self.corpus.emotions])
-            for axis in AXES
-        }
-
-    def _readings(
-        self, experiment: Experiment, found: Mapping[str, Mapping[str, np.ndarray]], layer: int, under: bool
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Readings under every condition, and of the second model, under the first model's centre."""
-        usual = [each.condition not in experiment.config.prompted for each in experiment.scenarios]
-        groups = np.array([scenario.group for scenario in experiment.scenarios])[usual]
-        readings: dict[str, np.ndarray] = {}
-        against: dict[str, np.ndarray] = {}
-        for reading in experiment.config.readings:
-            key = f"{'feature' if reading.by == 'features' else 'residual'}.{reading.name}"
-            plain = found["choice"][key] if under else found["read"][key][None]
-            second = found["against"].get(key)
-            if reading.by == "features":
-                readings[reading.name] = plain
-                against |= {} if second is None else {reading.name: second}
-                continue
-            centre = group_centre(plain[0][usual], groups)
-            readings[reading.name] = self._cosines(plain, centre, layer)
-            against |= {} if second is None else {reading.name: self._cosines(second, centre, layer)}
-        return readings, against
 
     def _cosines(
         self, residuals: Float[np.ndarray, "... d_model"], centre: Float[np.ndarray, "d_model"], layer: int
@@ -130,24 +128,6 @@ class Assembly:
         moved = residuals - centre
         norms = np.linalg.norm(moved, axis=-1, keepdims=True)
         return (moved / np.where(norms > 0, norms, 1) @ unit_rows(self.directions.unit(layer)).T).astype(np.float32)
-
-    def _completion_readings(
-        self, experiment: Experiment, found: Mapping[str, np.ndarray], rows: Sequence[Mapping[str, Any]]
-    ) -> dict[str, Any]:
-        if experiment.config.outcome(CompletionConfig) is None or not rows:
-            return {}
-        said = [experiment.scenarios[row["scenario"]] for row in rows]
-        usual = np.array([row["condition"] == 0 for row in rows])
-        usual &= [scenario.condition not in experiment.config.prompted for scenario in said]
-        groups = np.array([scenario.group for scenario in said])[usual]
-        read = {
-            f"completion_{name}": self._cosines(
-                found[name], group_centre(found[name][usual], groups), self.readout_layer
-            )
-            for name in ("state", "text")
-        }
-        words = self.vocabulary.scores([row["text"] for row in rows]).astype(np.float32)
-        return read | {"completion_words": words}
 
 
 def manipulation(measured: Mapping[str, np.ndarray], conditions: int) -> dict[str, np.ndarray]:
@@ -180,17 +160,12 @@ def _joined(parts: Sequence[tuple[Part, Path]], kind: str) -> dict[str, np.ndarr
     """The arrays of all parts of a kind: slices of scenarios side by side, blocks of conditions one above the other."""
     from safetensors.numpy import load_file
 
-    blocks: dict[tuple[int, int], dict[str, np.ndarray]] = {}
-    for part, folder in parts:
-        if part.payload["kind"] == kind:
-            blocks[part.payload["start"], part.payload.get("conditions", [0])[0]] = load_file(folder / RESULT)
+    slices: dict[int, dict[str, list[np.ndarray]]] = {}
+    own = [(part.payload, folder) for part, folder in parts if part.payload["kind"] == kind]
+    for payload, folder in sorted(own, key=lambda each: (each[0]["start"], each[0].get("conditions", [0]))):
+        for key, values in load_file(folder / RESULT).items():
+            slices.setdefault(payload["start"], {}).setdefault(key, []).append(values)
+    columns = [{key: np.concatenate(blocks) for key, blocks in each.items()} for each in slices.values()]
     axis = 1 if kind in ("choice", "pairwise") else 0
-    columns: dict[str, list[np.ndarray]] = {}
-    for start in sorted({start for start, _ in blocks}):
-        stacked: dict[str, list[np.ndarray]] = {}
-        for place in sorted(place for place in blocks if place[0] == start):
-            for key, values in blocks[place].items():
-                stacked.setdefault(key, []).append(values)
-        for key, values in stacked.items():
-            columns.setdefault(key, []).append(np.concatenate(values, axis=0))
-    return {key: np.concatenate(values, axis=axis) for key, values in columns.items()}
+    keys = columns[0] if columns else ()
+    return {key: np.concatenate([each[key] for each in columns], axis=axis) for key in keys}

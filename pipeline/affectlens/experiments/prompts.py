@@ -47,12 +47,19 @@ def read_prompt(tokenizer: Any, scenario: Scenario, readings: Sequence[ReadingCo
     names = [reading.at for reading in readings]
     single = [name for name in names if name.partition(":")[0] not in POOLED]
     text = tokenise_document(tokenizer, document_of(scenario), f"scenario {scenario.id}", ["answer", *single])
-    lead = len(text.lead)
-    places = {name: (lead + place,) for name, place in text.places.items()}
-    places |= {name: tuple(lead + place for place in _pooled(text, name)) for name in names if name not in single}
+    lead, places = len(text.lead), {name: (place,) for name, place in text.places.items()}
+    for name in names:
+        if name not in single:
+            # All tokens of the text, or of all stretches of one name.
+            stretches = text.spans.get(name.partition(":")[2], ())
+            pooled = (
+                text.kept if name == "text" else [text.kept[i] for low, high in stretches for i in range(low, high)]
+            )
+            places[name] = tuple(int(place) for place in pooled)
     ids = (*text.lead, *text.ids.tolist(), *beginning(tokenizer, scenario.answer))
     opening = text.places.get("answer", len(text.ids) - 1)
-    return Prompt(ids, lead, lead + opening, {name: found for name, found in places.items() if found})
+    moved = {name: tuple(lead + place for place in found) for name, found in places.items() if found}
+    return Prompt(ids, lead, lead + opening, moved)
 
 
 def tokenise_document(tokenizer: Any, document: Document, called: str, positions: Sequence[str] = ()) -> Text:
@@ -75,14 +82,6 @@ def document_of(scenario: Scenario) -> Document:
                 break
     text = scenario.text.rstrip(" ") or "\n\n".join(contents)
     return Document(0, "scenario", "", "", "", "test", text, tuple(scenario.messages), spans)
-
-
-def _pooled(text: Text, name: str) -> list[int]:
-    """Indices into the ids of all tokens of a text, or of all stretches of one name."""
-    kind, _, span = name.partition(":")
-    if kind == "text":
-        return text.kept.tolist()
-    return [int(text.kept[index]) for start, end in text.spans.get(span, ()) for index in range(start, end)]
 
 
 def beginning(tokenizer: Any, answer: str) -> list[int]:

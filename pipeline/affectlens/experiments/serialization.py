@@ -17,18 +17,8 @@ from affectlens.experiments.results import GradedCompletion, Measured
 from affectlens.interventions.conditions import Condition
 
 ARRAYS, CARD, COMPLETIONS, GRADES = "measured.safetensors", "measured.json", "completions.jsonl", "grades.jsonl"
-SINGLE = (
-    "words",
-    "directions",
-    "choice",
-    "choice_per_token",
-    "comparisons",
-    "steered",
-    "completion_state",
-    "completion_text",
-    "completion_words",
-)
 BY_NAME = ("ratings", "manipulation", "readings", "against", "residuals")
+"""Fields of a measurement that hold arrays by name."""
 
 
 def save(measured: Measured, folder: Path) -> None:
@@ -36,9 +26,12 @@ def save(measured: Measured, folder: Path) -> None:
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.asarray(getattr(measured, name)) for name in SINGLE if getattr(measured, name) is not None}
-    for name in BY_NAME:
-        arrays |= {f"{name}.{key}": np.asarray(values) for key, values in getattr(measured, name).items()}
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in vars(measured).items():
+        if isinstance(value, np.ndarray):
+            arrays[name] = value
+        elif name in BY_NAME:
+            arrays |= {f"{name}.{key}": np.asarray(values) for key, values in value.items()}
     save_file({name: np.ascontiguousarray(values) for name, values in sorted(arrays.items())}, folder / ARRAYS)
     card = {
         "concepts": list(measured.concepts),
@@ -57,13 +50,13 @@ def load(folder: Path, experiment: Experiment) -> Measured:
     from safetensors.numpy import load_file
 
     card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    named: dict[str, dict[str, np.ndarray]] = {name: {} for name in BY_NAME}
-    arrays = load_file(folder / ARRAYS)
-    for key, values in arrays.items():
+    values: dict[str, Any] = {name: {} for name in BY_NAME}
+    for key, array in load_file(folder / ARRAYS).items():
         name, dot, rest = key.partition(".")
         if dot:
-            named[name][rest] = values
-    single: dict[str, Any] = {name: arrays.get(name) for name in SINGLE}
+            values[name][rest] = array
+        else:
+            values[name] = array
     return Measured(
         experiment=experiment,
         concepts=tuple(card["concepts"]),
@@ -71,8 +64,7 @@ def load(folder: Path, experiment: Experiment) -> Measured:
         compared=tuple(card["compared"]),
         completions=read_completions(folder),
         tuned=tuple(card["tuned"]),
-        **named,
-        **single,
+        **values,
     )
 
 

@@ -68,14 +68,6 @@ def read_chosen(folder: Path, run: Sequence[str] | str, limit: int | None = None
     return found
 
 
-def files_of(folder: Path, experiment: Experiment) -> dict[str, Path]:
-    """What decides the result of an experiment, by role."""
-    place = experiments_folder(folder.expanduser()) / experiment.name
-    found = {f"{experiment.name}/{name}": place / name for name in ("experiment.yaml", "scenarios.jsonl")}
-    items = items_file(place, experiment.config.outcome(PairwiseConfig))
-    return found | ({} if items is None else {f"{experiment.name}/items": items})
-
-
 def limited(experiment: Experiment, groups: int) -> Experiment:
     """The experiment with so many groups of scenarios, spread evenly."""
     names = list(dict.fromkeys(scenario.group for scenario in experiment.scenarios))
@@ -112,14 +104,6 @@ def _faults(experiment: Experiment, concepts: Sequence[str], second: bool) -> It
             )
     if config.against and not second:
         yield "it compares two models; give the second as `experiments.against`"
-    yield from _reading_faults(experiment)
-    yield from _outcome_faults(experiment)
-    for analysis in config.analyses:
-        yield from (f"analysis `{analysis.kind}`: {fault}" for fault in faults(analysis, experiment, concepts))
-
-
-def _reading_faults(experiment: Experiment) -> Iterator[str]:
-    config = experiment.config
     known = {name for scenario in experiment.scenarios for name in scenario.spans}
     known |= {message["role"] for scenario in experiment.scenarios for message in scenario.messages}
     for reading in config.readings:
@@ -129,6 +113,9 @@ def _reading_faults(experiment: Experiment) -> Iterator[str]:
             yield f"reading `{reading.name}`: no scenario has the span `{span}` ({kind}); {hint}"
         if reading.by == "features" and config.read_under_steering:
             yield f"reading `{reading.name}`: features are read at the study's own layer, so not under steering"
+    yield from _outcome_faults(experiment)
+    for analysis in config.analyses:
+        yield from (f"analysis `{analysis.kind}`: {fault}" for fault in faults(analysis, experiment, concepts))
 
 
 def _outcome_faults(experiment: Experiment) -> Iterator[str]:
@@ -145,7 +132,11 @@ def _outcome_faults(experiment: Experiment) -> Iterator[str]:
                 yield f"scenario {scenario.id}: one of its `options` is empty; write an answer"
     pairwise: PairwiseConfig | None = experiment.config.outcome(PairwiseConfig)
     if pairwise is not None:
-        yield from _pairwise_faults(experiment, pairwise)
+        for name in ("{a}", "{b}"):
+            if pairwise.question.count(name) != 1:
+                yield f"`question` of the comparisons must hold {name} once"
+        if len(experiment.scenarios) < 2 or not all(scenario.text for scenario in experiment.scenarios):
+            yield "the items that are compared are scenarios with a `text`, two at least"
     outcome: CompletionConfig | None = experiment.config.outcome(CompletionConfig)
     if outcome is not None:
         conditions = {scenario.condition for scenario in experiment.scenarios}
@@ -157,11 +148,3 @@ def _outcome_faults(experiment: Experiment) -> Iterator[str]:
     for scenario in answered:
         if scenario.messages and scenario.messages[-1]["role"] == "assistant" and (outcome or scenario.options):
             yield f"scenario {scenario.id}: its last message is the assistant's own, so nothing is left to answer"
-
-
-def _pairwise_faults(experiment: Experiment, pairwise: PairwiseConfig) -> Iterator[str]:
-    for name in ("{a}", "{b}"):
-        if pairwise.question.count(name) != 1:
-            yield f"`question` of the comparisons must hold {name} once"
-    if len(experiment.scenarios) < 2 or not all(scenario.text for scenario in experiment.scenarios):
-        yield "the items that are compared are scenarios with a `text`, two at least"
