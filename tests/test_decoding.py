@@ -8,7 +8,7 @@ import pytest
 import torch
 from affectlens.model.decoding import Decoder, Rows
 from affectlens.model.steering import Edit, Span, add, editing
-from affectlens.model.subject import ModelConfig
+from affectlens.model.subject import ModelConfig, Subject
 
 FAMILIES = ("llama", "gpt2", "gpt_neox", "gemma2", "gemma3_text", "qwen2")
 PROMPTS = ("The cat sat on the mat and", "We walked home through the rain until it was quite dark", "Then", "A b c d e")
@@ -62,6 +62,23 @@ def test_rows_come_and_go(tiny_subject, model_folder, tmp_path, family: str, bri
         assert said[number] == expected
         torch.testing.assert_close(torch.stack(states[number]), residuals[:-1], atol=1e-4, rtol=1e-4)
     assert spelled_out(model, prompts[1], [], steps)[0] != said[1], "the push has to be felt"
+
+
+def test_sliding_windows_are_those_of_each_row(tmp_path) -> None:
+    """A window of 8 positions, texts of up to 20: what lies left of it is masked in rows of any length."""
+    from tiny import build_model
+
+    config = ModelConfig(
+        name=str(build_model(tmp_path / "m", "gemma2", sliding_window=8)), layer=LAYER, dtype="float32"
+    )
+    decoder, model = (kind.load(config, device="cpu", models=tmp_path) for kind in (Decoder, Subject))
+    rows, prompts = Rows(decoder, LAYER), [list(range(10, 10 + length)) for length in (5, 16, 11)]
+    said = [[int(rows.join(prompt, [])[0][-1].argmax())] for prompt in prompts]
+    for _ in range(4):
+        logits, _ = rows.step([each[-1] for each in said])
+        for each, row in zip(said, logits, strict=True):
+            each.append(int(row.argmax()))
+    assert said == [spelled_out(model, prompt, [], 5)[0] for prompt in prompts]
 
 
 def test_copies_share_the_reading_of_their_prompt(tiny_subject) -> None:

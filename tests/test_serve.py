@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -332,6 +334,7 @@ def hostile() -> dict[str, tuple[bytes, set[int]]]:
         wrong(f"content {str(content)[:20]}", messages=[{"role": "user", "content": content}])
     for role in ("tool", "function", "root", "", 5, None, "<|im_start|>"):
         wrong(f"role {role}", messages=[{"role": role, "content": "x"}])
+    wrong("nothing to answer", messages=[*CHAT, {"role": "assistant", "content": "Yes."}])
     wrong("no content", messages=[{"role": "user"}])
     wrong("a name", messages=[{"role": "user", "content": "x", "name": "y"}])
     wrong("too long for the model", messages=[{"role": "user", "content": "word " * 2000}])
@@ -428,6 +431,21 @@ def test_no_prompt_is_logged(address, client, service, caplog, capfd):
         httpx.post(f"{address}/v1/chat/completions", json={"model": "tiny", "messages": [{"role": secret}]})
     said = capfd.readouterr()
     assert secret not in caplog.text + said.out + said.err
+
+
+def test_the_command_tells_what_is_wrong_before_it_loads_a_model(computed_study, tmp_path):
+    """A port that is taken, results that are not there; each in one line."""
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "affectlens.cli", "serve", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode in (1, 2) and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
+        return done.stderr
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "--port" in run(str(computed_study), "--port", str(taken.getsockname()[1]))
+    assert "directions" in run(str(computed_study), f"cache={tmp_path / 'none'}")
+    assert "--host" in run(str(computed_study), "--host", "999.1.1.1")
 
 
 @pytest.mark.slow

@@ -48,6 +48,8 @@ def serve(study: Opened, *, host: str, port: int, limits: Limits, say: Callable[
         say(f"{service.name} at http://{address}:{listening.getsockname()[1]}/, OpenAI's API below /v1; Ctrl-C ends it")
         try:
             uvicorn.Server(config).run(sockets=[listening])
+        except KeyboardInterrupt:  # how it is ended
+            pass
         finally:
             service.close()
 

@@ -384,7 +384,7 @@ class Engine:
         import torch
 
         job = row.job
-        chance = torch.tensor([row.draws.random()], device=logits.device)
+        chance = torch.tensor([row.draws.random()], dtype=torch.float64, device=logits.device)
         token = int(choose(nucleus(logits, job.temperature, job.top_p)[None], chance, job.temperature))
         if token in self.ending:
             row.reason = "stop"

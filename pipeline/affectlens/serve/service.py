@@ -118,6 +118,10 @@ class Service:
         Raises:
             Refused: the template refuses it, or a name or number is not to be had.
         """
+        if request.messages[-1].role == "assistant":
+            raise Refused(
+                "the last message has to be one that is to be answered", param="messages", code="invalid_value"
+            )
         text = self._read([message.plain for message in request.messages], "messages")
         if request.top_logprobs and not request.logprobs:
             raise Refused("`top_logprobs` needs `logprobs: true`", param="top_logprobs", code="invalid_value")
