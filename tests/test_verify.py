@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ from affectlens.activations.size import count_tokens
 from affectlens.cli import app
 from affectlens.errors import UserError
 from affectlens.model.subject import load_tokenizer
-from affectlens.run import parts, runner, verify
+from affectlens.run import manifest, parts, runner, verify
 from affectlens.run.workspace import Workspace, standing
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
@@ -239,6 +240,32 @@ def test_two_runs_may_repair_at_once(study, undisturbed, tmp_path):
         child.join(240)
     assert [child.exitcode for child in both] == [0, 0], (tmp_path / "one").read_text() + (tmp_path / "two").read_text()
     assert result_bytes(study.folder(ActivationsStage)) == undisturbed
+
+
+def test_five_runs_at_once_share_the_work(study, undisturbed, tmp_path):
+    study.config.cache.rename(study.config.cache.with_name("undisturbed"))
+    every = [start(study, tmp_path / str(number)) for number in range(5)]
+    for child in every:
+        child.join(240)
+    assert [child.exitcode for child in every] == [0] * 5, [path.read_text() for path in tmp_path.glob("[0-4]")]
+    assert result_bytes(study.folder(ActivationsStage)) == undisturbed
+    space = Workspace(study, ActivationsStage)
+    assert not space.partial.exists() and not space.locks.exists()
+    assert command("verify", study.source)[0] == 0
+
+
+def test_a_clock_that_goes_back_changes_nothing_but_the_time_of_day(study, undisturbed, monkeypatch):
+    study.config.cache.rename(study.config.cache.with_name("undisturbed"))
+    clock = itertools.count(2_000_000_000, -3600)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: float(next(clock)))
+        folder = cached(study)["activations"].folder
+    assert result_bytes(folder) == undisturbed
+    record = manifest.read(folder)
+    assert record is not None
+    assert all(run["seconds"] >= 0 for run in (record["run"], *record["parts"].values()))
+    assert {outcome.state for outcome in cached(study).values()} == {"cached"}
+    assert command("verify", study.source)[0] == 0
 
 
 def test_a_model_changed_behind_the_same_path_is_noticed(

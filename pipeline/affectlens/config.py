@@ -176,8 +176,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, is not YAML, or does not hold a mapping.
     """
     if path.is_dir():
-        raise ConfigError(f"{path}: is a folder; give the path of a study file")
-    if path.is_dir():
         raise ConfigError(f"{path}: a folder; give the path of a study file")
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)

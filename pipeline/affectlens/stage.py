@@ -88,7 +88,7 @@ class Setting:
 class StudySettings(Config):
     """What every study file has; a study's own class has a section for each of its stages besides."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)
     """Groups the runs in Weights & Biases and titles the page."""
     seed: int = Field(default=0, ge=0)
     """The only source of randomness."""

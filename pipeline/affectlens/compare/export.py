@@ -11,6 +11,7 @@ from typing import Any
 
 from affectlens.compare.differences import Comparison, Difference
 from affectlens.compare.findings import Value
+from affectlens.results import format
 
 
 def as_json(comparison: Comparison) -> str:
@@ -87,6 +88,4 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, bool | list | dict):
         return json.dumps(value)
-    # A spreadsheet takes a text that begins like this for a formula, and runs it.
-    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{value}" if formula else str(value)
+    return format.cell(value) if isinstance(value, str) else str(value)

@@ -24,7 +24,7 @@ Factor = str | float | int
 class ScenarioConfig(Config):
     """One line of ``scenarios.jsonl``."""
 
-    id: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    id: str = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$")
     group: str = ""
     """What is resampled as one: variants of one scenario and its twin share it. The id by default."""
     condition: str = "main"

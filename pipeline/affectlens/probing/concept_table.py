@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from affectlens.results import format
+
 Row = Mapping[str, Any]
 
 
@@ -49,5 +51,7 @@ def write(folder: Path, table: Sequence[Row]) -> None:
 
     columns = {key: [row.get(key) for row in table] for key in dict.fromkeys(key for row in table for key in row)}
     whole = pyarrow.table(columns)
-    csv.write_csv(whole, folder / "concepts.csv")
     parquet.write_table(whole, folder / "concepts.parquet")
+    for values in columns.values():
+        values[:] = [format.cell(value) if isinstance(value, str) else value for value in values]
+    csv.write_csv(pyarrow.table(columns), folder / "concepts.csv")

@@ -9,7 +9,8 @@ layer range from that layer to that layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -89,12 +90,20 @@ def read(path: Path, concepts: tuple[str, ...], layer: int, width: int) -> Float
     return found
 
 
-def _from_npz(path: Path, concepts: tuple[str, ...], layer: int) -> np.ndarray:
+@contextmanager
+def _reading(path: Path, kind: str) -> Iterator[None]:
+    """Whatever a library raises over a file of somebody else's, as one sentence: each has classes of its own."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable .npz file ({error}); export the directions again") from None
+        yield
+    except Exception as error:
+        raise UserError(
+            f"{path}: not a readable {kind} file ({error or type(error).__name__}); export it again"
+        ) from None
+
+
+def _from_npz(path: Path, concepts: tuple[str, ...], layer: int) -> np.ndarray:
+    with _reading(path, ".npz"), np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
     names = [str(name) for name in arrays.get("concepts", [])]
     missing = [concept for concept in concepts if concept not in names]
     if missing:
@@ -112,7 +121,8 @@ def _from_folder(folder: Path, concepts: tuple[str, ...], layer: int) -> np.ndar
         path = folder / f"{file_stem(concept)}.gguf"
         if not path.is_file():
             raise UserError(f"{folder}: has no {path.name}; add the control vector, or leave the concept out")
-        tensors = {tensor.name: tensor.data for tensor in GGUFReader(path).tensors}
+        with _reading(path, "control-vector"):
+            tensors = {tensor.name: tensor.data for tensor in GGUFReader(path).tensors}
         if f"direction.{layer}" not in tensors:
             raise UserError(f"{path}: has no `direction.{layer}`; export that layer, or study one that is there")
         rows.append(np.array(tensors[f"direction.{layer}"], dtype=np.float64))

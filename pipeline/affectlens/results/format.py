@@ -131,3 +131,8 @@ def names(items: Sequence[str], limit: int = 12) -> str:
 def plural(quantity: int, one: str, many: str = "") -> str:
     """``1 topic``, ``3 topics``."""
     return f"{quantity:,} {one if quantity == 1 else many or one + 's'}"
+
+
+def cell(text: str) -> str:
+    """A text as a cell of a CSV file: a spreadsheet would take one that begins like a formula for one, and run it."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from affectlens.files import write_bytes
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -165,8 +167,10 @@ def write(folder: Path, table: Table, rows: Iterable[Mapping[str, Any]]) -> None
     schema = pa.schema(fields, metadata={DECLARATION: json.dumps(dataclasses.asdict(table)).encode()})
     target = folder / FOLDER / f"{table.name}.parquet"
     target.parent.mkdir(exist_ok=True)
+    whole = pa.BufferOutputStream()
     # Fixed settings: the same rows give the same bytes.
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), target, compression="zstd", version="2.6")
+    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), whole, compression="zstd", version="2.6")
+    write_bytes(target, memoryview(whole.getvalue()))
 
 
 def _cell(table: Table, column: Column, value: Any) -> Any:

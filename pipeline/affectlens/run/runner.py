@@ -328,6 +328,8 @@ class Session:
             merges = not space.complete
             if merges:
                 _merge(self.study, stage, space, devices, began)
+            else:
+                remove(space.partial)  # made by a run that looked before the result was there
         shutil.rmtree(space.locks, ignore_errors=True)
         return merges
 

@@ -143,10 +143,12 @@ class Workspace:
 
         lock = FileLock(self.locks / f"{name}.lock")
         while not lock.is_locked:
-            self.locks.mkdir(parents=True, exist_ok=True)
             try:
+                self.locks.mkdir(parents=True, exist_ok=True)
                 lock.acquire(timeout=-1 if wait else 0)
-            except FileNotFoundError:
+            except (FileNotFoundError, FileExistsError):
+                if self.locks.is_file():
+                    raise
                 continue  # another run has just finished the stage and cleared its locks away
             except Timeout:
                 yield False

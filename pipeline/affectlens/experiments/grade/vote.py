@@ -31,6 +31,9 @@ class ModelJudgeConfig(Config):
                 f"the address `{self.address}` of `{self.name}` is none; it must begin with http:// or https:// and "
                 "end in /v1"
             )
+        if self.key_variable and not self.key_variable.isidentifier():
+            # Without its value: somebody may have written the key itself.
+            raise ValueError(f"`key_variable` of `{self.name}` must be the name of an environment variable, not a key")
         return self
 
     @property
