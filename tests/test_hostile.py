@@ -436,3 +436,22 @@ def test_a_key_in_place_of_its_variable_is_refused_without_being_repeated():
         one_judge("http://127.0.0.1:1/v1", key_variable="sk-sesame-123")
     assert "`key_variable`" in str(refused.value)
     assert "sesame" not in str(refused.value).split("[type=")[0]
+
+
+def test_a_key_is_in_nothing_that_is_kept_or_shown(monkeypatch: pytest.MonkeyPatch):
+    """Not in grades, nor in what a fingerprint is taken over, nor in the sentence for a server that repeats it."""
+    monkeypatch.setenv("SOME_JUDGE_KEY", "sesame")
+    server = Server(lambda *_: (401, {}, b"sesame"))
+    judge = one_judge(server.address, key_variable="SOME_JUDGE_KEY")
+    config = JudgeConfig(question="{answer}?", labels=("yes", "no"), positive="yes", judges=(judge,))
+    grader = JudgeGrader(config)
+    answer = Answer(Scenario("s", "s", "main", {}, (), "Write it.", {}, "", {}, {}), "It is so.")
+    try:
+        with pytest.raises(UserError) as refused:
+            grader.grade([answer])
+    finally:
+        server.close()
+    assert server.headers[0]["Authorization"] == "Bearer sesame"
+    kept = [config.model_dump_json(), config.provenance(), config.identities(), grader.ask(answer), refused.value]
+    kept += [Path(f"/proc/self/{name}").read_bytes() for name in ("cmdline",) if Path("/proc/self").is_dir()]
+    assert "sesame" not in repr(kept)
