@@ -120,7 +120,7 @@ class Bench:
         kind = stage_named(stage)
         space = Workspace(self.study(self.broken), kind)
         faults = verify.damages(space, kind, contents=True) + verify.strays(space)
-        left = list(self.broken.rglob(f"*{WRITING}"))
+        left = list(space.final.parent.rglob(f"*{WRITING}"))
         left += [path for path in (space.partial, space.locks) if path.exists()]
         return f"damaged {faults}, left behind {left}" if faults or left else ""
 

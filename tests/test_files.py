@@ -154,6 +154,17 @@ def test_what_a_killed_writer_left_is_removed(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["kept.json", "sub"]
 
 
+def test_what_a_killed_writer_of_digests_left_is_removed_once_it_is_old(tmp_path):
+    (tmp_path / "large").write_bytes(b"x" * files.LARGE)
+    old, new = (tmp_path / f"digests.json.7-{name}{files.WRITING}" for name in ("old", "new"))
+    old.mkdir()
+    new.mkdir()
+    os.utime(old, (0, 0))
+    files.DigestMemory(tmp_path / "digests.json").file(tmp_path / "large")
+    assert new.is_dir()
+    assert not old.exists()
+
+
 def test_faults_of_the_world_are_told_from_faults_of_the_work():
     world = [
         MemoryError(),

@@ -32,6 +32,8 @@ WRITING = ".writing"
 """Suffix of whatever is being written."""
 WRITE_EVERY_S = 1.0
 """Seconds between two writes of a growing memory of checksums."""
+STALE_S = 3600.0
+"""Age from which an unfinished writing of that memory is a killed run's."""
 LARGE = 1 << 20
 """Bytes from which a file's checksum is worth remembering."""
 
@@ -260,6 +262,9 @@ class DigestMemory:
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_text(self._path, json.dumps(self._stamps))
+            for left in self._path.parent.glob(f"{self._path.name}.*{WRITING}"):
+                if time.time() - left.stat().st_mtime > STALE_S:  # younger ones are another run's, which is writing
+                    shutil.rmtree(left)
 
     def folder(self, path: Path) -> str:
         """sha256 over the names and digests of a folder's files."""
