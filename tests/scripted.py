@@ -92,7 +92,11 @@ class Scripted:
                 decoder=controls.unit_rows(np.random.default_rng(1).normal(size=(8, D))),
                 encode=lambda values: np.maximum(values @ np.eye(D)[:, :8], 0).astype(np.float32),
             ),
-            "directions": SimpleNamespace(unit=lambda layer: self.directions.numpy()),
+            "directions": SimpleNamespace(
+                unit=lambda layer: self.directions.numpy(),
+                massive=lambda layer: [],
+                strength_unit=lambda store, layer: store.mean_norm(layer),
+            ),
             "match": SimpleNamespace(best=np.arange(4)),
         }
         model = ModelConfig(name=str(self.folder), layer=LAYER, dtype="float32")

@@ -155,6 +155,9 @@ def stage(planted: Planted, norm: float = 5.0, **config: object) -> CausalStage:
             centre=lambda layer: np.zeros(D, np.float32),
             raw=lambda layer: np.zeros((4, D)),
             neutral=lambda layer: np.empty((0, D)),
+            massive=lambda layer: [],
+            without_massive=lambda layer, values: values,
+            strength_unit=lambda store, layer: store.mean_norm(layer),
             layers=(1, 2, 3),
         ),
         "match": SimpleNamespace(

@@ -175,7 +175,14 @@ def study(concepts: tuple[str, ...] = CONCEPTS, story: str = "She waited.") -> E
             )
         ],
         "writers/methods": [
-            {"method": method, "own": mean, "own_low": mean - 0.04, "own_high": mean + 0.03, "other": mean - 0.1}
+            {
+                "method": method,
+                "own": mean,
+                "own_low": mean - 0.04,
+                "own_high": mean + 0.03,
+                "other": mean - 0.1,
+                "home": mean - 0.05,
+            }
             | {"other_low": mean - 0.15, "other_high": mean - 0.05, "loss": 0.1, "loss_low": 0.04, "loss_high": 0.16}
             | {"hit_other": 0.4, "hit_other_low": 0.3, "hit_other_high": 0.5, "reverse": mean, "several": mean}
             | {"several_low": mean - 0.1, "several_high": mean + 0.1}

@@ -22,6 +22,8 @@ WIDTH, CONCEPTS, TOPICS, TEXTS, LAYER = 24, 6, 8, 2, 3
 DIRECTIONS = SimpleNamespace(
     methods=(methods.RECIPE, "LDA (shrunk)", "logistic"),
     neutral=lambda layer: np.empty((0, WIDTH)),
+    massive=lambda layer: [],
+    without_massive=lambda layer, values: values,
     subtract_mean=True,
     logistic_c=1.0,
     rebuilt=lambda layer, values, labels: methods.difference_of_means(values, labels).unit,
@@ -82,7 +84,8 @@ def of(rows: list[dict], **where) -> dict:
 
 
 def test_what_writers_share_is_read_and_what_they_do_not_share_is_lost():
-    shared, apart = (evaluated(planted(0, manner=manner)).methods for manner in (0.0, 1.5))
+    found, apart = evaluated(planted(0)), evaluated(planted(0, manner=1.5)).methods
+    shared, read = found.methods, found.transfer
     for method in ("difference of means", "LDA (shrunk)", "logistic", "all SAE features"):
         assert of(shared, method=method)["other"] > 0.9
         assert abs(of(shared, method=method)["loss"]) < 0.05
@@ -91,6 +94,8 @@ def test_what_writers_share_is_read_and_what_they_do_not_share_is_lost():
         assert row["loss_low"] > 0.05, "a writer of another manner is read worse, and the interval says so"
         assert row["loss"] == pytest.approx(row["own"] - row["other"])
         assert row["several"] > row["pairs"], "several writers show what writers have in common"
+    home = [of(read, method="difference of means", built=name, read=name)["auroc"] for name in ("b", "c")]
+    assert of(shared, method="difference of means")["home"] == pytest.approx(np.mean(home))
     assert of(shared, method="difference of means")["hit_other"] > 2 / CONCEPTS
     for method in ("TF-IDF", "difference of means, layer 0"):
         row = of(shared, method=method)

@@ -20,7 +20,7 @@ CLICK_ERROR = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ 
 DEBUG = "AFFECTLENS_DEBUG"
 """Variable that has the effect of --debug."""
 INTERRUPTED = 130
-KEPT = "finished parts are kept, run the same command to go on"
+PLAIN = "finished parts are kept, run the same command to go on"
 
 
 def _set_debug(wanted: bool) -> None:
@@ -59,7 +59,7 @@ def start(app: typer.Typer) -> NoReturn:
     except Exception as error:
         _explain(error)
     if status == INTERRUPTED:  # Typer makes an exit status of Ctrl-C
-        _say(f"interrupted; {KEPT}")
+        _say(f"interrupted; {PLAIN}")
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -95,7 +95,7 @@ def _help_command(error: Any) -> str:
 def _end(number: int, frame: FrameType | None) -> None:
     """A signal to end: what is held is released in order, by leaving."""
     signal.signal(number, signal.SIG_IGN)
-    _say(f"ended by {signal.Signals(number).name}; {KEPT}")
+    _say(f"ended by {signal.Signals(number).name}; {PLAIN}")
     raise SystemExit(128 + number)
 
 

@@ -98,7 +98,7 @@ class ExperimentContext:
     @cached_property
     def unit(self) -> float:
         """What strength 1 means at the study's layer."""
-        return float(self.activations.mean_norm(self.layer))
+        return float(self.directions.strength_unit(self.activations, self.layer))
 
     @cached_property
     def _controls(self) -> dict[str, Float[np.ndarray, "count d_model"]]:
@@ -109,7 +109,7 @@ class ExperimentContext:
         count = BLOCK * -(-wanted // (len(RANDOM) * BLOCK))
         directions = controls.unit_rows(self.directions.unit(self.layer))
         rows = token_sample(self.activations, self.corpus, self.layer, self.generator("rows"))
-        return random_families(count, directions, rows, self.generator)
+        return random_families(count, directions, rows, self.generator, self.directions.massive(self.layer))
 
     def unit_vector(self, condition: Condition, by: str) -> Float[np.ndarray, "d_model"]:
         """What a condition adds, at norm 1; zeros without steering."""

@@ -43,6 +43,7 @@ def random_families(
     directions: Float[np.ndarray, "concepts d_model"],
     token_rows: Float[np.ndarray, "tokens d_model"],
     generator_of: Callable[[str], np.random.Generator],
+    massive: Sequence[int] | Int[np.ndarray, " out"] = (),
 ) -> dict[str, Float[np.ndarray, "count d_model"]]:
     """Random unit vectors of each family of ``RANDOM``.
 
@@ -51,12 +52,24 @@ def random_families(
         directions: whose coordinates are permuted.
         token_rows: whose covariance is matched.
         generator_of: gives the random generator of a family.
+        massive: dimensions in which all of them are 0; where there are any, the other dimensions of isotropic vectors
+            are drawn in units of their standard deviation.
     """
-    return {
-        "isotropic": controls.isotropic(count, directions.shape[1], generator_of("isotropic")),
+    kept = np.setdiff1d(np.arange(directions.shape[1]), np.asarray(massive, dtype=int))
+    directions, token_rows = directions[:, kept], token_rows[:, kept]
+    isotropic = controls.isotropic(count, len(kept), generator_of("isotropic"))
+    families = {
+        "isotropic": controls.unit_rows(isotropic * token_rows.std(axis=0)) if len(massive) else isotropic,
         "covariance": controls.covariance_matched(count, token_rows, generator_of("covariance")),
         "permuted": controls.permuted(count, directions, generator_of("permuted")),
     }
+    if not len(massive):
+        return families
+    width = len(kept) + len(massive)
+    whole = {name: np.zeros((count, width), rows.dtype) for name, rows in families.items()}
+    for name, rows in families.items():
+        whole[name][:, kept] = rows
+    return whole
 
 
 @dataclass(eq=False)
@@ -94,6 +107,11 @@ class InterventionInputs:
         """Name and family of each of :attr:`vectors`."""
         return injected_vectors(self.config, self.concepts)
 
+    @property
+    def _massive(self) -> Int[np.ndarray, " out"]:
+        """Dimensions that no control vector has."""
+        return self.directions.massive(self.layer)
+
     @cached_property
     def token_rows(self) -> Float[np.ndarray, "tokens d_model"]:
         """A sample of training-topic and neutral token rows."""
@@ -120,7 +138,7 @@ class InterventionInputs:
         directions = controls.unit_rows(self.directions.unit(self.layer))
         best, frequency = self.feature_sets["feature"][:, 0], (self.token_activations > 0).mean(axis=0)
         studied = [directions, *(controls.unit_rows(self._decoded(family)) for family in self.feature_sets)]
-        random = random_families(count, directions, self.token_rows, lambda family: generator)
+        random = random_families(count, directions, self.token_rows, lambda family: generator, self._massive)
         features = self.sae.decoder[controls.frequency_matched(best, frequency, count, generator)]
         shuffled = [self._shuffled_directions(), self.sae.decoder[self._shuffled_features()]]
         unit = [controls.unit_rows(each) for each in (features, *shuffled)]
@@ -159,7 +177,8 @@ class InterventionInputs:
         what any such direction moves (control tasks, Hewitt & Liang 2019).
         """
         train = self.corpus.indices("train", "validation")
-        stories, neutral = self.activations.pooled(self.layer)[train], self.directions.neutral(self.layer)
+        stories = self.directions.without_massive(self.layer, self.activations.pooled(self.layer)[train])
+        neutral = self.directions.neutral(self.layer)
         # Where the recipe takes off the mean over concepts, the raw directions sum to zero; else their mean is it.
         common = np.linalg.norm(self.directions.raw(self.layer).mean(axis=0))
         centred = bool(common <= 0.5 * np.linalg.norm(self.directions.centre(self.layer)))
@@ -187,5 +206,5 @@ class InterventionInputs:
     def _ablation_pool(self) -> Float[np.ndarray, "pool d_model"]:
         count = self.config.ablation_controls * max(1, self.config.feature_set)
         generator, directions = self.generator("ablation"), self.vectors[: len(self.concepts)]
-        families = random_families(-(-count // 3), directions, self.token_rows, lambda family: generator)
+        families = random_families(-(-count // 3), directions, self.token_rows, lambda family: generator, self._massive)
         return controls.in_turn(list(families.values()), count)

@@ -67,7 +67,7 @@ class InterventionRunner:
         layer, directions = self.config.readout_layer, self.inputs.directions
         if layer is None:
             return None
-        norm = self.inputs.activations.mean_norm(layer)
+        norm = directions.strength_unit(self.inputs.activations, layer)
         return Readout(layer, self._tensor(directions.centre(layer)), self._tensor(directions.unit(layer)), norm)
 
     def _tensor(self, values: Any) -> torch.Tensor:
@@ -277,7 +277,8 @@ class InterventionRunner:
     @property
     def _units(self) -> dict[int, float]:
         """What strength 1 means at each layer."""
-        return {layer: self.inputs.activations.mean_norm(layer) for layer in self.layers}
+        inputs = self.inputs
+        return {layer: inputs.directions.strength_unit(inputs.activations, layer) for layer in self.layers}
 
     @cached_property
     def _banned(self) -> Banned:
@@ -290,6 +291,8 @@ class InterventionRunner:
         """Reads sampled text by what built nothing that is injected: other topics, and words."""
         corpus = self.inputs.corpus
         held, train = corpus.indices("validation", "test"), corpus.indices("train")
-        probe = difference_of_means(self.inputs.activations.pooled(self.inputs.layer)[held], corpus.labels(held)).unit
+        layer, built = self.inputs.layer, self.inputs.directions
+        stories = built.without_massive(layer, self.inputs.activations.pooled(layer)[held])
+        probe = difference_of_means(stories, corpus.labels(held)).unit
         vocabulary = Vocabulary.fit([corpus.documents[index].text for index in train], corpus.labels(train))
         return Reader(self.scorer.upper.subject, self.inputs.layer, probe, vocabulary)

@@ -21,6 +21,10 @@ class DirectionsConfig(Config):
     """Probes fitted beside the recipe, at every layer."""
     logistic_c: float = Field(default=1.0, gt=0)
     """Inverse L2 penalty of the logistic probe, on standardised activations."""
+    massive: Literal["auto", "keep"] = "auto"
+    """Dimensions that dwarf all others (20 times the median one) are listed. `auto` takes them out of directions, of
+    control vectors and of the unit of steering strength in a layer where they hold 95% of the squared norm or of the
+    variance; `keep` never does."""
     imported: Path | None = None
     """Directions to use in place of the recipe's: an .npz file, or a folder of control-vector GGUF files."""
     stability_draws: int = Field(default=100, ge=2)

@@ -17,12 +17,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from affectlens.results import Average, Line, Table, integer, number, text
+from affectlens.results import Average, Line, Table, flag, integer, number, text
 
 if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Bool, Float, Int
 
+    from affectlens.activations import ActivationStore
     from affectlens.corpus.documents import Corpus
     from affectlens.probing.config import DirectionsConfig
     from affectlens.probing.detection import Detection
@@ -61,6 +62,21 @@ LAYERS = Table(
     ),
     key=("layer", "method"),
     charts=(Line("auroc", "layer", "auroc_test", "method"),),
+)
+
+
+MASSIVE = Table(
+    "massive",
+    "One dimension of the residual stream that dwarfs the others: 20 times the median one.",
+    (
+        integer("layer", "residual stream after this block"),
+        integer("dimension", "coordinate"),
+        number("ratio", "root mean square over texts, over that of the median dimension"),
+        number("norm", "of the mean squared norm of texts", "share"),
+        number("variance", "of the variance over texts", "share"),
+        flag("removed", "whether directions, controls and the unit of strength leave it out"),
+    ),
+    key=("layer", "dimension"),
 )
 
 
@@ -159,7 +175,24 @@ class Directions:
         if self.imported:
             return self.linear(layer)
         neutral = self._arrays[f"layers.{layer}.neutral"]
+        values = self.without_massive(layer, values)
         return difference_of_means(values, labels, neutral, subtract_mean=self.subtract_mean).unit
+
+    def massive(self, layer: int) -> Int[np.ndarray, " out"]:
+        """The massive dimensions of a layer that are taken out; none in most models."""
+        return self._arrays[f"layers.{layer}.massive_out"].astype(int)
+
+    def without_massive(self, layer: int, values: Float[np.ndarray, "n d_model"]) -> Float[np.ndarray, "n d_model"]:
+        """Activations as directions are built from: massive dimensions that are taken out are 0."""
+        from affectlens.probing.massive import removed
+
+        return removed(values, self.massive(layer))
+
+    def strength_unit(self, store: ActivationStore, layer: int) -> float:
+        """What strength 1 is at a layer: the mean norm of the residual stream, without massive dimensions taken out."""
+        if not len(self.massive(layer)):
+            return store.mean_norm(layer)
+        return float(self._arrays[f"layers.{layer}.unit"][0])
 
     def held_out(self, layer: int, method: str = RECIPE) -> Float[np.ndarray, "docs concepts"]:
         """Each story's scores by a probe that was built without its topic; NaN for documents that are not tested."""
@@ -173,7 +206,7 @@ class Directions:
     @property
     def logistic_c(self) -> float:
         """Inverse L2 penalty of the logistic probe."""
-        return self._card.get("logistic_c", 1.0)
+        return self._card["logistic_c"]
 
     @property
     def imported(self) -> bool:
@@ -212,9 +245,13 @@ def build_layer(
     """
     import numpy as np
 
-    from affectlens.probing import detection, layers, methods
+    from affectlens.probing import detection, layers, massive, methods
 
+    found, whole = massive.find(pooled), pooled
+    out = found.dimensions if found.dominate and config.massive == "auto" and imported is None else np.empty(0, int)
+    pooled = massive.removed(pooled, out)
     neutral = methods.neutral_components(pooled[corpus.indices("neutral")], config.neutral_variance)
+    neutral = massive.removed(neutral, out)  # exactly, where the decomposition leaves the last bit
     options = methods.ProbeOptions(neutral, config.subtract_mean, config.logistic_c)
     build = corpus.indices("train", "validation")
     stories, labels = pooled[build], corpus.labels(build)
@@ -223,16 +260,21 @@ def build_layer(
     arrays["neutral"] = neutral
     if imported is not None:
         arrays["vectors"] = imported
-    for method in config.baselines:
-        arrays[_array(method)] = methods.PROBES[method](stories, labels, options).weights
-    for method in (RECIPE, *config.baselines):
+    arrays |= {"massive": np.stack([found.dimensions, found.ratio, found.norm, found.variance]), "massive_out": out}
+    beside = (methods.STANDARDISED, methods.PLAIN)
+    baselines = tuple(dict.fromkeys([*config.baselines, *(beside if len(out) else ())]))
+    for method in baselines:
+        mine = whole[build] if method in beside else stories
+        arrays[_array(method)] = methods.PROBES[method](mine, labels, options).weights
+    for method in (RECIPE, *baselines):
         given = imported if method == RECIPE else None
+        values = whole if method in beside else pooled
 
-        def read(fold: Any, method: str = method, given: Any = given) -> np.ndarray:
+        def read(fold: Any, method: str = method, given: Any = given, values: Any = values) -> np.ndarray:
             train, test = list(fold.train), list(fold.test)
             if given is not None:
-                return methods.Linear(given, raw.centre).unit.scores(pooled[test])
-            return methods.PROBES[method](pooled[train], corpus.labels(train), options).unit.scores(pooled[test])
+                return methods.Linear(given, raw.centre).unit.scores(values[test])
+            return methods.PROBES[method](values[train], corpus.labels(train), options).unit.scores(values[test])
 
         arrays[f"held_out.{_array(method)}"] = detection.held_out(corpus.folds, len(pooled), len(corpus.emotions), read)
     told = layers.Stories.of(pooled, corpus, neutral, subtract_mean=config.subtract_mean)
@@ -291,7 +333,7 @@ def sweep(
     crossed = len(corpus.folds) > 1
     found: dict[tuple[str, int], Detection] = {}
     for layer in layers:
-        for method in methods:
+        for method in present(arrays, layer, methods):
             scores = arrays[f"layers.{layer}.held_out.{_array(method)}"][tested]
             cells = {method: reading.within_topics(scores, labels, topics)}
             [found[method, layer]] = reading.describe(
@@ -311,10 +353,25 @@ def sweep(
                 "low_test": found[method, layer].mean.low,
                 "high_test": found[method, layer].mean.high,
             }
-            for method in methods
+            for method in present(arrays, layer, methods)
         }
         rows.append(row)
     return Sweep(found, rows, best, _nested(arrays, corpus, layers, tested, labels, topics))
+
+
+def present(arrays: Mapping[str, np.ndarray], layer: int, methods: Sequence[str]) -> tuple[str, ...]:
+    """Those of the methods that were fitted at a layer: two stand only beside massive dimensions that are taken out."""
+    return tuple(method for method in methods if f"layers.{layer}.held_out.{_array(method)}" in arrays)
+
+
+def massive_rows(arrays: Mapping[str, np.ndarray], layers: Sequence[int]) -> list[dict[str, Any]]:
+    """The rows of the table of massive dimensions."""
+    return [
+        {"layer": layer, "dimension": int(each[0]), "ratio": each[1], "norm": each[2], "variance": each[3]}
+        | {"removed": int(each[0]) in arrays[f"layers.{layer}.massive_out"]}
+        for layer in layers
+        for each in arrays[f"layers.{layer}.massive"].T
+    ]
 
 
 def _nested(

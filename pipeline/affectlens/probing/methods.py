@@ -18,6 +18,8 @@ from affectlens.probing.control_vectors import unit_rows
 
 RECIPE = "difference of means"
 """The probe that directions are built by; the others stand beside it."""
+STANDARDISED, PLAIN = f"{RECIPE}, standardised", f"{RECIPE}, nothing taken out"
+"""What stands beside the recipe where massive dimensions are taken out: these two read activations as they are."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,20 @@ def _difference_of_means(
     pooled: Float[np.ndarray, "docs d_model"], labels: Bool[np.ndarray, "docs concepts"], options: ProbeOptions
 ) -> Linear:
     return difference_of_means(pooled, labels, options.neutral, subtract_mean=options.subtract_mean)
+
+
+@probe(STANDARDISED)
+def _standardised(
+    pooled: Float[np.ndarray, "docs d_model"], labels: Bool[np.ndarray, "docs concepts"], options: ProbeOptions
+) -> Linear:
+    return standardised(pooled, labels)
+
+
+@probe(PLAIN)
+def _plain(
+    pooled: Float[np.ndarray, "docs d_model"], labels: Bool[np.ndarray, "docs concepts"], options: ProbeOptions
+) -> Linear:
+    return difference_of_means(pooled, labels, subtract_mean=options.subtract_mean)
 
 
 @probe("LDA (shrunk)")

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 
 from affectlens.corpus.documents import Corpus, Fold
 from affectlens.corpus.texts import EMBEDDED
-from affectlens.probing import axes, detection, lexical, matching, methods
+from affectlens.probing import axes, detection, lexical, massive, matching, methods
 from affectlens.probing.config import CompareConfig
 from affectlens.probing.methods import RECIPE, Linear, Vocabulary
 
@@ -157,7 +157,8 @@ def _single_columns(study: Study) -> dict[str, Scores | list[Scores]]:
 
     Principal components are those of the stories, whose labels they do not know.
     """
-    pooled, width = study.pooled.astype(np.float32), study.pooled.shape[1]
+    pooled = massive.balanced(study.pooled.astype(np.float32), study.directions.massive(study.layer))
+    width = pooled.shape[1]
     features = study.match.scores("sae", [0]).shape[1]
 
     def search(columns: np.ndarray) -> Scores:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from affectlens import stats
 from affectlens.corpus.documents import OWN, Corpus
-from affectlens.probing import detection, matching, methods, sparse_probes
+from affectlens.probing import detection, massive, matching, methods, sparse_probes
 from affectlens.probing.methods import RECIPE, Linear, ProbeOptions, Vocabulary
 from affectlens.probing.text_features import POOLINGS
 
@@ -212,7 +212,8 @@ def readouts(
     pool: Pool, directions: Directions, generator: Callable[[str], np.random.Generator]
 ) -> dict[str, list[Readout]]:
     """Every method; several draws of one control as a list."""
-    here, layer = pool.layers[pool.layer], pool.layer
+    layer, whole = pool.layer, pool.layers[pool.layer]
+    here, balanced = directions.without_massive(layer, whole), massive.balanced(whole, directions.massive(layer))
     options = ProbeOptions(directions.neutral(layer), directions.subtract_mean, directions.logistic_c)
 
     def recipe(at: int) -> Callable[..., Linear]:
@@ -235,13 +236,15 @@ def readouts(
 
     def random_directions(draw: int) -> np.ndarray:
         shape = here.shape[1], pool.codes["sae"].shape[1]
-        return here @ generator(f"random-directions-{draw}").standard_normal(shape).astype(np.float32)
+        return balanced @ generator(f"random-directions-{draw}").standard_normal(shape).astype(np.float32)
 
-    own = here[pool.writer == OWN]
-    components = here @ np.linalg.svd(own - own.mean(axis=0), full_matrices=False)[2].T
+    own = balanced[pool.writer == OWN]
+    components = balanced @ np.linalg.svd(own - own.mean(axis=0), full_matrices=False)[2].T
     random = [name for name in pool.codes if name.startswith("random")]
     found: dict[str, list[Readout]] = {RECIPE: [fitted(pool, here, recipe(layer))]}
-    found |= {method: [fitted(pool, here, probe(method))] for method in directions.methods if method != RECIPE}
+    for method in directions.methods[1:]:
+        values = whole if method in (methods.STANDARDISED, methods.PLAIN) else here
+        found[method] = [fitted(pool, values, probe(method))]
     found["best SAE feature"] = [searched(pool, pool.codes["sae"])]
     found[f"{SPARSE} SAE features"] = [sparse]
     found["all SAE features"] = [fitted(pool, pool.codes["mean"], methods.standardised)]

@@ -98,7 +98,7 @@ def ridge(values: Values, labels: Labels) -> Linear:
 
 def ways(pool: Pool, directions: Directions) -> list[Way]:
     """All of them, the study's own recipe first."""
-    layer, here = pool.layer, pool.layers[pool.layer]
+    layer, here = pool.layer, directions.without_massive(pool.layer, pool.layers[pool.layer])
 
     def recipe(at: int) -> Fit:
         return plain(lambda values, labels: directions.rebuilt(at, values, labels))

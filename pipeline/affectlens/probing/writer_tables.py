@@ -119,6 +119,7 @@ def transfer_rows(method: str, cells: Measured, pool: Pool) -> list[dict[str, An
             **named("hit", stats.t_interval(found.hits, cross_validated=crossed)),
             "hit_chance": 1 / len(pool.emotions),
         }
+        row["home"] = stats.t_interval(cells[(read,), read].areas).value if ((read,), read) in cells else None
         own = cells.get((built, built[0])) if read not in built and len(built) == 1 else None
         gap = (
             UNKNOWN
@@ -142,6 +143,8 @@ def method_row(method: str, cells: Measured, pool: Pool) -> dict[str, Any]:
 
     row: dict[str, Any] = {"method": method, "metric": metric_name(method)}
     row |= named("own", estimate(own.areas, crossed=crossed)) | named("other", estimate(other))
+    homes = together(by_reader(cells, [((name,), name) for name in names if name != OWN]))
+    row |= {"home": stats.t_interval(homes).value}
     row |= named("loss", loss(own, other, cross_validated=crossed, searched=searched))
     row |= named("reverse", estimate(back))
     row |= {"pairs": further(alone).value, "further_low": further(alone).low, "further_high": further(alone).high}

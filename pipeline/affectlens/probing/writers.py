@@ -29,6 +29,9 @@ METHODS = Table(
         number("other", f"built on the study's stories, read on the other writers': {WITHIN}", "AUROC"),
         number("other_low", "lower end of its interval over writers x topics", "AUROC"),
         number("other_high", "upper end", "AUROC"),
+        number(
+            "home", "each other writer's own stories, read on the topic left out: how well theirs can be read", "AUROC"
+        ),
         number("loss", "own less other, of the same concepts", "AUROC"),
         number("loss_low", "lower end of its interval, combined of both", "AUROC"),
         number("loss_high", "upper end", "AUROC"),
@@ -76,6 +79,7 @@ TRANSFER = Table(
         number("auroc", WITHIN, "AUROC"),
         number("low", "lower end of its interval over topics", "AUROC"),
         number("high", "upper end", "AUROC"),
+        number("home", "what the writer who is read builds reads on that writer's own left-out topics", "AUROC"),
         number("loss", "less than what the same writer builds reads on that writer's own left-out topics", "AUROC"),
         number("loss_low", "lower end of its interval, combined of both", "AUROC"),
         number("loss_high", "upper end", "AUROC"),

@@ -121,6 +121,7 @@ class CompareStage(Stage[CompareConfig, Comparison]):
     def _cosines(self) -> dict[str, Any]:
         corpus, sae, layer = self.need(CorpusStage), self.need(SaeStage), self.setting.model.layer
         stories = self.need(ActivationsStage).pooled(layer)[corpus.indices("train", "validation")]
+        stories = self.need(DirectionsStage).without_massive(layer, stories)
         return comparison.against_dictionary(
             sae.decoder, sae.encoder, self.need(DirectionsStage).unit(layer).astype(float), stories.astype(float),
             self.need(MatchStage).best, corpus.emotions, self.config, self.generator,

@@ -10,7 +10,7 @@ from typing import Any
 from affectlens import results
 from affectlens.files import write_json
 from affectlens.model import subject
-from affectlens.probing import directions
+from affectlens.probing import directions, methods
 from affectlens.probing.config import DirectionsConfig
 from affectlens.probing.directions import RECIPE, Directions
 from affectlens.stage import Folder, Identity, Metrics, Part, Progress, Stage, StudySettings, register
@@ -23,14 +23,14 @@ class DirectionsStage(Stage[DirectionsConfig, Directions]):
     """Build directions, and read every topic by what the others built."""
 
     name = "directions"
-    version = 4
+    version = 5
     config_class = DirectionsConfig
     needs = ("corpus", "activations")
     seeded = True
     keeps_parts = True
     unit = "layers"
     headline = (("auroc_test", "AUROC of difference-of-means directions within left-out topics"),)
-    tables = (directions.CONCEPTS, directions.LAYERS)
+    tables = (directions.CONCEPTS, directions.LAYERS, directions.MASSIVE)
 
     @classmethod
     def check(cls, study: StudySettings) -> None:
@@ -48,8 +48,8 @@ class DirectionsStage(Stage[DirectionsConfig, Directions]):
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The probes of the study; the recipe is the first."""
-        return (RECIPE, *self.config.baselines)
+        """All probes that some layer may have; the recipe is the first."""
+        return tuple(dict.fromkeys([RECIPE, *self.config.baselines, methods.STANDARDISED, methods.PLAIN]))
 
     def parts(self) -> Sequence[Part]:
         return [Part(f"layer-{layer:03d}", payload={"layer": layer}) for layer in self.outlook.layers]
@@ -67,9 +67,21 @@ class DirectionsStage(Stage[DirectionsConfig, Directions]):
             pooled, corpus, self.config, imported,
             permutation_rng=self.generator("permutations"), stability_rng=self.generator(f"stability-{layer}"),
         )  # fmt: skip
+        if len(arrays["massive_out"]):
+            arrays["unit"] = self._unit(layer, pooled, arrays["massive_out"].astype(int))
         named = {f"layers.{layer}.{name}": values for name, values in arrays.items()}
         save_file(named, out / "directions.safetensors")
         progress(1)
+
+    def _unit(self, layer: int, pooled: Any, out: Any) -> Any:
+        """Mean norm without the massive dimensions: of up to 4,096 tokens, or of texts where no token was kept."""
+        import numpy as np
+
+        store = self.need(ActivationsStage)
+        if layer in store.token_layers:
+            tokens = store.tokens(layer)
+            pooled = tokens.read(np.unique(np.linspace(0, len(tokens) - 1, 4096).astype(int)))
+        return np.linalg.norm(np.delete(pooled, out, axis=1), axis=1).mean(dtype=np.float64)[None].astype(np.float32)
 
     def finish(self, parts: Mapping[str, Path], out: Path) -> Metrics:
         from safetensors.numpy import load_file, save_file
@@ -87,7 +99,7 @@ class DirectionsStage(Stage[DirectionsConfig, Directions]):
         table = directions.concept_rows(arrays, layer, corpus.emotions, sweep.detection[RECIPE, layer], words)
         card = {
             "concepts": corpus.emotions,
-            "methods": self.methods,
+            "methods": directions.present(arrays, layer, self.methods),
             "sweep": sweep.rows,
             "table": table,
             "chosen_layer": sweep.best,
@@ -100,6 +112,7 @@ class DirectionsStage(Stage[DirectionsConfig, Directions]):
         write_json(out / "directions.json", card)
         results.write(out, directions.CONCEPTS, ({**row, "words": " ".join(row["words"])} for row in table))
         results.write(out, directions.LAYERS, directions.layer_rows(sweep.rows))
+        results.write(out, directions.MASSIVE, directions.massive_rows(arrays, store.layers))
         self._export(arrays, out)
         return directions.metrics(card, sweep, layer)
 
@@ -111,7 +124,8 @@ class DirectionsStage(Stage[DirectionsConfig, Directions]):
         if "npz" in self.config.export:
             export.write_npz(out / "directions.npz", corpus.emotions, vectors)
         if "gguf" in self.config.export:
-            norms = {layer: store.mean_norm(layer) for layer in store.layers}
+            built = Directions(out)
+            norms = {layer: built.strength_unit(store, layer) for layer in store.layers}
             export.write_gguf(out / "gguf", corpus.emotions, vectors, norms, _family(self.setting.model))
 
     @classmethod

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import affectlens
 
-KEPT = frozenset(
+PLAIN = frozenset(
     f"WANDB_{name}"
     for name in (
         *("API_KEY", "IDENTITY_TOKEN_FILE", "CREDENTIALS_FILE", "BASE_URL", "APP_URL", "ENTITY"),
@@ -132,7 +132,7 @@ def environment(mode: str, directory: Path) -> dict[str, str]:
         mode: ``online`` or ``offline``; the latter sees no key.
         directory: takes all that W&B writes.
     """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_") or name in KEPT}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_") or name in PLAIN}
     folders = {"DIR": "", "DATA_DIR": "data", "CACHE_DIR": "cache", "ARTIFACT_DIR": "artifacts"}
     if mode == "offline":
         folders["CONFIG_DIR"] = "config"  # online, the user's own says which server `wandb login` chose

@@ -180,7 +180,7 @@ class Opened:
 
     def mean_norm(self, layer: int) -> float:
         """Mean norm of the residual stream at a layer: the unit of steering strength."""
-        return self.activations.mean_norm(layer)
+        return self.built.strength_unit(self.activations, layer)
 
     def neutral_rows(self, most: int) -> Float[np.ndarray, "tokens d_model"]:
         """Residuals at the study's layer of tokens of neutral texts, evenly spaced.

@@ -45,6 +45,11 @@ def directions_layers(evidence: Evidence) -> Chart | None:
     return draw.lines("line", [line], "Layer (0 = after the first block)", "Mean AUROC", shapes=rules, **layout)
 
 
+table("layers", "directions/massive", "Massive dimensions",
+      {"layer": "Layer", "dimension": "Dimension", "ratio": "Times the median", "norm": "Of the squared norm",
+       "variance": "Of the variance", "removed": "Taken out"})  # fmt: skip
+
+
 @figure("features", "match/concepts", heading="Which feature for which concept")
 def features_auroc(evidence: Evidence) -> Chart:
     """Dot plot: AUROC of each concept's best SAE feature with interval, beside random SAE and direction."""

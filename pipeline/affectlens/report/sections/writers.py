@@ -24,7 +24,7 @@ def writers_auroc(evidence: Evidence) -> Chart:
 
 table("writers", "writers/methods", "On other writers' stories",
       {"method": "Method", "own": "Own topics", "other": "Other writers",
-       "other_low": ("95% interval", "t over writers x topics"), "loss": "Loss",
+       "other_low": ("95% interval", "t over writers x topics"), "home": "Their own", "loss": "Loss",
        "loss_low": ("Of the loss", "Combined of both intervals"), "hit_other": "First of all concepts",
        "reverse": "Reverse", "several": "Built on several",
        "several_further_low": ("Further writer", "Where a writer of no text here would lie")})  # fmt: skip
