@@ -103,6 +103,7 @@ class Steered:
         slopes: by vector, in the condition ``main``.
         twin_slopes: by vector, in the condition ``twin``; None leaves the twins out.
         wobble: spread of the controls' slopes.
+        emotions: how many times the slopes of wrong emotions are as wide as those of random vectors.
         noise: spread of single scenarios.
         bend: by vector, the coefficient of the squared strength.
         order: half of how much further ahead the target is where it is asked for than where its opposite is; None
@@ -113,6 +114,7 @@ class Steered:
     twin_slopes: Mapping[str, float] | None = None
     groups: int = 12
     wobble: float = 2.0
+    emotions: float = 1.0
     noise: float = 0.2
     bend: Mapping[str, float] = field(default_factory=dict)
     strengths: Sequence[float] = (-0.1, -0.05, 0.05, 0.1)
@@ -129,7 +131,10 @@ class Steered:
         scenarios = [scenario(i, f"g{group:02d}", each) for i, (group, each) in enumerate(rows)]
         cells = grid(list(self.slopes), self.strengths, self.controls)
         choice = np.zeros((len(cells), len(scenarios))) + generator.normal(size=len(scenarios))
-        random = {(cell.family, cell.vector): generator.normal() * self.wobble for cell in cells}
+        spread = {"wrong_emotion": self.emotions * self.wobble}
+        random = {
+            (cell.family, cell.vector): generator.normal() * spread.get(cell.family, self.wobble) for cell in cells
+        }
         for index, cell in enumerate(cells[1:], start=1):
             for row, (_, condition) in enumerate(rows):
                 slopes = self.twin_slopes or {} if condition == "twin" else self.slopes

@@ -83,6 +83,15 @@ class TestDose:
             draws.append(run(Steered({"desperate": slope}, wobble=10).choices(QUICK, seed), seed))
         assert shown(draws) <= 5
 
+    def test_emotions_that_all_move_the_choice_say_nothing_of_one_of_them(self) -> None:
+        """Emotion vectors three times as strong as random ones: the claimed one is like the wrong ones."""
+        draws = []
+        for seed in range(100):
+            slope = float(np.random.default_rng(2000 + seed).normal() * 15)
+            planted = Steered({"desperate": slope}, wobble=5, emotions=3.0, controls=40)
+            draws.append(run(planted.choices(QUICK, seed), seed))
+        assert shown(draws) <= 7
+
     def test_the_same_effect_in_the_harmless_twin_is_no_effect(self) -> None:
         asked = RAISES | {"twin": "twin"}
         specific = run(Steered({"desperate": 20}, {"desperate": 0}).choices(asked))

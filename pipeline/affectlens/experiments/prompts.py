@@ -47,7 +47,8 @@ def read_prompt(tokenizer: Any, scenario: Scenario, readings: Sequence[ReadingCo
     names = [reading.at for reading in readings]
     single = [name for name in names if name.partition(":")[0] not in POOLED]
     text = tokenise_document(tokenizer, document_of(scenario), f"scenario {scenario.id}", ["answer", *single])
-    lead, places = len(text.lead), {name: (place,) for name, place in text.places.items()}
+    lead = len(text.lead)
+    places: dict[str, tuple[int, ...]] = {name: (place,) for name, place in text.places.items()}
     for name in names:
         if name not in single:
             # All tokens of the text, or of all stretches of one name.
