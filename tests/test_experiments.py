@@ -611,6 +611,11 @@ READ_X = {"readings": [{"name": "x"}]}
         ({"analyses": [{"kind": "dose", "raises": ["sad"]}]}, {}, "`sad` is not among `steering.vectors`"),
         ({"analyses": [{"kind": "dose", "conditions": ["mian"]}]}, {}, "condition `mian`; did you mean `main`"),
         ({"outcomes": [{"kind": "pairwise", "question": "{a}?"}], "analyses": []}, {}, r"must hold \{b\} once"),
+        (
+            {"prompts": [{"condition": "asked_for", "sentence": "Do.", "of": "mian"}]},
+            {},
+            "`prompts`: no scenario has the condition `mian`; did you mean `main`",
+        ),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_said_in_one_sentence_before_anything_runs(tmp_path, config, scenario, message):

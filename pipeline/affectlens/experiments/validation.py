@@ -102,6 +102,10 @@ def _faults(experiment: Experiment, concepts: Sequence[str], second: bool) -> It
                 f"`steering.vectors: {vector}`: the study has no such concept; {nearest(vector, list(concepts))}, or "
                 "add it to `corpus.emotions`"
             )
+    conditions = {scenario.condition for scenario in experiment.scenarios}
+    for prompt in config.prompts:
+        if prompt.of not in conditions:
+            yield f"`prompts`: no scenario has the condition `{prompt.of}`; {nearest(prompt.of, sorted(conditions))}"
     if config.against and not second:
         yield "it compares two models; give the second as `experiments.against`"
     known = {name for scenario in experiment.scenarios for name in scenario.spans}
