@@ -92,8 +92,8 @@ class Dose(SteeringAnalysis):
             for each, p in zip(bends, holm(np.array([each.p for each in bends])) if bends else (), strict=True)
         ]
         verdicts: list[Verdict] = [*(each.verdict for each in vectors), *(each.verdict(self) for each in bends)]
-        gated = bool(order.gate and verdicts)
-        verdict = "untestable" if gated else estimators.overall(verdicts, self.rule)
+        gate = order.gate if verdicts else ""
+        verdict = "untestable" if gate else estimators.overall(verdicts, self.rule)
         groups = selection.groups(measured, rows)
         probability = None
         if outcome is not None and not per_token and not outcome.lead_in:
@@ -101,15 +101,11 @@ class Dose(SteeringAnalysis):
         base = estimators.mean(choice[0, rows], groups, self, rng)
         action = f"move the {'difference of log-likelihoods' if per_token else 'log-odds'} of the target"
         sentences = render(
-            TEMPLATE, **steering.said(vectors, self, action, unit, order), bends=bends, alpha=self.alpha, base=base,
-            probability=probability, limit=self.perplexity_limit,
+            TEMPLATE, **steering.said(vectors, self, action, unit, gate, order), bends=bends, alpha=self.alpha,
+            base=base, probability=probability, limit=self.perplexity_limit,
         )  # fmt: skip
-        if gated and not vectors:
-            sentences = (f"This could not be tested: {order.gate}.", *sentences)
         figures: Figures = {
-            "target_ahead": base, "target_probability": probability,
-            "asked": order.contrast and order.contrast.estimate,
-            **{f"prompt_{name}": each for name, each in order.prompts.items()}, **steering.figures(vectors),
+            "target_ahead": base, "target_probability": probability, **steering.figures(vectors, order),
         }  # fmt: skip
         for each in bends:
             figures |= {f"bend_{each.vector}": each.quadratic, f"bend_p_adjusted_{each.vector}": each.adjusted}

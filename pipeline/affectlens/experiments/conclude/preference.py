@@ -137,7 +137,7 @@ class Preference(SteeringAnalysis):
         ]
         action = "move the Elo of the items they are put on, up where pleasant and down where not"
         sentences = render(
-            TEMPLATE, **steering.said(vectors, self, action, "Elo points") | {"gate": untold}, goes_with=goes_with,
+            TEMPLATE, **steering.said(vectors, self, action, "Elo points", untold), goes_with=goes_with,
             together=together, rated=int(used.sum()), p=p, floor=floor, words=words, concepts=len(related.concepts),
             raw=int((related.adjusted("raw") <= self.alpha).sum()), strongest=strongest, control=control,
             within=int((related.adjusted("within") <= self.alpha).sum()), alpha=self.alpha, smallest=smallest,
@@ -152,7 +152,7 @@ class Preference(SteeringAnalysis):
             estimates = zip(related.concepts, getattr(related, name).estimates, strict=True)
             figures |= {f"r_{name}_{concept}": each for concept, each in estimates}
         if vectors:
-            figures |= {**steering.figures(vectors, "elo"), "steering_agreement": effect}
+            figures |= {**steering.figures(vectors, name="elo"), "steering_agreement": effect}
         tables, charts = drawn_up(measured, items, readings, related)
         return self.finding(verdict, sentences, figures, (*tables, steering.table(vectors, "Elo points")), charts)
 

@@ -87,22 +87,21 @@ class Rate(SteeringAnalysis):
             measured, by_group - by_group[0], self, self.claimed if readable else (), rng,
             names=names, order=order, rates=True,
         )  # fmt: skip
+        gate = order.gate if vectors else ""
         base = counted(answers, 0, self.label)
         never, groups = not np.nansum(shares[:, rows]), int(np.isfinite(by_group[0]).sum())
         judged, figures = agreement(answers, measured, self, rng)
         action = f"change the rate of `{self.label}`"
         sentences = render(
-            TEMPLATE, **steering.said(vectors, self, action, "of the answers", order), **judged,
+            TEMPLATE, **steering.said(vectors, self, action, "of the answers", gate, order), **judged,
             ungraded=ungraded, most_ungraded=self.most_ungraded, answers=len(answers), base=base,
             label=self.label, never=never, groups=groups, most=wilson(0, groups).high if groups else math.nan,
         )  # fmt: skip
         figures |= {"ungraded": ungraded, "answers": len(answers)}
         if not readable:
             return self.finding("untestable", sentences, figures)
-        gated = order.gate and vectors
-        verdict = "untestable" if gated else estimators.overall([each.verdict for each in vectors], self.rule)
-        figures |= {"rate_unsteered": base, "asked": order.contrast and order.contrast.estimate}
-        figures |= {f"prompt_{name}": each for name, each in order.prompts.items()} | steering.figures(vectors)
+        verdict = "untestable" if gate else estimators.overall([each.verdict for each in vectors], self.rule)
+        figures |= {"rate_unsteered": base} | steering.figures(vectors, order)
 
         # Per steering condition the rate, its difference to the unsteered one, and how many were not graded.
         rates, points = [], {}

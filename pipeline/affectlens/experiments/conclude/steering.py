@@ -340,7 +340,12 @@ The prompt {{ name|replace("_", " ") }} changes it by {{ estimate|measured(unit)
 
 
 def said(
-    vectors: Sequence[SteeredVector], spec: SteeringAnalysis, action: str, unit: str, order: Order | None = None
+    vectors: Sequence[SteeredVector],
+    spec: SteeringAnalysis,
+    action: str,
+    unit: str,
+    gate: str = "",
+    order: Order | None = None,
 ) -> dict[str, object]:
     """What :data:`TEMPLATE` names.
 
@@ -349,19 +354,23 @@ def said(
         spec: of the analysis.
         action: what they are claimed to do, after "to".
         unit: of the outcome.
+        gate: why the outcome cannot tell what a vector does; empty where it can.
         order: the positive control.
     """
     shown = sum(each.verdict == "shown" for each in vectors)
     return {
         "vectors": vectors, "shown": shown, "action": action, "unit": unit, "power": spec.power,
-        "gate": order.gate if order and vectors else "", "order": order and order.contrast,
+        "gate": gate, "order": order and order.contrast,
         "prompts": order.prompts if order else {},
     }  # fmt: skip
 
 
-def figures(vectors: Sequence[SteeredVector], name: str = "effect") -> Figures:
-    """The figures of the claimed vectors."""
+def figures(vectors: Sequence[SteeredVector], order: Order | None = None, name: str = "effect") -> Figures:
+    """The figures of the claimed vectors and of the positive control."""
     flat: Figures = {"claims": len(vectors), "claims_shown": sum(each.verdict == "shown" for each in vectors)}
+    if order is not None:
+        flat["asked"] = order.contrast and order.contrast.estimate
+        flat |= {f"prompt_{prompt}": each for prompt, each in order.prompts.items()}
     for each in vectors:
         flat |= {f"{name}_{each.vector}": each.effect, f"power_{each.vector}": each.smallest}
         flat |= {f"beyond_twin_{each.vector}": each.twin, f"share_of_asking_{each.vector}": each.share}
