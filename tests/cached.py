@@ -19,7 +19,7 @@ from affectlens.stages.corpus import CorpusStage
 LAYER = 2
 
 
-def build(out: Path, model: Path, *, dtype: str = "float32", neutral: str = "embedded", **config) -> ActivationStore:
+def build(out: Path, model: Path, *, dtype: Any = "float32", neutral: str = "embedded", **config) -> ActivationStore:
     """Corpus and activations of a small study; ``config`` is the activations section."""
     torch.set_num_threads(1)
     setting = Setting(0, ModelConfig(name=str(model), layer=LAYER, dtype=dtype), "cpu", 1, out / "models")

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from affectlens.corpus.documents import Document
+from affectlens.corpus.documents import Document, Split
 from affectlens.experiments.config import ExperimentsConfig
-from affectlens.experiments.results import Measured
 from affectlens.model.subject import ModelConfig
 from affectlens.probing import control_vectors as controls
 from affectlens.stage import Setting, Stage
@@ -106,7 +105,8 @@ class Scripted:
 
 def documents() -> tuple[Document, ...]:
     found = []
-    for split, topic in (("train", "park"), ("train", "shop"), ("test", "exam")):
+    splits: tuple[tuple[Split, str], ...] = (("train", "park"), ("train", "shop"), ("test", "exam"))
+    for split, topic in splits:
         for concept in CONCEPTS:
             text = f"The rain had stopped and she was {concept} at the {topic}, waiting for the others to come home."
             found.append(Document(len(found), "story", concept, topic, "first", split, text))
@@ -159,8 +159,8 @@ class Finished:
             self.metrics |= stage.finish(parts, out)
             opened[stage.name] = result(out)
         self.findings = opened["conclude"].findings
-        self.concluding = made[-1][0]
+        self.concluding: Any = made[-1][0]
 
-    def measured(self, name: str) -> Measured:
-        """Everything measured in one experiment, with its grades."""
+    def measured(self, name: str) -> Any:
+        """Everything measured in one experiment, with its grades: a Measured, without the doubt what it has."""
         return self.concluding.measured(name)

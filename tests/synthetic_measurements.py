@@ -21,7 +21,7 @@ AROUSAL = np.array([7.0, 7.5, 2.0, 6.5, 6.5, 7.0, 5.5, 6.0, 3.5, 2.5])
 FAMILIES = ("isotropic", "covariance", "permuted", "wrong_emotion")
 """Controls, in the order in which they are taken in turn."""
 WIDTH = 40
-FAST = {"draws": 200, "permutations": 199}
+FAST: dict[str, Any] = {"draws": 200, "permutations": 199}
 """Settings of an analysis that tell shown from not shown in a fraction of the time."""
 FAST_STEERING = {**FAST, "planted": 25}
 ORDERS = ("asked_for", "asked_against")
@@ -158,9 +158,15 @@ def completions(
     for index, cell in enumerate(cells):
         for number in range(scenarios):
             for sample in range(samples):
-                grade = label(cell, number, generator)
+                grade: Any = label(cell, number, generator)
                 grade = grade if isinstance(grade, dict) else {"label": grade, "score": None, "reason": ""}
-                answer = {"condition": index, "scenario": number, "sample": sample, "text": "text", "loss": 2.0}
+                answer: dict[str, Any] = {
+                    "condition": index,
+                    "scenario": number,
+                    "sample": sample,
+                    "text": "text",
+                    "loss": 2.0,
+                }
                 found.append(GradedCompletion(**answer, grade=grade, repetition=0.0))
     return tuple(found)
 

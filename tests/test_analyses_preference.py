@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,8 +27,9 @@ def fit(log_odds: np.ndarray, tie: float = 0.0) -> Strengths:
     return BradleyTerry(shares(log_odds, tie)).fit()
 
 
-def correlations(*columns, **values) -> Related:
-    return correlate(*columns, Preference(reading="x"), **values)
+def correlations(*columns: Any, **values: Any) -> Related:
+    given: Any = (*columns, Preference(reading="x"))
+    return correlate(*given, **values)
 
 
 class TestBradleyTerry:

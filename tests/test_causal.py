@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from affectlens.config import validate
-from affectlens.corpus.documents import Document
+from affectlens.corpus.documents import Document, Split
 from affectlens.corpus.quality import emotion_list
 from affectlens.errors import ConfigError, UserError
 from affectlens.experiments.prompts import continuation
@@ -102,14 +103,17 @@ def planted(model_folder, tmp_path_factory: pytest.TempPathFactory) -> Planted:
 
 def documents() -> tuple[Document, ...]:
     found = []
-    for split, topic in (("train", "park"), ("validation", "shop"), ("test", "exam"), ("test", "phone")):
+    splits: tuple[tuple[Split, str], ...] = (
+        ("train", "park"), ("validation", "shop"), ("test", "exam"), ("test", "phone"),
+    )  # fmt: skip
+    for split, topic in splits:
         for number, concept in enumerate(CONCEPTS):
             narrator = "first" if number % 2 else "third"
             found.append(Document(len(found), "story", concept, topic, narrator, split, f"{STORY} {concept} {topic}."))
     return tuple(found)
 
 
-def stage(planted: Planted, norm: float = 5.0, **config: object) -> CausalStage:
+def stage(planted: Planted, norm: float = 5.0, **config: Any) -> CausalStage:
     """The stage with the results of earlier stages that the planted model would give.
 
     The SAE's first four features read and write the four directions.
@@ -407,7 +411,7 @@ def test_wrong_vectors_and_valence_count_the_others() -> None:
     assert near == {0: [1], 1: [0], 2: [1]}
     effect = np.zeros((4, 2, 4))
     effect[0, :, 0], effect[0, :, 1] = [1.0, 2.0], 0.75
-    beyond = beyond_valence(effect, near)
+    beyond: Any = beyond_valence(effect, near)
     np.testing.assert_allclose(beyond[0], [0.25, 1.25])
     assert beyond[3] is None
 

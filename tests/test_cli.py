@@ -62,7 +62,7 @@ def test_wrong_arguments_are_answered_in_one_line(arguments, said, tmp_path, mon
 
 
 def test_every_command_prints_tracebacks_on_demand(tmp_path, monkeypatch):
-    for command in get_command(app).commands.values():
+    for command in vars(get_command(app))["commands"].values():
         assert any("--debug" in parameter.opts for parameter in command.params), command.name
     missing = str(tmp_path / "missing.yaml")
     plain, debug = affectlens("status", missing), affectlens("status", missing, "--debug")

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from affectlens import sweep
@@ -98,7 +99,7 @@ def test_the_profiles_that_come_along_are_right():
 
 def test_the_section_of_the_last_release_is_read_with_a_warning():
     with pytest.warns(FutureWarning, match="`measure` now"):
-        config = ClusterConfig.model_validate({"experiments": {"gpus": 1}})
+        config: Any = ClusterConfig.model_validate({"experiments": {"gpus": 1}})
     assert config.measure.gpus == 1
 
 
@@ -374,7 +375,7 @@ def test_status_names_counts_states_and_reasons(study, capsys, monkeypatch):
     (space.parts / "00000" / "part.json").write_text("{}", encoding="utf-8")
     space.failed.mkdir()
     (space.failed / "00003.json").write_text('{"error": "ZeroDivisionError: planted"}', encoding="utf-8")
-    tasks = {"5_0": ["00000", "00001"], "5_1": ["00002", "00003"], "5_2": ["00004"]}
+    tasks: dict[str, list[str] | None] = {"5_0": ["00000", "00001"], "5_1": ["00002", "00003"], "5_2": ["00004"]}
     job_registry.write(
         study, ActivationsStage, Entry("activations", study.fingerprint(ActivationsStage), "s", "", tasks, "6")
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,7 +124,7 @@ def planted_pairs(groups: int, each: int) -> list[pairs.Pair]:
 
 def test_the_best_of_many_readings_of_noise_is_not_taken_for_one_that_reads():
     found, rng = planted_pairs(12, 4), np.random.default_rng(0)
-    shown = {"p": 0, "p_max": 0}
+    shown, noise = {"p": 0, "p_max": 0}, []
     for seed in range(60):
         noise = [rng.normal(size=len(found)) + np.repeat(rng.normal(size=12), 4) for _ in range(15)]
         best = max(pairs.judge(noise, [True] * 15, found, np.random.default_rng(seed)), key=lambda row: row["accuracy"])
@@ -291,7 +292,8 @@ def test_the_whole_table_of_readouts_is_within_left_out_topics(tmp_path, model_f
         assert row["low"] <= row["mean"] <= row["high"]
     table = results.read(comparison.folder, "readouts")
     for metric, rows, column in averaged(table):
-        assert rows[column].mean() == pytest.approx(metrics[metric])
+        mean: Any = rows[column].mean()
+        assert mean == pytest.approx(metrics[metric])
     assert set(results.names(comparison.folder)) == {
         "angles", "confounds", "cosines", "detection", "explained", "readouts"
     }  # fmt: skip

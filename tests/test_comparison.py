@@ -278,7 +278,9 @@ def test_the_server_says_the_same_as_the_runs_that_were_synced(swept, monkeypatc
     for stage in wanted:
         theirs, ours = remote.results[stage], local.results[stage]
         known = {name: value for name, value in theirs.metrics.items() if value is not None}
-        assert known == {name: value for name, value in ours.metrics.items() if math.isfinite(value)}
+        assert known == {
+            name: value for name, value in ours.metrics.items() if value is not None and math.isfinite(value)
+        }
         assert set(theirs.record) >= {"config", "fingerprint", "versions"}
         for key in set(theirs.record) & set(ours.record) - {"config", "seed", "device"}:
             assert theirs.record[key] == ours.record[key], key

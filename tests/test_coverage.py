@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from affectlens.probing import detection, matching, methods
 FEATURES, CONCEPTS, STUDIES = 64, 24, 100
 
 
-def design(topics: int) -> tuple[SimpleNamespace, np.ndarray, np.ndarray]:
+def design(topics: int) -> tuple[Any, np.ndarray, np.ndarray]:
     """One story a concept and topic, every topic the test once."""
     concept, topic = np.tile(np.arange(CONCEPTS), topics), np.repeat(np.arange(topics), CONCEPTS)
     sides = [(np.flatnonzero(topic != name), np.flatnonzero(topic == name)) for name in range(topics)]

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ from scripted import CONCEPTS, LAYER, NO, NORM, YES, Finished, Scripted, write_e
 STRENGTHS = (-0.2, -0.1, 0.1, 0.2)
 STEERING = {"vectors": ["afraid", "calm"], "strengths": list(STRENGTHS), "completion_controls": 3}
 RULES = {"kind": "rules", "labels": {"yes": [YES.strip()], "no": [NO.strip()]}}
-COMPLETIONS = {"kind": "completions", "samples": 2, "tokens": 6, "temperature": 0, "grader": RULES}
+COMPLETIONS: Any = {"kind": "completions", "samples": 2, "tokens": 6, "temperature": 0, "grader": RULES}
 DOSE = {"kind": "dose", "raises": ["afraid"]}
 RATE = {"kind": "rate", "label": "yes", "raises": ["afraid"]}
 ASKED = [
@@ -486,7 +487,7 @@ def test_steering_an_item_reaches_its_words_and_nothing_else(model_folder, tmp_p
     found = pairwise.measure(context, context.experiments["games"], 0, 3)["comparisons"]
     games = context.experiments["games"]
     cells = [context.grid(games)[index] for index in compared(games.config, CONCEPTS)]
-    settings = context.experiments["games"].config.outcomes[0]
+    settings: Any = context.experiments["games"].config.outcomes[0]
     for first, second in ((0, 1), (2, 0)):
         ids, a, b = pairwise.question(context, settings, items[first]["text"], items[second]["text"])
         mine = a if first == 0 else b
@@ -503,9 +504,10 @@ def test_steering_an_item_reaches_its_words_and_nothing_else(model_folder, tmp_p
 
 
 def test_steered_items_meet_the_others_evenly_and_are_met_by_them():
-    settings = ExperimentConfig(
+    outcome: Any = {"kind": "pairwise", "question": "{a} {b}", "steered": 32, "comparisons": 8}
+    settings: Any = ExperimentConfig(
         title="", claim="", refuted_by="", analyses=(),
-        outcomes=({"kind": "pairwise", "question": "{a} {b}", "steered": 32, "comparisons": 8},),
+        outcomes=(outcome,),
     ).outcomes[0]  # fmt: skip
     met = pairwise.pairs(64, settings)
     assert {len(others) for others in met.values()} == {8}
@@ -550,7 +552,7 @@ def test_names_of_the_last_release_are_read_with_a_warning():
         "steering": {"vectors": ["calm"], "rollout_controls": 20},
     }  # fmt: skip
     with pytest.warns(FutureWarning, match="now"):
-        config = ExperimentConfig.model_validate(former)
+        config: Any = ExperimentConfig.model_validate(former)
     assert [outcome.kind for outcome in config.outcomes] == ["pairwise", "completions"]
     assert config.outcomes[0].comparisons == 3 and config.steering.completion_controls == 20
 

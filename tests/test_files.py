@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -88,7 +89,8 @@ def test_safetensors_and_hdf5_hold_what_they_were_given(tmp_path):
         assert opened.get_tensor("a").tolist() == [[0, 1, 2], [3, 4, 5]]
     files.write_hdf5(tmp_path / "a.h5", lambda file: file.create_dataset("group/a", data=np.eye(2)))
     with h5py.File(tmp_path / "a.h5") as opened:
-        assert opened["group/a"][...].tolist() == [[1, 0], [0, 1]]
+        written: Any = opened["group/a"]
+        assert written[...].tolist() == [[1, 0], [0, 1]]
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])

@@ -6,6 +6,7 @@ import datetime
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def test_a_bridge_that_computes_other_values_is_refused(tmp_path):
     folder = build_model(tmp_path / "cohere", "llama")
     tokenizer = load_tokenizer(ModelConfig(name=str(folder)), tmp_path)
     torch.manual_seed(0)
-    sizes = {"vocab_size": 640, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {"vocab_size": 640, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
     settings = transformers.CohereConfig(**sizes, num_key_value_heads=2, intermediate_size=64)
     model = transformers.AutoModelForCausalLM.from_config(settings)
     with torch.no_grad():
@@ -212,7 +213,7 @@ def test_chat_templates_write_the_day_of_the_config(tmp_path, copied):
         frozen = load_tokenizer(config.model_copy(update={"template_date": day}), tmp_path)
         written = frozen.apply_chat_template(chat, tokenize=False)
         assert written == f"\n{day:%d %b %Y} {day:%A} 00:00|Hello"
-    assert ModelConfig(template_date="2030-02-03").template_date == datetime.date(2030, 2, 3)
+    assert ModelConfig.model_validate({"template_date": "2030-02-03"}).template_date == datetime.date(2030, 2, 3)
 
 
 def test_rows_are_padded_with_a_token_that_the_model_has(tmp_path, copied):

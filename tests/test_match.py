@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import permutations
+from typing import Any
 
 import h5py
 import numpy as np
@@ -171,7 +172,8 @@ def test_every_story_is_read_by_the_features_of_the_other_topics(matched):
     )
     assert metrics["best_feature_auroc"] == pytest.approx(cells.mean(), abs=1e-6)
     table = results.read(match.folder, "concepts")
-    assert table["auroc_test"].mean() == pytest.approx(metrics["best_feature_auroc"])
+    mean: Any = table["auroc_test"].mean()
+    assert mean == pytest.approx(metrics["best_feature_auroc"])
 
 
 @pytest.mark.parametrize("sizes", [(), (0, 1), (2, 1), (1, 1)])

@@ -51,7 +51,7 @@ class Text:
     text: str
 
 
-def documents(concepts: tuple[str, ...]) -> tuple[Text, ...]:
+def documents(concepts: tuple[str, ...]) -> tuple[Any, ...]:
     splits = {"train": "train", "garden": "validation", "exam": "test", "phone": "test"}
     stories = [Text(c, t, s, "story", f"A story of {t}.") for c in concepts for t, s in splits.items()]
     return (*stories, *(Text("", "", "neutral", "code", "x = 1") for _ in range(3)))
@@ -455,7 +455,9 @@ def test_a_study_without_results_still_gives_a_page() -> None:
 
 def concluded(evidence: Evidence, name: str) -> tuple[str, Mapping[str, Any]]:
     """Standing of a finding, and what its words name."""
-    return next(each.conclude(evidence) for each in FINDINGS if each.name == name)
+    concluded = next(each.conclude(evidence) for each in FINDINGS if each.name == name)
+    assert concluded is not None
+    return concluded
 
 
 def test_the_side_that_loses_is_named() -> None:
@@ -658,7 +660,7 @@ def test_every_figure_is_valid_plotly(evidence: Evidence) -> None:
     from plotly.graph_objects import Figure
 
     for name, spec in specifications(render(evidence)).items():
-        assert Figure(spec).layout.height == spec["layout"]["height"], name
+        assert Figure(spec).to_dict()["layout"]["height"] == spec["layout"]["height"], name
 
 
 def test_labels_on_the_map_do_not_overlap() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ EFFECTS = results.Table(
 )
 
 
-def row(concept: str, vector: str, effect: float, words: int | None = 3, shown: bool | None = True) -> dict:
+def row(concept: str, vector: str, effect: Any, words: int | None = 3, shown: bool | None = True) -> dict:
     return {"concept": concept, "vector": vector, "effect": effect, "words": words, "shown": shown}
 
 
@@ -55,7 +56,9 @@ def test_the_same_rows_give_the_same_bytes(tmp_path):
 
 def test_metrics_know_what_they_are_the_mean_of(tmp_path):
     results.write(tmp_path, EFFECTS, ROWS)
-    means = {metric: rows[column].mean() for metric, rows, column in averaged(results.read(tmp_path, "effects"))}
+    means: dict[str, Any] = {
+        metric: rows[column].mean() for metric, rows, column in averaged(results.read(tmp_path, "effects"))
+    }
     assert means["effect_direction"] == 0.75
     assert math.isnan(means["effect_feature"])
     assert means["effect"] == 0.75

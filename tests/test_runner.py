@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from affectlens.corpus.texts import EMBEDDED
@@ -112,7 +113,8 @@ def test_a_worker_that_waits_for_its_neighbour_is_not_worth_a_word(study):
             assert not told
             heard("waiting", "b")
 
-    runner.Session(study, Pool(), reporter=Reporter()).share(ActivationsStage, (), ["cpu", "cpu"])
+    pool: Any = Pool()
+    runner.Session(study, pool, reporter=Reporter()).share(ActivationsStage, (), ["cpu", "cpu"])
     assert told == ["b"], "nobody of this run works: another one does"
 
 

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,7 +158,7 @@ def test_a_random_sae_has_the_shape_the_sparsity_and_the_centre(tmp_path) -> Non
 
 
 def test_further_saes_see_the_same_rows_and_their_agreement_is_reported(tmp_path) -> None:
-    settings = {"also": {"widths": [48], "ks": [2], "seeds": 2}}
+    settings: dict[str, Any] = {"also": {"widths": [48], "ks": [2], "seeds": 2}}
     stage = _stage(PlantedRows(), tmp_path, **settings)
     names = [part.name for part in stage.parts()]
     assert names[0] == "l2-w96-k3-s0"
@@ -301,7 +302,8 @@ def test_agreement_is_one_for_a_permutation_and_low_for_strangers() -> None:
 def _check(**settings: object) -> None:
     model = ModelConfig(name="embedded", layer=15)
     activations = SimpleNamespace(token_layers=(10,))
-    SaeStage.check(SimpleNamespace(sae=SaeConfig.model_validate(settings), model=model, activations=activations))
+    study: Any = SimpleNamespace(sae=SaeConfig.model_validate(settings), model=model, activations=activations)
+    SaeStage.check(study)
 
 
 def test_too_many_active_features_are_refused() -> None:

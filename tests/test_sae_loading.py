@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,7 +90,9 @@ def write_dictionary_learning(folder: Path, dict_class: str) -> Path:
 
 def write_gemma_scope(folder: Path) -> Path:
     folder.mkdir(parents=True)
-    arrays = {name: value.numpy() for name, value in WEIGHTS.items()} | {"threshold": np.full(WIDTH, 1.5, np.float32)}
+    arrays: dict[str, Any] = {name: value.numpy() for name, value in WEIGHTS.items()} | {
+        "threshold": np.full(WIDTH, 1.5, np.float32)
+    }
     np.savez(folder / "params.npz", **arrays)
     return folder
 

@@ -8,6 +8,7 @@ import os
 import signal
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ CUT = 6
 def _train(settings: dict, folder: Path, *, seed: int = 0, at_step: tuple[int, int] | None = None, half: bool = False):
     """A finished trainer; ``at_step`` (step, signal) sends this process a signal after that step."""
     recipe = Recipe.model_validate(settings)
-    rows = PlantedRows()
+    rows: Any = PlantedRows()
     chosen = np.arange(len(rows))
     statistics = Statistics.of(rows, chosen)
     centre = torch.from_numpy(statistics.centre * np.float32(statistics.scale))
@@ -206,7 +207,7 @@ def test_the_stream_shows_every_row_once_an_epoch_from_any_step() -> None:
 
 
 def test_the_scale_does_not_depend_on_where_the_centre_lies() -> None:
-    rows = PlantedRows()
+    rows: Any = PlantedRows()
     near = Statistics.of(rows, np.arange(len(rows)))
     rows.values += 100
     far = Statistics.of(rows, np.arange(len(rows)))
@@ -226,7 +227,7 @@ def test_the_learning_rate_rises_stays_and_falls_to_nearly_nothing() -> None:
 
 
 def test_rows_that_all_are_alike_do_not_break_training(tmp_path) -> None:
-    rows = PlantedRows()
+    rows: Any = PlantedRows()
     rows.values[:] = 1
     statistics = Statistics.of(rows, np.arange(100))
     assert np.isfinite(statistics.scale)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def test_batched_streamed_cached_and_single_texts_are_the_same(tiny_subject, fam
     model = tiny_subject(family)
     prompts = [model.led(model.encode(text)) for text in PROMPTS]
     draws, pushes, first = np.random.default_rng(0).random((3, 2, STEPS)), vectors(3), 2
-    options = {"resume_at": LAYER, "read": 2}
+    options: dict[str, Any] = {"resume_at": LAYER, "read": 2}
     together = sample(model, prompts, draws, pushed(pushes, first), **options)
     uncached = sample(model, prompts, draws, pushed(pushes, first), read=2, cached=False)
     alone = [
@@ -72,6 +73,7 @@ def test_batched_streamed_cached_and_single_texts_are_the_same(tiny_subject, fam
     assert len({tuple(completion.tokens) for completion in flat}) == 6
     for one, other in zip(flat, alone, strict=True):
         assert one.positions == other.positions
+        assert one.state is not None and other.state is not None
         np.testing.assert_allclose(one.state, other.state, atol=1e-3)
 
 

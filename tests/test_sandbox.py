@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from affectlens.experiments.grade import confined, sandbox
@@ -235,7 +236,7 @@ def solve(a):
     check = {"visible": [[[1], False]], "hidden": [[[2], False], [[3], "needle-4711"]]}
     scenario = Scenario("s", "s", "main", {}, (), "Write it.", {}, "", {}, check)
     grade = CodeGrader(CodeConfig()).grade([Answer(scenario, f"```python\n{source}```")])[0]
-    assert grade["visible"] == 1.0 and grade["score"] == 0.5
+    assert (grade.get("visible"), grade["score"]) == (1.0, 0.5)
 
 
 def test_a_network_call_does_not_arrive():
@@ -458,7 +459,7 @@ def test_the_filter_says_no_unless_it_says_yes(machine: str):
     for library in (False, True):
         program = confined.filter_program(machine, may_open=library)
 
-        def says(number: int, *arguments: int, arch: int = architecture, program: list = program) -> int:
+        def says(number: Any, *arguments: int, arch: int = architecture, program: list = program) -> int:
             return _interpreted(program, arch, number, arguments)
 
         assert says(confined.CALLS["read"][column]) == allowed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,7 +126,7 @@ class TestAuroc:
 
     def test_ranked_features_give_the_same_and_keep_no_scores(self, labels):
         scores = sparse_scores(np.random.default_rng(0), 90, 8)
-        ranked = stats.rank_features(scores, block=5)
+        ranked: Any = stats.rank_features(scores, block=5)
         np.testing.assert_array_equal(stats.auroc(ranked, labels), stats.auroc(scores, labels))
         np.testing.assert_array_equal(ranked.ranks, 2 * scipy.stats.rankdata(scores, axis=0) - (len(scores) + 1))
         with pytest.raises(ValueError, match="keep no scores"):
@@ -133,7 +134,8 @@ class TestAuroc:
 
     def test_a_sparse_matrix_and_number_labels_are_accepted(self, labels):
         scores = sparse_scores(np.random.default_rng(0), 90, 8)
-        sparse = stats.auroc(scipy.sparse.csc_array(scores), labels.astype(np.float32), block=5)
+        as_sparse: Any = scipy.sparse.csc_array(scores)
+        sparse = stats.auroc(as_sparse, labels.astype(np.float32), block=5)
         np.testing.assert_array_equal(sparse, stats.auroc(scores, labels))
 
     def test_memory_does_not_grow_with_the_number_of_features(self):
@@ -567,13 +569,13 @@ class TestTInterval:
 
     def test_undefined_and_refused(self):
         assert math.isnan(stats.t_interval(np.full((2, 3), np.nan)).value)
-        one = stats.t_interval([0.4])
+        one = stats.t_interval(np.array([0.4]))
         assert one.value == 0.4
         assert math.isnan(one.low)
         with pytest.raises(ValueError, match="no finite"):
-            stats.t_interval([1.0, np.inf])
+            stats.t_interval(np.array([1.0, np.inf]))
         with pytest.raises(ValueError, match="level"):
-            stats.t_interval([1.0, 2.0], level=2)
+            stats.t_interval(np.array([1.0, 2.0]), level=2)
 
 
 class TestPermutedWithin:
@@ -726,13 +728,13 @@ class TestCorrelation:
     def test_pearson_equals_scipy(self, pairs, level):
         theirs = scipy.stats.pearsonr(*pairs)
         found = stats.correlation(*pairs, level=level).estimate
-        assert found[:3] == pytest.approx((theirs.statistic, *theirs.confidence_interval(level)))
+        assert found[:3] == pytest.approx((theirs[0], *theirs.confidence_interval(level)))
         assert found.n == 45
 
     def test_permutation_p_is_two_sided_and_has_a_floor(self, pairs):
         x, y = pairs[0], np.random.default_rng(5).normal(size=45)
         weak = stats.correlation(x, y, permutations=4_000, rng=0)
-        assert weak.p == pytest.approx(scipy.stats.pearsonr(x, y).pvalue, abs=0.03)
+        assert weak.p == pytest.approx(scipy.stats.pearsonr(x, y)[1], abs=0.03)
         assert stats.correlation(x, -y, permutations=4_000, rng=0).p == pytest.approx(weak.p)
         strong = stats.correlation(x, -x, permutations=99, rng=0)
         assert strong.p == strong.floor == 0.01
@@ -748,9 +750,9 @@ class TestCorrelation:
         constant = stats.correlation(np.full(9, 0.1), np.arange(9), permutations=9, rng=0)
         assert math.isnan(constant.estimate.value)
         assert math.isnan(constant.p)
-        assert math.isnan(stats.correlation([1.0], [2.0]).estimate.value)
-        assert math.isnan(stats.correlation([], []).estimate.value)
-        three = stats.correlation([1.0, 2.0, 4.0], [1.0, 3.0, 2.0]).estimate
+        assert math.isnan(stats.correlation(np.array([1.0]), np.array([2.0])).estimate.value)
+        assert math.isnan(stats.correlation(np.array([]), np.array([])).estimate.value)
+        three = stats.correlation(np.array([1.0, 2.0, 4.0]), np.array([1.0, 3.0, 2.0])).estimate
         assert not math.isnan(three.value)
         assert math.isnan(three.low)
 
@@ -784,9 +786,9 @@ class TestCorrelation:
         with pytest.raises(ValueError, match=message):
             stats.correlation(*arguments)
         with pytest.raises(ValueError, match="needs rng"):
-            stats.correlation([1.0, 2.0], [1.0, 2.0], permutations=5)
+            stats.correlation(np.arange(2.0), np.arange(2.0), permutations=5)
         with pytest.raises(ValueError, match=r"level is 1\.0"):
-            stats.correlation([1.0, 2.0], [1.0, 2.0], level=1.0)
+            stats.correlation(np.arange(2.0), np.arange(2.0), level=1.0)
 
 
 def test_estimates_read_as_text():

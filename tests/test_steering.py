@@ -69,7 +69,7 @@ def saved(architecture: str, folder: Path):
 
     recipe = Recipe(architecture=architecture, k=8)
     training = building.build(recipe, d_in=D, width=WIDTH, centre=torch.zeros(D), seed=1, metadata={})
-    training.topk_threshold.data.fill_(0.005)
+    training.get_buffer("topk_threshold").fill_(0.005)
     building.save_folded(training, 1.5, folder)
     return SAE.load_from_disk(folder)
 
@@ -89,7 +89,8 @@ def sae(tmp_path_factory: pytest.TempPathFactory):
             scale = 0.01 if name.startswith(("b_", "threshold", "r_")) else 1.0
             values.data = scale * torch.randn_like(values)
         if architecture == "jumprelu":
-            module.threshold.data = module.threshold.data.abs()
+            threshold = module.get_parameter("threshold")
+            threshold.data = threshold.data.abs()
         return module.eval().requires_grad_(False)
 
     return build

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -38,7 +39,8 @@ def test_h5py_alone_reads_what_the_store_reads(tmp_path, model_folder, dtype):
     neutral = write_texts(tmp_path / "neutral.jsonl", [{"text": "The lock has two gates. " * 12}])
     store = build(tmp_path, model_folder("llama"), neutral=neutral, storage=dtype, texts_per_part=7)
     rows = store.tokens(LAYER)
-    with h5py.File(tmp_path / "activations" / "activations.h5", "r") as file:
+    with h5py.File(tmp_path / "activations" / "activations.h5", "r") as opened:
+        file: Any = opened
         assert (file.attrs["format"], file.attrs["format_version"]) == ("affectlens-activations", 3)
         data = file[f"layers/{LAYER}/resid_post/rows"]
         assert data.attrs["dtype"] == dtype
@@ -58,7 +60,8 @@ def test_h5py_alone_reads_what_the_store_reads(tmp_path, model_folder, dtype):
 def test_shards_are_contiguous_and_can_be_mapped_where_the_index_says(store):
     for shard in store.index["shards"]:
         path = store.folder / shard["file"]
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r") as opened:
+            file: Any = opened
             for name, offset in shard["offsets"].items():
                 assert file[name].chunks is None
                 assert file[name].id.get_offset() == offset
@@ -295,7 +298,8 @@ def test_partial_writes_are_gone_on_with(tmp_path, monkeypatch):
     from os import pwrite
 
     write_rows(tmp_path / "shard.h5", monkeypatch, lambda descriptor, data, at: pwrite(descriptor, data[:5], at))
-    with h5py.File(tmp_path / "shard.h5", "r") as file:
+    with h5py.File(tmp_path / "shard.h5", "r") as opened:
+        file: Any = opened
         np.testing.assert_array_equal(file["rows"][...], np.arange(12, dtype=np.float32).reshape(4, 3))
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -104,7 +105,8 @@ def test_what_the_example_varies_is_what_its_studies_depend_on():
     file = Path(words[words.index("run") + 1])
     fixed = [word for word in words if "=" in word]
     studies = [Study.load(ROOT / file, [*fixed, f"sae.architecture={each}"]) for each in ("topk", "batchtopk")]
-    assert all(study.section(SaeStage).load is None for study in studies)
+    sections: list[Any] = [study.section(SaeStage) for study in studies]
+    assert all(section.load is None for section in sections)
     assert len({study.fingerprint(SaeStage) for study in studies}) == 2
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 from affectlens.sae import kernels_topk as topk
@@ -64,7 +66,7 @@ def test_loss_and_gradients_are_those_of_sae_lens(architecture, dead, block, mon
 def test_running_choice_is_the_choice_over_all_features(block, monkeypatch) -> None:
     monkeypatch.setattr(topk, "BLOCK", block)
     sae, x = _sae("topk"), _rows(3)
-    encoder, bias = sae.W_enc.data.T, sae.b_enc.data
+    encoder, bias = sae.W_enc.data.T, cast(torch.Tensor, sae.b_enc.data)
     feature, value = topk.choose_rows(x, encoder, bias, 10)
     expected = (x @ encoder.T + bias).topk(10, dim=1)
     order = value.argsort(dim=1, descending=True)
@@ -76,7 +78,7 @@ def test_running_choice_is_the_choice_over_all_features(block, monkeypatch) -> N
 def test_a_wrong_guess_of_the_floor_changes_nothing(floor, monkeypatch) -> None:
     monkeypatch.setattr(topk, "BLOCK", 20)
     sae, x = _sae("batchtopk"), _rows(4)
-    encoder, bias = sae.W_enc.data.T, sae.b_enc.data
+    encoder, bias = sae.W_enc.data.T, cast(torch.Tensor, sae.b_enc.data)
     pairs, value = topk.choose_batch(x, encoder, bias, 6 * TOKENS, floor=floor)
     dense = torch.zeros(TOKENS, F)
     dense[pairs.token, pairs.feature] = value
@@ -112,7 +114,7 @@ def test_pairs_compute_the_dense_products_also_for_tokens_and_features_without_a
 @pytest.mark.parametrize("architecture", FAMILY)
 def test_bfloat16_decides_only_which_features_are_taken(architecture) -> None:
     sae, x = _sae(architecture), _rows(6)
-    encoder, bias = sae.W_enc.data.T, sae.b_enc.data
+    encoder, bias = sae.W_enc.data.T, cast(torch.Tensor, sae.b_enc.data)
     scores = x @ encoder.T + bias
     if architecture == "topk":
         feature, value = topk.choose_rows(x, encoder, bias, 6, half=True)

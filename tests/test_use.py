@@ -117,7 +117,7 @@ def states(study, recipe: Recipe, *, cached: bool = True) -> np.ndarray:
         study.subject, [ids], np.full((1, 1, 12), 0.4), Vectors(study).edits([recipe]), read=study.layer,
         special="never", cached=cached,
     )  # fmt: skip
-    rows = np.concatenate([step.states for step in steps])
+    rows = np.concatenate([step.states for step in steps if step.states is not None])
     return study.built.readout(study.layer, rows)[:, study.concepts.index("calm")] / study.mean_norm(study.layer)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from affectlens.run import runner
 from affectlens.study import STAGES, Study, stage_named
 
 WIDTH, CONCEPTS, TOPICS, TEXTS, LAYER = 24, 6, 8, 2, 3
-DIRECTIONS = SimpleNamespace(
+DIRECTIONS: Any = SimpleNamespace(
     methods=(methods.RECIPE, "LDA (shrunk)", "logistic"),
     neutral=lambda layer: np.empty((0, WIDTH)),
     massive=lambda layer: [],
@@ -279,7 +280,7 @@ def test_taking_style_out_leaves_nothing_of_how_topics_differ():
         assert np.abs(weights @ (means - means.mean(axis=0)).T).max() < 1e-9 * np.abs(means).max()
         still, moved = built(shift=0.0)[0], built(shift=5.0)[0]
         within = [ways.centred(fit, topics=topics)(rows, labels, strata, writers).weights for rows in (still, moved)]
-        assert np.allclose(*within) == topics, "a shift of whole topics is seen unless topics are centred"
+        assert np.allclose(within[0], within[1]) == topics, "a shift of whole topics is seen unless topics are centred"
 
 
 def test_a_way_is_chosen_without_the_writer_it_is_judged_on():

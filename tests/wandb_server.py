@@ -162,7 +162,7 @@ class WandbServer:
 
     def _on_runs(self, variables: dict[str, Any]) -> dict[str, Any]:
         """The runs of a project that a filter wants (all its fields must be equal), oldest first."""
-        wanted = json.loads(variables["filters"] or "{}")
+        wanted: dict[str, Any] = json.loads(variables["filters"] or "{}")
         names = {"group": "groupName"}
         found = [
             (name, run)

@@ -201,7 +201,7 @@ def open_hdf5(path: Path, mode: Literal["w", "r+"], **options: Any) -> Iterator[
             checked.require_written()
 
 
-def write_hdf5(path: Path, build: Callable[[h5py.File], None], **options: Any) -> None:
+def write_hdf5(path: Path, build: Callable[[h5py.File], object], **options: Any) -> None:
     """Replace a file by the HDF5 file that ``build`` fills.
 
     Args:

@@ -196,10 +196,13 @@ def test_a_failed_part_stops_its_dependants_at_once_and_alone_is_done_again(stud
     arguments = [study.source, in_jobs(tmp_path, FAILING_PART), *limits]
     affectlens("submit", *arguments, "--stage", "sae")
     first = job_registry.read(study, stage_named("activations"))
-    assert first is not None
+    assert first is not None and first.merge is not None
     assert [names and len(names) for names in first.tasks.values()] == [3, 3, 1]
     # The merge and the SAE give up while other parts are still waiting for their turn.
-    until("the failure", lambda: not jobs_of(study, "sae")[job_registry.read(study, stage_named("sae")).merge].alive)
+    sae = job_registry.read(study, stage_named("sae"))
+    assert sae is not None and sae.merge is not None
+    merge = sae.merge
+    until("the failure", lambda: not jobs_of(study, "sae")[merge].alive)
     assert any(state.alive for state in jobs_of(study, "activations").values())
     assert jobs_of(study, "activations")[first.merge].state == "CANCELLED"
     until("the other parts", lambda: settled(study, "activations"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -60,14 +60,15 @@ class Linear:
 
 
 Fit = Callable[[Float[np.ndarray, "docs d_model"], Bool[np.ndarray, "docs concepts"], ProbeOptions], "Linear"]
+F = TypeVar("F", bound=Fit)
 PROBES: dict[str, Fit] = {}
 """By name, in the order of registration."""
 
 
-def probe(name: str) -> Callable[[Fit], Fit]:
+def probe(name: str) -> Callable[[F], F]:
     """Register a probe: a function (activations, labels, options) -> :class:`Linear`."""
 
-    def register(fit: Fit) -> Fit:
+    def register(fit: F) -> F:
         if name in PROBES:
             raise ValueError(f"there are two probes called {name!r}")
         PROBES[name] = fit

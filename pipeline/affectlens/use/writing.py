@@ -67,10 +67,9 @@ class Outputs:
 
     def __enter__(self) -> Outputs:
         if self._json is not None:
-            self._stream = (
-                sys.stdout if self._json == "-" else Path(self._json).expanduser().open("w", encoding="utf-8")
-            )
-            self._stream.write(json.dumps(heading(self._readings))[:-1] + ', "texts": [')
+            stream = sys.stdout if self._json == "-" else Path(self._json).expanduser().open("w", encoding="utf-8")
+            self._stream = stream
+            stream.write(json.dumps(heading(self._readings))[:-1] + ', "texts": [')
         return self
 
     def add(self, reading: TextReading) -> None:
