@@ -117,7 +117,7 @@ def transfer_rows(method: str, cells: Measured, pool: Pool) -> list[dict[str, An
             "texts": found.texts,
             **named("auroc", stats.t_interval(found.areas, cross_validated=crossed, random_rows=searched), bare=True),
             **named("hit", stats.t_interval(found.hits, cross_validated=crossed)),
-            "hit_chance": 1 / len(pool.emotions),
+            "hit_chance": 1 / max(1, int((~np.isnan(found.areas).all(axis=1)).sum())),
         }
         row["home"] = stats.t_interval(cells[(read,), read].areas).value if ((read,), read) in cells else None
         own = cells.get((built, built[0])) if read not in built and len(built) == 1 else None
@@ -214,7 +214,7 @@ def way_rows(pool: Pool, directions: Directions, plan: Mapping[Pair, Sequence[Sp
         }
         picked = {pair: ways.chosen(figures, pair[0]) for pair in several}
         best = {reader: measured[name][built, reader].areas for (built, reader), name in picked.items()}
-        listed = ", ".join(sorted(set(picked.values())))
+        listed = "; ".join(sorted(set(picked.values())))
         read[f"{CHOSEN} ({listed})", "all others"] = best
     rows = []
     for (name, built), cells in read.items():

@@ -173,7 +173,7 @@ class WritersStage(Stage[CorpusConfig, Writers]):
             mine = [part.name for part in self.parts() if part.payload.get("writer") == writer]
             write_index(out / writer, mine, shards="../parts")
         read: dict[Any, list[dict[str, Any]]] = {table: [] for table in self.tables}
-        metrics: Metrics = {"writers": float(len(self.documents))}
+        metrics: Metrics = {}
         if self.documents:
             found = writer_tables.evaluate(self._pool(out), self.need(DirectionsStage), self.generator)
             read |= {writers.METHODS: found.methods, writers.CONCEPTS: found.concepts}

@@ -40,7 +40,9 @@ def beyond_the_writer(evidence: Evidence) -> Said | None:
     row = next((row for row in rows if row["method"] == BASELINE), None)
     if row is None:
         return None
-    built = [each for each in rows if finite(each["several"]) is not None]
-    best = max(built, key=lambda each: each["several"], default=None)
     read = (finite(row["other_low"]) or 0) > 0.5
-    return "shown" if read else "not shown", {"row": row, "best": best, "lost": (finite(row["loss_low"]) or 0) > 0}
+    return "shown" if read else "not shown", {
+        "row": row,
+        "chosen": evidence.metric("writers", "auroc_chosen"),
+        "lost": (finite(row["loss_low"]) or 0) > 0,
+    }
