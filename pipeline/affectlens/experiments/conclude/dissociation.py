@@ -181,5 +181,4 @@ def mean_correlation(
         count = defined.sum(axis=1)
         return np.where(count > 0, np.where(defined, r, 0).sum(axis=1) / np.maximum(count, 1), np.nan)
 
-    point, drawn = estimators.bootstrap(sums, correlation, spec, rng)
-    return estimators.interval(float(point), drawn, len(names), spec)
+    return estimators.bootstrapped(sums, correlation, spec, rng)

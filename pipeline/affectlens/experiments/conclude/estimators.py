@@ -97,6 +97,17 @@ def bootstrap(
     return statistic(np.ones((1, groups)))[0], np.concatenate(drawn)
 
 
+def bootstrapped(
+    sums: Float[np.ndarray, "groups ..."],
+    statistic: Callable[[Float[np.ndarray, "draws groups"]], Float[np.ndarray, " draws"]],
+    spec: AnalysisConfig,
+    rng: np.random.Generator,
+) -> Estimate:
+    """A single figure of :func:`bootstrap` with its interval."""
+    point, drawn = bootstrap(sums, statistic, spec, rng)
+    return interval(float(point), drawn, len(sums), spec)
+
+
 def interval(point: float, drawn: Float[np.ndarray, " draws"], units: int, spec: AnalysisConfig) -> Estimate:
     """A bootstrapped figure with its interval."""
     return bootstrap_interval(float(point), drawn, units, spec.coverage)
@@ -242,13 +253,11 @@ class Association:
     Attributes:
         estimates: per column, with Fisher's interval: a degree of freedom less for every stratum's mean taken off.
         p: two-sided, rows changing places within their stratum; NaN without permutations.
-        null: the correlations of the permuted outcome.
         floor: the least that p can be.
     """
 
     estimates: tuple[Estimate, ...]
     p: Float[np.ndarray, " columns"]
-    null: Float[np.ndarray, "permutations columns"]
     floor: float
 
 
@@ -272,10 +281,10 @@ def association(
         fisher_interval(float(r), len(outcome), covariates=covariates, level=spec.coverage) for r in values
     )
     if rng is None or len(outcome) < 2:
-        return Association(estimates, np.full(len(values), np.nan), np.empty((0, len(values))), math.nan)
+        return Association(estimates, np.full(len(values), np.nan), math.nan)
     null = correlations(outcome[permuted_within(kinds, spec.permutations, rng)], columns)
     p, floor = permutation_p(np.abs(values), np.abs(null))
-    return Association(estimates, np.asarray(p), null, floor)
+    return Association(estimates, np.asarray(p), floor)
 
 
 @dataclass(frozen=True)

@@ -188,8 +188,7 @@ class Persistence(Analysis):
                 return math.nan if math.isnan(share) else math.inf
             return -1 / math.log(share) if share > 0 else 0.0
 
-        point, drawn = estimators.bootstrap(curves, kept, self, rng)
-        share = estimators.interval(float(point), drawn, len(curves), self)
+        share = estimators.bootstrapped(curves, kept, self, rng)
         # A length is a rising function of the share kept: the ends of the interval go over with it.
         return Estimate(length(share.value), length(share.low), length(share.high), share.n)
 

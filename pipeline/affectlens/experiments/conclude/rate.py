@@ -213,5 +213,4 @@ def kappa(
         chance = (drawn.sum(axis=1) * drawn.sum(axis=2)).sum(axis=1) / total**2
         return np.where(chance < 1, (same - chance) / np.where(chance < 1, 1 - chance, 1), math.nan)
 
-    point, drawn = estimators.bootstrap(tables, kappas, spec, rng)
-    return estimators.interval(float(point), drawn, len(names), spec)
+    return estimators.bootstrapped(tables, kappas, spec, rng)
