@@ -144,8 +144,7 @@ def test_overrides_are_read_as_yaml_and_leave_the_original_alone():
         "model": {"name": "embedded"},
     }
     assert original == {"sae": {"k": 8}}
-    with pytest.raises(ConfigError, match="`sae` is a value"):
-        apply_overrides({"sae": 3}, ["sae.k=1"])
+    assert apply_overrides({"sae": {"load": "embedded"}}, ["sae.load.path=x"]) == {"sae": {"load": {"path": "x"}}}
 
 
 def test_every_field_of_every_section_has_a_help_text():

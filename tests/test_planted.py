@@ -54,6 +54,8 @@ FAST = {
 class Dictionary:
     """Orthonormal features: encoding undoes what planting did."""
 
+    per_token = False
+
     def __init__(self, seed: int = 0) -> None:
         self.decoder = np.linalg.qr(np.random.default_rng(seed).normal(size=(WIDTH, WIDTH)))[0]
         self.encoder, self.d_sae, self.health = self.decoder.T, WIDTH, {"l0": 5}

@@ -229,6 +229,9 @@ def test_splicing_costs_nothing_for_a_perfect_copy_and_everything_for_the_mean(m
     ]
     assert found["clean"] == pytest.approx(np.mean(by_hand), rel=1e-5)
     assert health.recovered({"clean": 1, "mean": 5, "x": 2}, "x") == 0.75
+    # Where the mean costs nothing, nothing can be given back: no share of it is told.
+    assert health.recovered({"clean": 1, "mean": 1 + 1e-8, "x": 1.1}, "x") is None
+    assert health.recovered({"clean": 1, "mean": 0.9, "x": 1.1}, "x") is None
 
 
 def test_cross_entropy_enters_the_metrics(model_folder, tmp_path) -> None:
@@ -278,7 +281,7 @@ def test_dead_and_dense_features_are_counted(tmp_path) -> None:
     rows = SimpleNamespace(read=lambda chosen: np.eye(200, dtype=np.float32)[chosen])
     fake = SimpleNamespace(
         d_sae=10, d_model=200, encode=lambda x: codes[x.argmax(axis=1)], decode=lambda z: np.zeros((len(z), 200)),
-        decoder=np.eye(10, 200, dtype=np.float32),
+        decoder=np.eye(10, 200, dtype=np.float32), per_token=False,
     )  # fmt: skip
     found = health.measure(fake, rows, np.arange(200))  # pyright: ignore[reportArgumentType]
     assert found["dead_share"] == 0.1

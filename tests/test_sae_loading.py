@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import record_codes
 import torch
 from affectlens.errors import UserError
 from affectlens.model.subject import ModelConfig, Shape
 from affectlens.sae import loading, source
 from affectlens.sae.building import build, save_folded
 from affectlens.sae.formats import describe
-from affectlens.sae.formats.sae_lens import parse_hook
-from affectlens.sae.model import Dictionary, open_folder
+from affectlens.sae.formats.sae_lens import from_settings, parse_hook
+from affectlens.sae.model import Dictionary, open_folder, token_scale
 from affectlens.sae.recipe import Recipe
 from affectlens.sae.source import LoadConfig
 from affectlens.stages.sae import SaeConfig, check_source
@@ -53,75 +54,50 @@ def write_sae_lens(folder: Path, **changes: object) -> Path:
     return folder
 
 
-def write_sparsify(folder: Path) -> Path:
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True)
-    settings = {"d_in": D_MODEL, "num_latents": WIDTH, "k": K, "expansion_factor": 4, "normalize_decoder": True}
-    (folder / "cfg.json").write_text(json.dumps(settings))
-    weights = {
-        "encoder.weight": WEIGHTS["W_enc"].T.contiguous(),
-        "encoder.bias": WEIGHTS["b_enc"],
-        "W_dec": WEIGHTS["W_dec"],
-        "b_dec": WEIGHTS["b_dec"],
-    }
-    save_file(weights, folder / "sae.safetensors")
-    return folder
-
-
-def write_dictionary_learning(folder: Path, dict_class: str) -> Path:
-    folder.mkdir(parents=True)
-    trainer = {"dict_class": dict_class, "activation_dim": D_MODEL, "dict_size": WIDTH, "layer": 2, "k": K}
-    trainer |= {"lm_name": "org/tiny-llama", "submodule_name": "resid_post_layer_2"}
-    (folder / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {"ctx_len": 128}}))
-    weights = {
-        "encoder.weight": WEIGHTS["W_enc"].T.contiguous(),
-        "encoder.bias": WEIGHTS["b_enc"],
-        "decoder.weight": WEIGHTS["W_dec"].T.contiguous(),
-        "b_dec": WEIGHTS["b_dec"],
-    }
-    extra = {"BatchTopKSAE": {"threshold": torch.tensor(1.5), "k": torch.tensor(K)}}
-    extra["AutoEncoderTopK"] = {"threshold": torch.tensor(-1.0), "k": torch.tensor(K)}
-    if dict_class == "AutoEncoder":
-        weights["bias"] = weights.pop("b_dec")
-    torch.save(weights | extra.get(dict_class, {}), folder / "ae.pt")
-    return folder
-
-
-def write_gemma_scope(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    arrays: dict[str, Any] = {name: value.numpy() for name, value in WEIGHTS.items()} | {
-        "threshold": np.full(WIDTH, 1.5, np.float32)
-    }
-    np.savez(folder / "params.npz", **arrays)
-    return folder
-
-
 CENTRED = (X - WEIGHTS["b_dec"]) @ WEIGHTS["W_enc"] + WEIGHTS["b_enc"]
-RAW = X @ WEIGHTS["W_enc"] + WEIGHTS["b_enc"]
-FORMATS = {
-    "sae_lens": (lambda root: write_sae_lens(root / "mine"), _topk_codes(CENTRED)),
-    "sparsify": (lambda root: write_sparsify(root / "layers.2"), _topk_codes(CENTRED)),
-    "topk": (lambda root: write_dictionary_learning(root / "ae", "AutoEncoderTopK"), _topk_codes(CENTRED)),
-    "relu": (lambda root: write_dictionary_learning(root / "ae", "AutoEncoder"), CENTRED.relu()),
-    "batchtopk": (lambda root: write_dictionary_learning(root / "ae", "BatchTopKSAE"), CENTRED * (CENTRED > 1.5)),
-    "gemma_scope": (lambda root: write_gemma_scope(root / "layer_2" / "width_16k"), RAW * (RAW > 1.5)),
-}
+RECORDED = json.loads(record_codes.RECORDED.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_each_format_gives_its_own_codes_and_reconstruction(name, tmp_path) -> None:
-    write, expected = FORMATS[name]
-    load = LoadConfig(path=write(tmp_path))
-    check_source(load, MODEL, SHAPE)
-    sae = Dictionary(loading.load(load, mean_norm=1.0))
-    codes = sae.encode(X.numpy())
-    np.testing.assert_allclose(codes, expected.numpy(), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(
-        sae.decode(codes), (expected @ WEIGHTS["W_dec"] + WEIGHTS["b_dec"]).numpy(), rtol=1e-4, atol=1e-4
-    )
-    assert codes.dtype == np.float32
-    assert sae.decoder.dtype == np.float32
+def test_every_case_is_recorded() -> None:
+    assert set(RECORDED) == set(record_codes.CASES)
+
+
+@pytest.mark.parametrize("case", record_codes.CASES)
+def test_each_format_gives_the_codes_and_reconstructions_that_its_own_library_gave(case, tmp_path) -> None:
+    """The numbers were recorded from the libraries themselves; Gemma Scope's are its published formula."""
+    load = LoadConfig(path=record_codes.write(tmp_path, case))
+    check_source(load, MODEL, Shape(4, record_codes.WIDTH))
+    sae, rows = Dictionary(loading.load(load, mean_norm=record_codes.MEAN_NORM)), record_codes.rows()
+    codes, rebuilt = sae.encode(rows), sae.reconstruct(rows)
+    np.testing.assert_allclose(codes, RECORDED[case]["codes"], atol=1e-5)
+    np.testing.assert_allclose(rebuilt, RECORDED[case]["rebuilt"], atol=1e-5)
+    assert codes.dtype == rebuilt.dtype == sae.decoder.dtype == np.float32
+    # What ablating a feature takes out is what it contributes to the reconstruction.
+    x, module = torch.from_numpy(rows), sae.load()
+    found = module.encode(x)
+    without = found.clone()
+    without[:, 0] = 0
+    lost = torch.from_numpy(rebuilt) - module.decode(without)
+    written = found[:, :1] * torch.from_numpy(sae.decoder[0]) * token_scale(module, x)
+    np.testing.assert_allclose(lost.numpy(), written.numpy(), atol=1e-5)
+    module.save_model(tmp_path / "kept")
+    np.testing.assert_array_equal(Dictionary(open_folder(tmp_path / "kept")).encode(rows), codes)
+
+
+def test_every_setting_of_sae_lens_is_read_or_changes_no_feature_activation() -> None:
+    """A field that a later version adds fails here, so that it cannot be passed over without a word."""
+    from dataclasses import fields
+
+    from sae_lens.registry import SAE_CLASS_REGISTRY
+
+    known = {
+        "d_in", "d_sae", "dtype", "device", "apply_b_dec_to_input", "normalize_activations", "reshape_activations",
+        "metadata", "k", "rescale_acts_by_decoder_norm", "residual_threshold", "max_iterations",
+        "stop_on_duplicate_support",
+    }  # fmt: skip
+    for name, (_, config) in SAE_CLASS_REGISTRY.items():
+        refused = from_settings({"architecture": name, "d_in": 8}).refusal
+        assert refused or {field.name for field in fields(config)} <= known, name
 
 
 def test_what_is_saved_opens_in_sae_lens_alone_with_the_same_codes(tmp_path) -> None:
@@ -173,31 +149,123 @@ def test_an_expected_norm_is_folded_in(tmp_path) -> None:
     np.testing.assert_allclose(sae.reconstruct(X.numpy()), expected.numpy(), rtol=1e-4, atol=1e-4)
 
 
-def test_normalising_each_token_is_refused(tmp_path) -> None:
+def test_a_random_sae_beside_one_that_normalises_each_token_does_so_too(tmp_path) -> None:
     folder = write_sae_lens(tmp_path / "sae", normalize_activations="layer_norm")
-    with pytest.raises(UserError, match="normalises each token by itself"):
-        loading.load(LoadConfig(path=folder), mean_norm=1.0)
+    sae = Dictionary(loading.load(LoadConfig(path=folder), mean_norm=1.0))
+    random = sae.random(k=K)
+    longer = 3 * X.numpy() + 1
+    np.testing.assert_allclose(random.encode(longer), random.encode(X.numpy()), atol=1e-3)
+    assert (
+        np.abs(random.reconstruct(longer) - longer).mean()
+        > 2 * np.abs(random.reconstruct(X.numpy()) - X.numpy()).mean()
+    )
+    with pytest.raises(ValueError, match="decodes beside the token alone"):
+        sae.decode(sae.encode(X.numpy()))
+
+
+def test_factors_that_were_finetuned_change_what_is_decoded_and_no_code(tmp_path) -> None:
+    """sae-lens 3 to 5: ``scaling_factor`` multiplies feature activations on decoding."""
+    from safetensors.torch import save_file
+
+    factors = torch.linspace(0.5, 2, WIDTH)
+    settings = {"d_in": D_MODEL, "d_sae": WIDTH, "dtype": "float32", "finetuning_scaling_factor": True}
+    (tmp_path / "cfg.json").write_text(json.dumps(settings))
+    save_file(WEIGHTS | {"scaling_factor": factors}, tmp_path / "sae_weights.safetensors")
+    sae = Dictionary(loading.load(LoadConfig(path=tmp_path), mean_norm=1.0))
+    np.testing.assert_allclose(sae.encode(X.numpy()), CENTRED.relu().numpy(), atol=1e-5)
+    expected = (CENTRED.relu() * factors) @ WEIGHTS["W_dec"] + WEIGHTS["b_dec"]
+    np.testing.assert_allclose(sae.reconstruct(X.numpy()), expected.numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"d_in": 48}, "made for activations of width 48, but some/where/Tiny-Llama has 32"),
+        ({"d_in": 48}, "has W_dec of shape [80, 32], but the settings say d_in: 48"),
         ({"hook_name": "blocks.3.hook_resid_post"}, "made for layer 3, but `model.layer` is 2"),
         ({"hook_name": "blocks.2.hook_mlp_out"}, "reads hook_mlp_out, but studies read the residual stream"),
+        ({"hook_name": "model.layers.2.mlp"}, "reads model.layers.2.mlp"),
+        ({"hook_name": "hook_embed"}, "reads hook_embed"),
+        ({"hook_name": None, "hook_layer": 3}, "made for layer 3"),
+        ({"hook_name_out": "blocks.2.hook_mlp_out"}, "is a transcoder"),
+        ({"hook_head_index": 1}, "reads single attention heads"),
+        ({"normalize_activations": "covariance_whitening"}, "normalize_activations: covariance_whitening"),
+        ({"architecture": "abstopk"}, "codes of both signs"),
+        ({"architecture": "temporal"}, "encodes a token by those before it"),
+        ({"architecture": "jumprelu_skip_transcoder"}, "is a transcoder"),
+        ({"architecture": "crosscoder"}, "is of the architecture `crosscoder`"),
+        ({"activation_fn_str": "tanh-relu"}, "the activation function `tanh-relu`"),
     ],
 )
 def test_an_sae_of_something_else_is_refused_before_anything_runs(changes, message, tmp_path) -> None:
-    folder = write_sae_lens(tmp_path / "sae", **changes)
+    folder = write_sae_lens(tmp_path / "sae")
+    settings = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps(settings | {"metadata": settings["metadata"] | changes} | changes))
     with pytest.raises(ValueError, match=r"^`sae.load.path: .*`: ") as refused:
         check_source(LoadConfig(path=folder), MODEL, SHAPE)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
+OTHERS = {
+    "another class": ("dictionary_learning AutoEncoder", {"trainer": {"dict_class": "CrossCoder"}}, "CrossCoder"),
+    "no class": ("dictionary_learning AutoEncoder", {"trainer": {"dict_class": None}}, "names no `dict_class`"),
+    "another site": ("dictionary_learning AutoEncoder", {"trainer": {"submodule_name": "mlp_2"}}, "reads mlp_2"),
+    "an input": ("dictionary_learning AutoEncoder", {"buffer": {"io": "in"}}, "io: in"),
+    "another layer": (
+        "dictionary_learning AutoEncoder", {"trainer": {"submodule_name": "resid_post_layer_1"}}, "made for layer 1"
+    ),
+    "groups": ("sparsify topk", {"activation": "groupmax"}, "activation: groupmax"),
+    "both signs": ("sparsify topk", {"signed": True}, "signed: true"),
+    "a transcoder": ("sparsify topk", {"transcode": True}, "transcode: true"),
+    "a skip": ("sparsify topk", {"skip_connection": True}, "skip_connection: true"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_another_library_computes_otherwise_is_refused_by_its_setting(name, tmp_path) -> None:
+    case, changes, message = OTHERS[name]
+    folder = record_codes.write(tmp_path, case)
+    path = folder / ("config.json" if "trainer" in record_codes.CASES[case] else "cfg.json")
+    settings = json.loads(path.read_text())
+    for key, value in changes.items():
+        settings[key] = settings[key] | value if isinstance(value, dict) else value
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=message):
+        check_source(LoadConfig(path=folder), MODEL, Shape(4, record_codes.WIDTH))
+
+
+@pytest.mark.parametrize(
+    ("case", "folder", "message"),
+    [
+        ("sparsify topk", "embed_tokens", "reads the token embedding"),
+        ("sparsify topk", "layers.2.mlp", "reads mlp"),
+        ("sparsify topk", "h.3/seed1", "made for layer 3"),
+        ("gemma scope", "gemma-scope-2b-pt-mlp/layer_2/width_16k/average_l0_71", "reads mlp_out"),
+        ("gemma scope", "gemma-scope-2b-pt-transcoders/layer_2/width_16k/average_l0_71", "reads mlp_in"),
+        ("gemma scope", "gemma-scope-2b-pt-res/layer_3/width_16k/average_l0_71", "made for layer 3"),
+    ],
+)
+def test_folders_say_by_their_names_what_an_sae_reads(case, folder, message, tmp_path) -> None:
+    moved = tmp_path / folder
+    moved.parent.mkdir(parents=True, exist_ok=True)
+    record_codes.write(tmp_path / "first", case).rename(moved)
+    with pytest.raises(ValueError, match=message):
+        check_source(LoadConfig(path=moved), MODEL, Shape(4, record_codes.WIDTH))
+
+
+def test_arrays_that_no_jumprelu_has_are_named(tmp_path) -> None:
+    folder = record_codes.write(tmp_path, "gemma scope")
+    with np.load(folder / "params.npz") as arrays:
+        np.savez(folder / "params.npz", **arrays, W_skip=np.zeros(1))
+    with pytest.raises(ValueError, match="W_skip"):
+        check_source(LoadConfig(path=folder), MODEL, Shape(4, record_codes.WIDTH))
+
+
 def test_the_stream_before_a_block_is_the_one_after_the_block_before(tmp_path) -> None:
     check_source(LoadConfig(path=write_sae_lens(tmp_path, hook_name="blocks.3.hook_resid_pre")), MODEL, SHAPE)
     assert parse_hook("blocks.0.hook_resid_pre") == (0, "hook_resid_pre")
+    for name in ("model.layers.2", "transformer.h.2", "gpt_neox.layers.2", "blocks.2.hook_out", "blocks.3.hook_in"):
+        assert parse_hook(name) == (2, "hook_resid_post")
 
 
 def test_another_model_name_is_a_warning(tmp_path) -> None:
@@ -231,7 +299,7 @@ def test_damaged_settings_and_weights_are_named(tmp_path) -> None:
 
 
 def test_pickled_code_in_a_dictionary_is_not_run(tmp_path) -> None:
-    folder = write_dictionary_learning(tmp_path / "ae", "AutoEncoder")
+    folder = record_codes.write(tmp_path, "dictionary_learning AutoEncoder")
     torch.save({"encoder.weight": SimpleNamespace()}, folder / "ae.pt")
     with pytest.raises(UserError, match="sae-lens cannot open it"):
         loading.load(LoadConfig(path=folder), mean_norm=1.0)
@@ -271,7 +339,7 @@ def test_a_registered_release_loads_from_a_filled_hub_cache(hub) -> None:
     _fill(hub, entry["repo_id"], "blocks.8.hook_resid_pre", hook_name="blocks.3.hook_resid_pre", model_name="gpt2")
     check_source(load, MODEL, SHAPE)
     codes = Dictionary(loading.load(load, mean_norm=1.0)).encode(X.numpy())
-    np.testing.assert_allclose(codes, FORMATS["sae_lens"][1].numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(codes, _topk_codes(CENTRED).numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_an_unregistered_repository_loads_too_and_is_checked(hub) -> None:
@@ -288,7 +356,9 @@ def test_an_unregistered_repository_loads_too_and_is_checked(hub) -> None:
     [
         ("gpt2-small-res-jbb", "blocks.8.hook_resid_pre", "no such release; did you mean `gpt2-small-res-jb`"),
         ("gpt2-small-res-jb", "blocks.8.hook_resid_prr", "no SAE `blocks.8.hook_resid_prr`; did you mean"),
+        ("gpt2-small-res-jb", "blocks.8.hook_resid_pre", "made for layer 7, but `model.layer` is 2"),
         ("gemma-scope-2b-pt-res", "layer_20/width_16k/average_l0_71", "made for layer 20, but `model.layer` is 2"),
+        ("gemma-scope-2b-pt-mlp", "layer_0/width_16k/average_l0_119", "reads mlp_out"),
     ],
 )
 def test_the_registry_is_consulted_before_anything_runs(release, name, message, hub) -> None:

@@ -160,6 +160,13 @@ def test_the_type_enters_as_it_is_on_this_machine(study_values, write_study):
     assert study.fingerprint(activations) == named.fingerprint(activations)
 
 
+def test_the_precision_of_training_enters_as_it_is_on_this_machine(study_values, write_study):
+    for given in ("auto", "float32", "bfloat16"):
+        study = Study.load(write_study(study_values), [f"sae.precision={given}"])
+        sae, told = study.stage_named("sae"), dtype_name(given, "cpu")
+        assert study.section(sae).precision == study.provenance(sae)["config"]["precision"] == told  # pyright: ignore
+
+
 def test_texts_count_by_content_not_by_path(study_values, write_study, tmp_path):
     before = Study.load(write_study(study_values))
     elsewhere = shutil.copy(study_values["corpus"]["neutral"], tmp_path / "elsewhere.jsonl")

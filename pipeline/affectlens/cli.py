@@ -417,6 +417,7 @@ def _print_plan(study: Any, names: Sequence[str]) -> None:
     from affectlens.study import stage_named
 
     activations = plan.activations(study, standing(study, stage_named("activations")))
+    runner.check_pending(study, names, converting=False)
     needs = {"activations": f"  {activations}"}
     if study.config.experiments.run:
         rows = plan.experiments(study, standing(study, stage_named("measure")))

@@ -23,6 +23,14 @@ class Config(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    def on_machine(self, type_name: Callable[[str], str]) -> Config:
+        """The same with every number type that `auto` leaves to the machine as it is on this one.
+
+        Args:
+            type_name: from ``auto`` or the name of a type to the name of the type.
+        """
+        return self
+
 
 C = TypeVar("C", bound=Config)
 MERGE_ONLY: dict[str, Any] = {"merge_only": True}
@@ -131,7 +139,9 @@ def _parse(text: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
-        raise ValueError(f"{line}{getattr(error, 'problem', None) or 'not valid YAML'}") from None
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        spaces = "; indent with spaces, not tabs" if "'\\t'" in problem else ""
+        raise ValueError(f"{line}{problem}{spaces}") from None
     except RecursionError:
         raise ValueError("nested too deeply, or an alias that holds itself") from None
     except (ValueError, OverflowError, KeyError, AttributeError, TypeError) as error:
@@ -176,7 +186,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, is not YAML, or does not hold a mapping.
     """
     if path.is_dir():
-        raise ConfigError(f"{path}: a folder; give the path of a study file")
+        raise ConfigError(f"{path}: is a folder; give the path of a study file")
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else "; give the path of a study file"
@@ -198,7 +208,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
     """A copy of ``values`` with each ``dotted.key=value`` set; the value is read as YAML.
 
     Raises:
-        ConfigError: an override without ``=``, or one that goes through something that is not a mapping.
+        ConfigError: an override without ``=``, or whose value is no YAML.
     """
     result: dict[str, Any] = copy.deepcopy(values)
     for override in overrides:
@@ -212,9 +222,10 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
         *parents, leaf = key.strip().split(".")
         target = result
         for name in parents:
-            target = target.setdefault(name, {})
-            if not isinstance(target, dict):
-                raise ConfigError(f"override `{override}`: `{name}` is a value, not a section")
+            # `sae.load.path=...` over `load: embedded`: the value gives way, and the check says whether it may.
+            if not isinstance(target.get(name), dict):
+                target[name] = {}
+            target = target[name]
         target[leaf] = value
     return result
 
@@ -255,6 +266,10 @@ PLAIN = {
     "bool_type": "expected true or false",
     "string_type": "expected a text; put it in quotes",
     "path_type": "expected a path",
+    **dict.fromkeys(
+        ("date_type", "date_parsing", "date_from_datetime_parsing", "date_from_datetime_inexact"),
+        "expected a date, as in 2026-01-31",
+    ),
     "tuple_type": "expected a list, as in [a, b]",
     "list_type": "expected a list, as in [a, b]",
     "dict_type": "expected a section of `key: value` lines",
@@ -316,6 +331,8 @@ class Fault:
         message = details["msg"].removeprefix("Value error, ")
         if details["type"] in PLAIN:
             message = PLAIN[details["type"]].format(**details.get("ctx", {}))
+            if details["type"].startswith("model_") and section is not None:
+                message += f", as in {{{next(iter(section.model_fields))}: ...}}"
         elif details["type"] == "string_pattern_mismatch":
             message = f"not a text of the form that is allowed here{'; ' + description if description else ''}"
         return cls(".".join(path), details["type"], message, details.get("input"), allowed)
@@ -355,7 +372,8 @@ def _config_classes(annotation: Any) -> list[type[Config]]:
 
 def nearest(name: str, allowed: Sequence[str]) -> str:
     """A remedy clause: the closest of ``allowed``, or all of them (the first 40) when none is close."""
-    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
+    # Longer names share letters by chance, so that a likeness of 0.6 is a slip of a key only in short ones.
+    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6 if len(name) < 8 else 0.7)
     if near:
         return f"did you mean `{near[0]}`?"
     shown = ", ".join(allowed[:40])

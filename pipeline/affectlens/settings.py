@@ -129,7 +129,7 @@ class ComputeConfig(Config):
     """Where and how wide the work runs. Never part of a fingerprint: the same study gives the same bytes."""
 
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
-    """`auto` takes every accelerator there is, else the processor."""
+    """`cpu`, `mps`, `cuda`, `cuda:0`, or `auto`: every accelerator there is, else the processor."""
     workers: int | Literal["auto"] = 1
     """Processes that share the parts of a stage. `auto`: one per accelerator, or cores / threads."""
     threads: int = Field(default=2, ge=1)

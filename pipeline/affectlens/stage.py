@@ -89,7 +89,7 @@ class StudySettings(Config):
     """What every study file has; a study's own class has a section for each of its stages besides."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)
-    """Groups the runs in Weights & Biases and titles the page."""
+    """Letters, digits, `.`, `_` and `-`. Groups the runs in Weights & Biases and titles the page."""
     seed: int = Field(default=0, ge=0)
     """The only source of randomness."""
     cache: Path = Path("cache")
@@ -269,6 +269,17 @@ class Stage(ABC, Generic[C, A]):
 
         Raises:
             ValueError: one sentence that begins with the offending key.
+        """
+
+    @classmethod
+    def check_pending(cls, study: StudySettings, tokenizer: Callable[[], Any]) -> None:
+        """Refuse what the model's tokenizer or the environment tells; asked of stages of a run that are not done yet.
+
+        Args:
+            tokenizer: loads the model's tokenizer, once.
+
+        Raises:
+            UserError: names the text, the key or the variable at fault.
         """
 
     @classmethod

@@ -168,6 +168,7 @@ class Study:
                     f"`model.layer: {layer}`: {self.config.model.name} has layers 0 to {shape.layers - 1}; "
                     f"about two thirds of the depth is {models.default_layer(shape)}"
                 )
+            models.require_weights(self.config.model)
             for stage in self.stages:
                 stage.check(self.config)
         except (ConfigError, ValueError) as error:
@@ -182,8 +183,9 @@ class Study:
         return _named(name, self.stages)
 
     def section(self, stage: AnyStage) -> Config:
-        """The config of one stage."""
-        return getattr(self.config, stage.section or stage.name)
+        """The config of one stage; number types that are left to the machine as they are on this one."""
+        section: Config = getattr(self.config, stage.section or stage.name)
+        return section.on_machine(lambda name: models.dtype_name(name, self.config.compute.device))
 
     def fingerprint(self, stage: AnyStage, *, measured: bool = False) -> str:
         """sha256 over everything that decides a stage's result, as hex.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from affectlens.activations.config import ActivationsConfig
 from affectlens.errors import UserError
-from affectlens.model.tokens import Text, tokenise
+from affectlens.model.tokens import Text, require_known, tokenise
 
 if TYPE_CHECKING:
     from affectlens.corpus.documents import Document
@@ -20,6 +20,21 @@ CHARACTERS = 8
 def least_tokens(config: ActivationsConfig) -> int:
     """Tokens that every text needs: one, and one beyond ``first_token`` where means are kept."""
     return 1 + (config.first_token if config.means else 0)
+
+
+def require_fitting(tokenizer: Any, documents: Sequence[Document], config: ActivationsConfig, size: int | None) -> None:
+    """Refuse a tokenizer that does not fit the model: by the first plain text and the first chat.
+
+    Args:
+        size: of the model's vocabulary, where it is known.
+
+    Raises:
+        UserError: the model's chat template refuses the chat, or a token has no embedding.
+    """
+    kinds = {bool(document.messages): document for document in reversed(documents)}
+    for document in kinds.values():
+        text = tokenise(tokenizer, document, config.positions)
+        require_known(tokenizer, text.ids, size, f"corpus document {document.index}")
 
 
 def require_long_enough(tokenizer: Any, documents: Sequence[Document], config: ActivationsConfig) -> None:
@@ -58,10 +73,11 @@ class Tokenising:
     Args:
         tokenizer: the model's own.
         config: which read positions texts have, and how long they have to be.
+        size: of the model's vocabulary, where it is known.
     """
 
-    def __init__(self, tokenizer: Any, config: ActivationsConfig) -> None:
-        self._tokenizer, self._config = tokenizer, config
+    def __init__(self, tokenizer: Any, config: ActivationsConfig, size: int | None = None) -> None:
+        self._tokenizer, self._config, self._size = tokenizer, config, size
         # One thread does all of it: a tokenizer must not be used by two at once.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tokenising")
         self._ahead: dict[int, Future[list[Text]]] = {}
@@ -86,4 +102,5 @@ class Tokenising:
         for document, text in zip(documents, texts, strict=True):
             if len(text) < least_tokens(self._config):
                 raise UserError(_too_short(document, len(text), self._config))
+            require_known(self._tokenizer, text.ids, self._size, f"corpus document {document.index}")
         return texts

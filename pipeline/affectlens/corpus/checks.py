@@ -29,6 +29,7 @@ def check(config: CorpusConfig) -> None:
     read_texts(texts_path("neutral", config.neutral), required=("kind",))
     rows = stories(config)
     _check_names(config, rows)
+    _check_topics(config, rows)
     studied = set(config.emotions) if config.emotions != "all" else {row["emotion"] for row in rows}
     rows = [row for row in rows if row["emotion"] in studied]
     topics = sorted({row["topic"] for row in rows})
@@ -104,6 +105,18 @@ def _check_names(config: CorpusConfig, rows: Sequence[dict[str, Any]]) -> None:
             raise ValueError(
                 f"`corpus.stories: {config.stories}`: the emotions `{other}` and `{emotion}` differ only by case, "
                 "blanks or marks, so that their files could not be told apart; give them one name, or different ones"
+            )
+
+
+def _check_topics(config: CorpusConfig, rows: Sequence[dict[str, Any]]) -> None:
+    """Topics that differ by a slip would be split apart: a text would be tested beside its own topic's training."""
+    owner: dict[str, str] = {}
+    for row in rows:
+        other = owner.setdefault(" ".join(row["topic"].split()).casefold(), row["topic"])
+        if other != row["topic"]:
+            raise ValueError(
+                f"`corpus.stories: {config.stories}`: the topics `{other}` and `{row['topic']}` differ only by case "
+                "or blanks; give them one name, or different ones"
             )
 
 

@@ -264,6 +264,12 @@ def ablation_topics(config: CorpusConfig, topics: Sequence[str]) -> tuple[str, .
     return HELD_OUT if config.stories == "embedded" else tuple(sorted(set(topics))[::4])
 
 
+def concepts(config: CorpusConfig) -> tuple[str, ...]:
+    """The concepts of a study, alphabetically, before its corpus is there."""
+    named = {row["emotion"] for row in stories(config)} if config.emotions == "all" else set(config.emotions)
+    return tuple(sorted(named))
+
+
 def file_stem(concept: str) -> str:
     """A concept's name as part of a file's name: letters, digits, ``-`` and ``_``."""
     return re.sub(r"[^\w-]+", "_", concept)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
+import math
 from pathlib import Path
 
-from affectlens.corpus.texts import EMBEDDED
+from affectlens.corpus.texts import EMBEDDED, read_table
 from affectlens.errors import UserError
 
 EMBEDDED_RATINGS = EMBEDDED / "ratings.csv"
@@ -21,20 +21,21 @@ def read_ratings(source: Path) -> dict[str, dict[str, float]]:
     Raises:
         UserError: the file is no CSV in UTF-8, lacks the columns or holds something that is not a number.
     """
-    try:
-        with source.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-    except (UnicodeError, csv.Error) as error:
-        raise UserError(f"{source}: not a CSV in UTF-8 ({error}); save it as one") from None
+    rows = read_table(source)
     if not rows or not {"valence", "arousal"} <= set(rows[0]):
         raise UserError(f"{source}: a table of ratings needs a first column of words, and valence and arousal")
-    word = next(iter(rows[0]))
-    try:
-        return {
-            row[word].strip().lower(): {key: float(value) for key, value in row.items() if key != word} for row in rows
-        }
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{source}: a rating is not a number ({error}); correct or remove that row") from None
+    word, found = next(iter(rows[0])), {}
+    for number, row in enumerate(rows, start=2):
+        where = f"{source} line {number} ({row[word]})"
+        try:
+            values = {key: float(value) for key, value in row.items() if key != word}
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}: a rating is not a number ({error}); correct or remove that row") from None
+        if not all(map(math.isfinite, values.values())):
+            raise UserError(f"{where}: a rating is missing or not finite; correct or remove that row")
+        if found.setdefault(row[word].strip().lower(), values) != values:
+            raise UserError(f"{where}: the word has other ratings further up; keep one of the two rows")
+    return found
 
 
 def ratings_path(value: str) -> Path:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +18,71 @@ def texts_path(role: str, value: str) -> Path:
     return EMBEDDED / f"{role}.jsonl" if value == "embedded" else Path(value).expanduser()
 
 
-def read_jsonl(path: Path, required: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file, in order; blank lines and a byte-order mark are skipped.
+def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Each line of a JSON-lines file: where it stands, for messages, and its value.
+
+    Blank lines and a byte-order mark are skipped.
 
     Raises:
-        UserError: names the line that is no UTF-8, is not a JSON object, or lacks a required, non-empty text key.
+        UserError: names the line that is no UTF-8 or no JSON, or in which a key stands twice.
     """
-    rows = []
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
+            where = f"{path} line {number}"
             try:
                 decoded = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 if not decoded.strip():
                     continue
-                row = json.loads(decoded)
+                value = json.loads(decoded, object_pairs_hook=_once)
                 # Half an emoji is valid JSON, but no text: nothing could write it down again.
-                json.dumps(row, ensure_ascii=False).encode()
+                json.dumps(value, ensure_ascii=False).encode()
             except UnicodeError:
-                raise UserError(f"{path} line {number}: not UTF-8 text; save the file as UTF-8") from None
+                raise UserError(f"{where}: not UTF-8 text; save the file as UTF-8") from None
+            except KeyError as twice:
+                raise UserError(f"{where}: the key {twice} stands twice; keep one") from None
             except (ValueError, RecursionError):
-                raise UserError(f"{path} line {number}: not JSON; each line must hold one object") from None
-            for key in required:
-                if not isinstance(row, dict) or not isinstance(row.get(key), str) or not row[key].strip():
-                    raise UserError(f'{path} line {number}: the key "{key}" with a text is missing; add it')
-            rows.append(row)
+                raise UserError(f"{where}: not JSON; each line must hold one object") from None
+            yield where, value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise KeyError(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV with a line of column names; of a row that is too short, the values that lack are empty.
+
+    Raises:
+        UserError: the file is no CSV in UTF-8, or has a column twice.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, restval="")
+            rows, names = list(reader), list(reader.fieldnames or ())
+    except (UnicodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a CSV in UTF-8 ({error}); save it as one") from None
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"{path}: the column `{twice[0]}` stands twice; keep one")
+    return rows
+
+
+def read_jsonl(path: Path, required: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file, in order.
+
+    Raises:
+        UserError: see :func:`read_lines`; or names the line that lacks a required, non-empty text key.
+    """
+    rows = []
+    for where, row in read_lines(path):
+        for key in required:
+            if not isinstance(row, dict) or not isinstance(row.get(key), str) or not row[key].strip():
+                raise UserError(f'{where}: the key "{key}" with a text is missing; add it')
+        rows.append(row)
     if not rows:
         raise UserError(f"{path}: holds no texts; put one JSON object on each line")
     return rows

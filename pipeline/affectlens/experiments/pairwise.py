@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from affectlens.corpus.texts import read_table
 from affectlens.errors import UserError
 from affectlens.experiments.conditions import compared
 from affectlens.experiments.experiment import Experiment, PairwiseConfig, Scenario
@@ -43,8 +43,7 @@ def read_items(path: Path) -> tuple[Scenario, ...]:
     Raises:
         UserError: a column is missing, or a text is empty.
     """
-    with path.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = read_table(path)
     if len(rows) < 2 or not {"text", "category"} <= set(rows[0]):
         raise UserError(f"{path}: a table of items needs the columns `text` and `category` and at least two rows")
     items = []

@@ -8,8 +8,8 @@ from typing import Any
 
 from affectlens.corpus.documents import Document
 from affectlens.errors import UserError
-from affectlens.experiments.experiment import ReadingConfig, Scenario
-from affectlens.model.tokens import Text, encode_following, tokenise
+from affectlens.experiments.experiment import CompletionConfig, Experiment, ReadingConfig, Scenario
+from affectlens.model.tokens import Text, encode_following, require_known, tokenise
 
 POOLED = ("text", "mean")
 """Reading positions that are means over tokens; the others are single tokens."""
@@ -61,6 +61,36 @@ def read_prompt(tokenizer: Any, scenario: Scenario, readings: Sequence[ReadingCo
     opening = text.places.get("answer", len(text.ids) - 1)
     moved = {name: tuple(lead + place for place in found) for name, found in places.items() if found}
     return Prompt(ids, lead, lead + opening, moved)
+
+
+def require_prompts(
+    tokenizer: Any, experiments: Sequence[Experiment], context: int | None, vocabulary: int | None, *, sampling: bool
+) -> None:
+    """Refuse scenarios that the model cannot be asked: its chat template refuses them, or its context is too short.
+
+    Args:
+        context: most positions that the model takes; None where it names no limit.
+        vocabulary: tokens that it has embeddings for; None where it does not say.
+        sampling: whether answers are sampled.
+
+    Raises:
+        UserError: names the experiment and the scenario.
+    """
+    for experiment in experiments:
+        completions: CompletionConfig | None = experiment.config.outcome(CompletionConfig)
+        sampled = completions.tokens if sampling and completions is not None else 0
+        for scenario in experiment.scenarios:
+            try:
+                ids = read_prompt(tokenizer, scenario, experiment.config.readings).ids
+                require_known(tokenizer, ids, vocabulary, f"scenario {scenario.id}")
+            except UserError as error:
+                raise UserError(f"experiment {experiment.name}: {error}") from None
+            positions = len(ids) + sampled
+            if context is not None and positions > context:
+                raise UserError(
+                    f"experiment {experiment.name}: scenario {scenario.id} with its answer takes {positions} tokens, "
+                    f"but the model's context holds {context}; shorten it, or study another model"
+                )
 
 
 def tokenise_document(tokenizer: Any, document: Document, called: str, positions: Sequence[str] = ()) -> Text:

@@ -7,7 +7,6 @@ of them is a scenario of its own.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from affectlens.config import Config, validate
+from affectlens.corpus.texts import read_lines
 from affectlens.errors import UserError
 
 Factor = str | float | int
@@ -83,17 +83,10 @@ def read_scenarios(path: Path) -> Iterator[Scenario]:
     Raises:
         UserError: names the line and the key that is missing or wrong.
     """
-    with path.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                values = json.loads(line)
-            except ValueError:
-                values = None
-            if not isinstance(values, dict):
-                raise UserError(f"{path} line {number}: not JSON; each line must hold one object")
-            yield from _filled(validate(ScenarioConfig, values, f"{path} line {number}"))
+    for where, values in read_lines(path):
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: not JSON; each line must hold one object")
+        yield from _filled(validate(ScenarioConfig, values, where))
 
 
 def _filled(row: ScenarioConfig) -> Iterator[Scenario]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from affectlens.model.subject import Subject, load_tokenizer
 from affectlens.model.words import ConceptWords, choose_words
 from affectlens.probing import control_vectors as controls
 from affectlens.probing.methods import Vocabulary, difference_of_means
+from affectlens.sae.model import token_scale
 
 if TYPE_CHECKING:
     import torch
@@ -192,6 +193,7 @@ class InterventionRunner:
             self._tensor(self._new_codes(features, document)),
             lead,
             self.config.positions,
+            partial(token_scale, self.inputs.sae.load()),
         )
 
     def _new_codes(self, features: Int[np.ndarray, "k"], document: Document) -> Float[np.ndarray, "k"]:

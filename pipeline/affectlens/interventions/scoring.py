@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-    from affectlens.model.steering import Encode
+    from affectlens.model.steering import Encode, Scale
 
 Values = TypeVar("Values", bound=Any)
 EditsOf = Callable[[slice, int], Sequence[Edit]]
@@ -97,12 +97,14 @@ def feature_removal(
     values: Float[Tensor, "k"],
     lead: int,
     positions: Positions = "all",
+    scale: Scale | None = None,
 ) -> EditsOf:
     """Each row has the same features set to the same codes, written by their decoder rows or by controls.
 
     Args:
         decoders: the features' own in the first row, then controls of the same geometry.
         values: the codes they get.
+        scale: as in :func:`set_features`.
     """
     import torch
 
@@ -115,6 +117,7 @@ def feature_removal(
             decoder=decoders[run],
             values=values.expand(rows, -1),
             strength=torch.ones(rows, device=values.device),
+            scale=scale,
         )
         return [Edit(layer, delta, span=reach(positions, rows, width, lead))]
 

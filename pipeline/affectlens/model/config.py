@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 WIDTH_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
 
 
@@ -125,6 +126,37 @@ def settings(config: ModelConfig) -> dict[str, Any] | None:
     return values
 
 
+def require_weights(config: ModelConfig) -> None:
+    """Refuse a local folder whose weights are not there in full; only the heads of the files are read.
+
+    Raises:
+        ConfigError: names the file that is missing, cut short or no weights.
+    """
+    folder = Path(config.name).expanduser()
+    if config.name == "embedded" or not folder.is_dir():
+        return
+    from safetensors import safe_open
+
+    index = folder / "model.safetensors.index.json"
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise ConfigError(f"`model.name: {config.name}`: {index.name} is damaged; save the model again") from None
+    elif not names and not any(folder.glob("*.bin")):
+        raise ConfigError(f"`model.name: {config.name}`: the folder has no weights; save the whole model there")
+    for name in names:
+        try:
+            with safe_open(folder / name, framework="numpy"):
+                pass
+        except Exception as error:
+            words = " ".join(str(error).split()) or type(error).__name__
+            raise ConfigError(
+                f"`model.name: {config.name}`: {name} cannot be read ({words[:200]}); copy or save the model again"
+            ) from None
+
+
 def shape(config: ModelConfig) -> Shape | None:
     """Depth and width without loading weights; None while a hub model is not in the local cache.
 
@@ -142,6 +174,21 @@ def shape(config: ModelConfig) -> Shape | None:
             f"`model.name: {config.name}`: its config.json names no depth or width; is it a language model?"
         )
     return Shape(int(depth), int(width))  # pyright: ignore[reportArgumentType]
+
+
+def context(config: ModelConfig) -> int | None:
+    """Most positions that the model takes at once; None where its configuration names no limit."""
+    values = settings(config) or {}
+    values = values.get("text_config", values)
+    limit = next((values[key] for key in CONTEXT_KEYS if key in values), None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def vocabulary(config: ModelConfig) -> int | None:
+    """How many tokens the model has an embedding for; None where its configuration does not say."""
+    values = settings(config) or {}
+    size = values.get("text_config", values).get("vocab_size")
+    return size if isinstance(size, int) and size > 0 else None
 
 
 def depth_override(config: ModelConfig, layers: int) -> dict[str, Any]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     Residual = Float[Tensor, "rows positions d_model"]
     Delta = Callable[[Residual], Residual]
     Encode = Callable[[Float[Tensor, "... d_model"]], Float[Tensor, "... d_sae"]]
+    Scale = Callable[[Residual], Float[Tensor, "rows positions 1"] | float]
 
 
 def add(
@@ -90,6 +91,7 @@ def set_features(
     strength: Float[Tensor, "rows"],
     *,
     at_most: bool = False,
+    scale: Scale | None = None,
 ) -> Residual:
     """Give SAE features other codes: 0 ablates them, their mean or a drawn code too, any value clamps them.
 
@@ -100,12 +102,13 @@ def set_features(
         values: the codes they get.
         strength: share of the way from the code that was found to the new one.
         at_most: only where the code is larger: a cap.
+        scale: by how much more than its decoder row a unit of a code writes at each position; 1 where left out.
     """
     found = _codes(residual, encode, features)
     change = strength[:, None, None] * (values[:, None, :] - found)
     if at_most:
         change = change.clamp(max=0)
-    return change @ decoder
+    return change @ decoder * (1.0 if scale is None else scale(residual.float()))
 
 
 def scale_features(

@@ -79,7 +79,48 @@ class Text:
 
 def encode(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a text, letter by letter: a control token's name in it ("<|im_end|>") is text, not the token."""
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    hidden = set(ids) & control_ids(tokenizer)
+    if not hidden:
+        return ids
+    # Vocabularies of whole pieces (Unigram, WordPiece) hold the name itself: it is spelled by its characters instead.
+    return [
+        each
+        for token in ids
+        for each in (_spelled(tokenizer, tokenizer.convert_ids_to_tokens(token)) if token in hidden else [token])
+    ]
+
+
+def require_known(tokenizer: Any, ids: Sequence[int] | Int[np.ndarray, "tokens"], size: int | None, where: str) -> None:
+    """Refuse tokens that the model has no embedding for: a tokenizer to which tokens were added after the training.
+
+    Args:
+        size: of the model's vocabulary; None where it is not known.
+        where: what was tokenised.
+
+    Raises:
+        UserError: names the token.
+    """
+    values = np.asarray(ids)
+    if size is not None and len(values) and values.max() >= size:
+        beyond = int(values.max())
+        raise UserError(
+            f"{where}: its token `{tokenizer.convert_ids_to_tokens(beyond)}` has the id {beyond}, but the model has "
+            f"embeddings for {size} tokens; take the tokenizer that the model was trained with"
+        )
+
+
+def control_ids(tokenizer: Any) -> set[int]:
+    """Ids of the tokens that steer a model and stand for no letters; the one for unknown letters is text."""
+    return set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+
+
+def _spelled(tokenizer: Any, name: str) -> list[int]:
+    """The ids of a name, one character after the other; a name of one character is spelled by nothing else."""
+    if len(name) < 2:
+        return [tokenizer.convert_tokens_to_ids(name)]
+    ids = [encode_following(tokenizer, letter, "a") for letter in name]
+    return [each for letter in ids for each in letter]
 
 
 def encode_following(tokenizer: Any, text: str, before: str = "\n") -> list[int]:
@@ -227,7 +268,7 @@ def _with_offsets(
     ]
     # Such names are rare. Without one, the text is tokenised whole; with one, it is cut there.
     cuts = [0, *(place for stretch in sorted(literal) for place in stretch), len(text)]
-    ids, starts, ends = [], [], []
+    ids, starts, ends, control = [], [], [], control_ids(tokenizer)
     for number, (begin, stop) in enumerate(pairwise(cuts)):
         tokens = tokenizer(
             text[begin:stop],
@@ -236,7 +277,11 @@ def _with_offsets(
             split_special_tokens=number % 2 == 1,
         )
         offsets = np.array(tokens["offset_mapping"], dtype=np.int64).reshape(-1, 2) + begin
-        ids.append(np.array(tokens["input_ids"], dtype=np.int64))
+        found = np.array(tokens["input_ids"], dtype=np.int64)
+        if number % 2 == 1 and control & set(found.tolist()):
+            found = np.array(_spelled(tokenizer, text[begin:stop]), dtype=np.int64)
+            offsets = np.tile([begin, stop], (len(found), 1))  # all of them stand for the whole name
+        ids.append(found)
         starts.append(offsets[:, 0])
         ends.append(offsets[:, 1])
     return np.concatenate(ids), np.concatenate(starts), np.concatenate(ends)

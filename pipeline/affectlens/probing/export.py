@@ -82,11 +82,17 @@ def read(path: Path, concepts: tuple[str, ...], layer: int, width: int) -> Float
         width: d_model.
 
     Raises:
-        UserError: a concept or the layer is missing, or the width is another.
+        UserError: a concept or the layer is missing, the width is another, or a vector is not finite or zero.
     """
     found = _from_folder(path, concepts, layer) if path.is_dir() else _from_npz(path, concepts, layer)
-    if found.shape[1] != width:
-        raise UserError(f"{path}: its vectors have {found.shape[1]} numbers, the model's residual stream has {width}")
+    if found.shape[-1:] != (width,):
+        raise UserError(f"{path}: its vectors have {found.shape[-1]} numbers, the model's residual stream has {width}")
+    norms = np.linalg.norm(found, axis=1)
+    for concept, norm in zip(concepts, norms, strict=True):
+        if not 0 < norm < np.inf:
+            raise UserError(
+                f"{path}: the direction of {concept!r} at layer {layer} is zero or not finite; export it again"
+            )
     return found
 
 
@@ -110,7 +116,10 @@ def _from_npz(path: Path, concepts: tuple[str, ...], layer: int) -> np.ndarray:
         raise UserError(f"{path}: has no direction of {missing[0]!r}; add it to `concepts`, or leave it out here")
     if f"layer_{layer}" not in arrays:
         raise UserError(f"{path}: has no array `layer_{layer}`; export that layer, or study one that is there")
-    return arrays[f"layer_{layer}"][[names.index(concept) for concept in concepts]].astype(np.float64)
+    rows = arrays[f"layer_{layer}"]
+    if rows.ndim != 2 or len(rows) != len(names) or rows.dtype.kind != "f":
+        raise UserError(f"{path}: `layer_{layer}` is no matrix of numbers with a row for each of `concepts`")
+    return rows[[names.index(concept) for concept in concepts]].astype(np.float64)
 
 
 def _from_folder(folder: Path, concepts: tuple[str, ...], layer: int) -> np.ndarray:
@@ -125,5 +134,7 @@ def _from_folder(folder: Path, concepts: tuple[str, ...], layer: int) -> np.ndar
             tensors = {tensor.name: tensor.data for tensor in GGUFReader(path).tensors}
         if f"direction.{layer}" not in tensors:
             raise UserError(f"{path}: has no `direction.{layer}`; export that layer, or study one that is there")
-        rows.append(np.array(tensors[f"direction.{layer}"], dtype=np.float64))
+        rows.append(np.array(tensors[f"direction.{layer}"], dtype=np.float64).reshape(-1))
+        if rows[-1].shape != rows[0].shape:
+            raise UserError(f"{path}: its vector is of another width than that of {concepts[0]!r}")
     return np.stack(rows)

@@ -130,23 +130,28 @@ def all_readouts(study: Study, ratings: Float[np.ndarray, "concepts axes"]) -> d
     return readouts | {f"{name}, {WITHOUT_WORDS}": scores for name, scores in _without_words(study).items()}
 
 
-def _whole_saes(study: Study) -> dict[str, Scores]:
+def _whole_saes(study: Study) -> dict[str, Scores | list[Scores]]:
     """Probes of all features at once, and difference of means on what the SAE reconstructs and on what it leaves out.
 
-    Decoding is affine, so the mean of the reconstructions is the reconstruction of the mean activations.
+    Decoding is affine, so the mean of the reconstructions is the reconstruction of the mean activations. Not so where
+    the SAE normalises each token by itself: then there are no rows of reconstructions.
     """
     rows = list(range(len(study.corpus.documents)))
     codes = study.match.mean_codes(rows)
-    rebuilt = study.sae.decode(codes)
+    random = study.match.scores(study.match.random_saes[0], rows)[:, :]
+    probes: dict[str, Scores | list[Scores]] = {
+        "all SAE features": study.fitted(codes, methods.standardised),
+        "all SAE features, logistic": study.fitted(codes, methods.logistic),
+        "all random-SAE features": study.fitted(random, methods.standardised),
+    }
+    if study.sae.per_token:
+        return probes
 
     def recipe(values: np.ndarray, labels: np.ndarray) -> Linear:
         return methods.difference_of_means(values, labels).unit
 
-    random = study.match.scores(study.match.random_saes[0], rows)[:, :]
-    return {
-        "all SAE features": study.fitted(codes, methods.standardised),
-        "all SAE features, logistic": study.fitted(codes, methods.logistic),
-        "all random-SAE features": study.fitted(random, methods.standardised),
+    rebuilt = study.sae.decode(codes)
+    return probes | {
         f"{RECIPE}, SAE reconstruction": study.fitted(rebuilt, recipe),
         f"{RECIPE}, SAE error": study.fitted(study.pooled - rebuilt, recipe),
     }

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any, Literal
 
 from affectlens import results
@@ -30,6 +31,7 @@ __all__ = [
     "Mode",
     "Outcome",
     "Reporter",
+    "check_pending",
     "inspect",
     "merge_parts",
     "needed_for",
@@ -64,6 +66,22 @@ def needed_for(study: Study, names: Sequence[str]) -> list[AnyStage]:
     return stages
 
 
+def check_pending(study: Study, names: Sequence[str], *, converting: bool = True) -> None:
+    """Ask the named stages, and those that they need, what they can see before anything runs; not those that are done.
+
+    Args:
+        converting: whether a GGUF file may be converted for its tokenizer.
+
+    Raises:
+        UserError: from the first stage that finds a fault.
+    """
+    setting = study.setting("cpu")
+    tokenizer = cache(partial(subject.load_tokenizer, setting.model, setting.models, converting=converting))
+    for stage in needed_for(study, names):
+        if inspect(study, stage).state != "done":
+            stage.check_pending(study.config, tokenizer)
+
+
 def run(
     study: Study,
     *,
@@ -91,6 +109,8 @@ def run(
     try:
         with Workers(_work) as pool:
             session = Session(study, pool, mode, workers, reporter or Reporter(), guarded)
+            if mode != "read-only":
+                check_pending(study, only)
             for stage in needed_for(study, only):
                 session.bring_up(stage, forced=mode == "force" and (not only or stage.name in only))
         outcomes = [session.outcomes[stage.name] for stage in needed_for(study, only)]

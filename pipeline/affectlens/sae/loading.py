@@ -13,12 +13,17 @@ from affectlens.sae.source import LoadConfig
 if TYPE_CHECKING:
     from sae_lens import SAE
 
+UNIT = 0.01
+"""By how much the length of decoder rows may differ from 1 without being folded."""
 REASON = 300
 """Letters of a library's message that are passed on."""
 
 
 def load(source: LoadConfig, *, mean_norm: float) -> SAE[Any]:
-    """The SAE in eval mode, on the processor, float32, with activation normalisation folded into its weights.
+    """The SAE in eval mode, on the processor, float32, with everything folded in that is the same for all tokens.
+
+    What is folded: one factor on all activations, and (for TopK with ``rescale_acts_by_decoder_norm``) the lengths of
+    decoder rows, so that a feature's activation is the length of what it writes.
 
     Args:
         source: where it is.
@@ -26,11 +31,11 @@ def load(source: LoadConfig, *, mean_norm: float) -> SAE[Any]:
             sqrt(width) and do not bring the factor.
 
     Raises:
-        UserError: it cannot be opened, it normalises every token by itself, or its weights are not finite.
+        UserError: it cannot be opened, or its weights are not finite.
     """
     from sae_lens import SAE
 
-    scale = None
+    scale, settings = None, {}
     try:
         if source.path is not None:
             folder = source.path.expanduser()
@@ -38,16 +43,17 @@ def load(source: LoadConfig, *, mean_norm: float) -> SAE[Any]:
             if origin.refusal:
                 raise ValueError(origin.refusal)
             scale = origin.scale
+            settings, weights = form.convert(folder, "cpu")
 
-            def convert(path: Any, device: str = "cpu", cfg_overrides: Any = None) -> Any:
-                settings, weights = form.convert(folder, device)
+            def converted(path: Any, device: str = "cpu", cfg_overrides: Any = None) -> Any:
                 return settings | (cfg_overrides or {}), {name: value.float() for name, value in weights.items()}
 
-            module = SAE.load_from_disk(folder, device="cpu", dtype="float32", converter=convert)
+            module = SAE.load_from_disk(folder, device="cpu", dtype="float32", converter=converted)
         else:
             assert source.release is not None
             assert source.id is not None
             module = SAE.from_pretrained(source.release, source.id, device="cpu", dtype="float32")
+            settings = module.cfg.to_dict()
     except Exception as error:
         # The first line of torch's message says nothing; the key that does not fit stands in the next.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:REASON]
@@ -57,25 +63,12 @@ def load(source: LoadConfig, *, mean_norm: float) -> SAE[Any]:
         raise UserError(
             f"{source.key}: {broken[0]} holds values that are not finite (NaN); take a sound copy of the SAE"
         )
-    fold_normalisation(module, scale or module.cfg.d_in**0.5 / mean_norm, source.key)
+    if module.cfg.normalize_activations == "expected_average_only_in":
+        module.fold_activation_norm_scaling_factor(scale or module.cfg.d_in**0.5 / mean_norm)
+    # Rows whose length is 1 but for rounding stay as they are.
+    if settings.get("rescale_acts_by_decoder_norm") and (module.W_dec.norm(dim=1) - 1).abs().max() > UNIT:
+        module.fold_W_dec_norm()
+        if "topk" in module.cfg.architecture():
+            module.cfg.rescale_acts_by_decoder_norm = False
     module.requires_grad_(False)
     return module.eval()
-
-
-def fold_normalisation(module: SAE[Any], scale: float, key: str) -> None:
-    """Make the SAE read and write raw residuals.
-
-    Args:
-        scale: what residuals are multiplied by before they are encoded, where the SAE expects that.
-
-    Raises:
-        UserError: the normalisation is not one factor for all tokens.
-    """
-    kind = module.cfg.normalize_activations
-    if kind == "expected_average_only_in":
-        module.fold_activation_norm_scaling_factor(scale)
-    elif kind not in ("none", None):
-        raise UserError(
-            f"{key}: normalises each token by itself ({kind}), so a feature has no fixed size in the residual stream; "
-            "choose an SAE without that"
-        )

@@ -25,6 +25,8 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 CHUNK = 1024
 LONGEST = 2048
 """Tokens that go through the model at once when cross-entropy is measured; memory grows with the square."""
+LEAST_COST = 0.01
+"""Nats a token."""
 SAME_FEATURE = 0.7
 """Cosine from which two features of different SAEs count as the same (Paulo & Belrose 2025)."""
 
@@ -43,7 +45,8 @@ def measure(sae: Dictionary, rows: TokenRows, chosen: Int[np.ndarray, "n"]) -> d
     for x in _batches(rows, chosen):
         codes = sae.encode(x)
         fired += (codes > 0).sum(axis=0)
-        residual += float(np.square(sae.decode(codes) - x, dtype=np.float64).sum())
+        rebuilt = sae.reconstruct(x) if sae.per_token else sae.decode(codes)
+        residual += float(np.square(rebuilt - x, dtype=np.float64).sum())
         total += x.sum(axis=0, dtype=np.float64)
         square += float(np.square(x, dtype=np.float64).sum())
     count = len(chosen)
@@ -164,14 +167,14 @@ def _log_likelihood(logs: torch.Tensor, tokens: torch.Tensor, lead: int) -> torc
     return logs[:, lead:-1].gather(2, predicted[:, :, None]).sum()
 
 
-def recovered(entropies: Mapping[str, float], name: str) -> float:
+def recovered(entropies: Mapping[str, float], name: str) -> float | None:
     """Share of what replacing rows by their mean costs that reconstructions give back; 1 is perfect, 0 is useless.
 
     Mean ablation is a stricter zero than the more common ablation to the zero vector, which language models suffer
-    from far more.
+    from far more. None where it costs less than ``LEAST_COST``: then there is nothing to be given back.
     """
     cost = entropies["mean"] - entropies["clean"]
-    return (entropies["mean"] - entropies[name]) / max(cost, 1e-9)
+    return (entropies["mean"] - entropies[name]) / cost if cost >= LEAST_COST else None
 
 
 @dataclass(frozen=True)
@@ -210,8 +213,9 @@ def faults(health: Mapping[str, Any], limits: SaeLimits) -> list[Fault]:
         listed.append(
             Fault(f"{health['l0']:.0f} of {health['width']} features are active at once, which is not sparse")
         )
-    if health.get("ce_recovered", 1.0) < limits.ce_recovered:
-        share = _percent(max(0.0, health["ce_recovered"]))
+    recovered = health.get("ce_recovered")
+    if recovered is not None and recovered < limits.ce_recovered:
+        share = _percent(max(0.0, recovered))
         listed.append(Fault(f"the model keeps only {share} of its predictions when reading through it"))
     if health.get("agreement", {}).get("matched_share", 1.0) < limits.matched_share:
         share = _percent(health["agreement"]["matched_share"])

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from affectlens.sae.formats import PER_TOKEN
+
 if TYPE_CHECKING:
     import sae_lens
+    import torch
     from jaxtyping import Float
 
 WEIGHTS = "sae"
@@ -43,7 +46,10 @@ class Dictionary:
 
     @cached_property
     def decoder(self) -> Float[np.ndarray, "features d_model"]:
-        """One row a feature: what it writes into the residual stream per unit of activation."""
+        """One row a feature: what it writes into the residual stream per unit of activation.
+
+        Where :attr:`per_token`, it writes that times :func:`token_scale`.
+        """
         return self.load().W_dec.detach().cpu().numpy()
 
     @cached_property
@@ -63,23 +69,45 @@ class Dictionary:
                 codes[first : first + len(rows)] = module.encode(torch.from_numpy(rows).to(module.device)).cpu().numpy()
         return codes
 
+    @property
+    def per_token(self) -> bool:
+        """Whether each token is normalised by itself, so that activations alone do not say how much is written."""
+        return self.load().cfg.normalize_activations in PER_TOKEN
+
     def decode(self, codes: Float[np.ndarray, "n features"]) -> Float[np.ndarray, "n d_model"]:
-        """The residual rows that feature activations stand for, float32."""
+        """The residual rows that feature activations stand for, float32.
+
+        Raises:
+            ValueError: each token is normalised by itself; see :meth:`reconstruct`.
+        """
         import torch
 
         module = self.load()
+        if self.per_token:
+            raise ValueError("an SAE that normalises each token decodes beside the token alone: use `reconstruct`")
         with torch.no_grad():
             return module.decode(torch.from_numpy(codes).to(module.device)).cpu().numpy()
 
     def reconstruct(self, residuals: Float[np.ndarray, "n d_model"]) -> Float[np.ndarray, "n d_model"]:
         """What the SAE makes of residual rows, float32."""
-        return self.decode(self.encode(residuals))
+        import torch
+
+        if not self.per_token:
+            return self.decode(self.encode(residuals))
+        module, rebuilt = self.load(), np.empty(residuals.shape, dtype=np.float32)
+        with torch.no_grad():
+            for first in range(0, len(residuals), ROWS_AT_ONCE):
+                rows = np.ascontiguousarray(residuals[first : first + ROWS_AT_ONCE], dtype=np.float32)
+                # sae-lens keeps what it normalised a batch by until the batch is decoded.
+                codes = module.encode(torch.from_numpy(rows).to(module.device))
+                rebuilt[first : first + len(rows)] = module.decode(codes).cpu().numpy()
+        return rebuilt
 
     def random(self, seed: int = 0, k: int | None = None) -> Dictionary:
         """A random SAE of the same shape and sparsity: what any finding about features has to beat.
 
-        Unit decoder rows in random directions, the encoder their transpose, the same bias (so the same centring of
-        activations), and TopK with this SAE's mean number of active features.
+        Unit decoder rows in random directions, the encoder their transpose, the same bias and normalisation (so the
+        same centring of activations), and TopK with this SAE's mean number of active features.
 
         Args:
             seed: of the directions.
@@ -125,14 +153,27 @@ def open_folder(folder: Path) -> sae_lens.SAE[Any]:
     return module.eval()
 
 
+def token_scale(
+    module: sae_lens.SAE[Any], residual: Float[torch.Tensor, "*rows d_model"]
+) -> Float[torch.Tensor, "*rows 1"] | float:
+    """By how much more than its decoder row a feature writes at each token per unit of activation (sae-lens 6)."""
+    kind = module.cfg.normalize_activations
+    if kind == "layer_norm":
+        return residual.std(dim=-1, keepdim=True)
+    if kind == "constant_norm_rescale":
+        return residual.norm(dim=-1, keepdim=True) / module.cfg.d_in**0.5
+    return 1.0
+
+
 def random_module(like: sae_lens.SAE[Any], k: int, seed: int) -> sae_lens.SAE[Any]:
-    """A TopK SAE with random unit decoder rows, tied encoder, and the decoder bias of ``like``."""
+    """A TopK SAE with random unit decoder rows, tied encoder, and the decoder bias and normalisation of ``like``."""
     import torch
     from sae_lens import SAE
 
     d_in, width = int(like.cfg.d_in), int(like.cfg.d_sae)
+    settings = {"d_in": d_in, "d_sae": width, "normalize_activations": like.cfg.normalize_activations}
     module: sae_lens.SAE[Any] = SAE.from_dict(
-        {"architecture": "topk", "d_in": d_in, "d_sae": width, "k": min(k, width), "dtype": "float32", "device": "cpu"}
+        {"architecture": "topk", "k": min(k, width), "dtype": "float32", "device": "cpu", **settings}
     )
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(width, d_in, generator=generator)

@@ -17,13 +17,12 @@ from affectlens.config import Config, nearest
 from affectlens.model.subject import ModelConfig, Shape
 from affectlens.sae.formats import RESIDUAL, Origin
 from affectlens.sae.formats.base import settings_of
-from affectlens.sae.formats.gemma_scope import LAYER_NAMES
-from affectlens.sae.formats.sae_lens import from_settings
+from affectlens.sae.formats.gemma_scope import LAYER_NAMES, other_site
+from affectlens.sae.formats.sae_lens import from_settings, parse_hook
 
 EMBEDDED = Path(__file__).parent.parent / "embedded_sae"
 """The SAE that comes with this package; its card tells what it was made from."""
 EMBEDDED_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-SITES = ("hook_out", RESIDUAL)
 
 
 class LoadConfig(Config):
@@ -68,8 +67,12 @@ def describe_release(release: str, name: str) -> Origin:
     if cached is not None:
         origin = from_settings(settings_of(cached))
         return replace(origin, model=origin.model or entry.get("model"))
-    layers = re.findall(LAYER_NAMES, paths[name])
-    return Origin(layer=int(layers[-1]) if layers else None, model=entry.get("model"))
+    hook = re.search(r"blocks\.\d+\.hook_\w+", f"{name} {paths[name]}")
+    layer, site = parse_hook(hook[0] if hook else None)
+    if hook is None:
+        layers = re.findall(LAYER_NAMES, paths[name])
+        layer, site = int(layers[-1]) if layers else None, other_site(f"{entry['repo_id']}/{paths[name]}")
+    return Origin(layer=layer, site=site, model=entry.get("model"))
 
 
 def _nearest_id(name: str, known: list[str]) -> str:
@@ -132,7 +135,7 @@ def compare(origin: Origin, model: ModelConfig, shape: Shape | None) -> list[str
             f"made for activations of width {origin.width}, but {model.name} has {shape.width}; "
             "choose an SAE of this model"
         )
-    if origin.site is not None and origin.site not in SITES:
+    if origin.site not in (None, RESIDUAL):
         raise ValueError(
             f"reads {origin.site}, but studies read the residual stream after a block (hook_resid_post); "
             "choose an SAE of that"
@@ -141,14 +144,17 @@ def compare(origin: Origin, model: ModelConfig, shape: Shape | None) -> list[str
         raise ValueError(
             f"made for layer {origin.layer}, but `model.layer` is {model.layer}; set one of them to the other's"
         )
+    notes = list(origin.notes)
+    if origin.layer is None:
+        notes.append(f"nothing in the SAE's files tells its layer; the study takes it for layer {model.layer}")
     if not origin.model or same_model(origin.model, model.name):
-        return list(origin.notes)
+        return notes
     local = Path(model.name).expanduser().is_dir()
     if origin.width is None and not local and not related(origin.model, model.name):
         raise ValueError(
             f"made for the model {origin.model}, but the study reads {model.name}; choose an SAE of this model"
         )
-    return [*origin.notes, f"the SAE was made for the model {origin.model}, the study reads {model.name}"]
+    return [*notes, f"the SAE was made for the model {origin.model}, the study reads {model.name}"]
 
 
 def published_name(model: str) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from affectlens.activations.config import ActivationsConfig
-from affectlens.corpus.documents import Document
+from affectlens.corpus.documents import Document, select
 from affectlens.model import subject as subjects
+from affectlens.model.config import vocabulary
 from affectlens.stage import Metrics, Part, Progress, Stage, StudySettings, register
 from affectlens.stages.corpus import CorpusStage
 
@@ -43,6 +44,12 @@ class ActivationsStage(Stage[ActivationsConfig, "ActivationStore"]):
                     top = f"0 to {known.layers - 1}" if known else "from 0 up"
                     raise ValueError(f"`activations.{key}: {layer}`: {study.model.name} has layers {top}")
 
+    @classmethod
+    def check_pending(cls, study: StudySettings, tokenizer: Callable[[], Any]) -> None:
+        from affectlens.activations.tokenising import require_fitting
+
+        require_fitting(tokenizer(), select(study.corpus), study.activations, vocabulary(study.model))
+
     def parts(self) -> Sequence[Part]:
         documents = self.outlook.documents
         size = self.config.texts_per_part
@@ -73,7 +80,7 @@ class ActivationsStage(Stage[ActivationsConfig, "ActivationStore"]):
         """Makes token ids of texts, a part ahead."""
         from affectlens.activations.tokenising import Tokenising
 
-        return Tokenising(self.tokenizer, self.config)
+        return Tokenising(self.tokenizer, self.config, vocabulary(self.setting.model))
 
     @cached_property
     def reader(self) -> Readable:

@@ -9,11 +9,12 @@ only upsets the model, shows nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from affectlens.corpus.documents import concepts
 from affectlens.corpus.ratings import read_ratings
 from affectlens.corpus.texts import EMBEDDED
 from affectlens.files import write_json
@@ -77,6 +78,12 @@ class CausalStage(Stage[CausalConfig, Causal]):
                 f"`causal.readout_layer: {config.readout_layer}`: not above the intervention at layer {highest}; "
                 "give a higher layer"
             )
+
+    @classmethod
+    def check_pending(cls, study: StudySettings, tokenizer: Callable[[], Any]) -> None:
+        from affectlens.interventions.frames import choose_words, read_lexicon
+
+        choose_words(tokenizer(), concepts(study.corpus), read_lexicon(), study.causal.words)
 
     @classmethod
     def identities(cls, study: StudySettings) -> dict[str, Identity]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from affectlens import results
+from affectlens.corpus.documents import concepts
 from affectlens.files import write_json
 from affectlens.model import subject
 from affectlens.probing import directions, methods
@@ -37,6 +38,13 @@ class DirectionsStage(Stage[DirectionsConfig, Directions]):
         path: Path | None = study.directions.imported
         if path is not None and not path.expanduser().exists():
             raise ValueError(f"`directions.imported: {path}`: no such file or folder; give an .npz, or GGUF files")
+        known = subject.shape(study.model)
+        if path is not None and known is not None:
+            from affectlens.probing import export
+
+            more = study.activations.token_layers if study.activations.token_rows else ()
+            for layer in sorted({study.model.layer, *study.activations.pooled_layers, *more}):
+                export.read(path.expanduser(), concepts(study.corpus), layer, known.width)
 
     @classmethod
     def identities(cls, study: StudySettings) -> Mapping[str, Identity]:

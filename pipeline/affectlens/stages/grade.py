@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,13 @@ class GradeStage(ExperimentStage[Grades]):
     needs = ("measure",)
     unit = "answers"
     tables = (tables.GRADES,)
+
+    @classmethod
+    def check_pending(cls, study: StudySettings, tokenizer: Callable[[], Any]) -> None:
+        for experiment in chosen(study.experiments):
+            completions: CompletionConfig | None = experiment.config.outcome(CompletionConfig)
+            if completions is not None and study.experiments.completions:
+                completions.grader.check()
 
     @classmethod
     def identities(cls, study: StudySettings) -> Mapping[str, Identity]:

@@ -8,14 +8,15 @@ make of the measurements is the business of the stages ``grade`` and ``conclude`
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from affectlens import results
 from affectlens.config import nearest
-from affectlens.corpus.texts import EMBEDDED, read_texts, texts_path
+from affectlens.corpus.documents import concepts
+from affectlens.corpus.texts import EMBEDDED, read_texts
 from affectlens.errors import UserError
 from affectlens.experiments import measurements, provenance, tables, validation
 from affectlens.experiments.config import ExperimentsConfig
@@ -23,7 +24,7 @@ from affectlens.experiments.experiment import CompletionConfig, Experiment
 from affectlens.experiments.provenance import SECOND_MODEL, SECOND_RECIPE, digest
 from affectlens.experiments.tuning import TunedConfig, tuned_folder
 from affectlens.files import write_json
-from affectlens.model.config import ModelConfig
+from affectlens.model.config import ModelConfig, context, require_weights, shape, vocabulary
 from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
@@ -115,9 +116,9 @@ class MeasureStage(ExperimentStage[Measurements]):
         experiments = chosen(config)
         if not experiments:
             return
-        concepts = _concepts(study.corpus)
+        studied = concepts(study.corpus)
         for experiment in experiments:
-            validation.check_experiment(experiment, concepts, second=config.against is not None)
+            validation.check_experiment(experiment, studied, second=config.against is not None)
         if isinstance(config.against, TunedConfig):
             known = sorted({row["emotion"] for row in read_texts(EMBEDDED / "stories.jsonl", required=("emotion",))})
             for emotion in config.against.tune:
@@ -125,6 +126,8 @@ class MeasureStage(ExperimentStage[Measurements]):
                     raise ValueError(
                         f"`experiments.against.tune: {emotion}`: no story has it; {nearest(emotion, known)}"
                     )
+        if isinstance(config.against, ModelConfig):
+            _check_second(config.against, study.model)
         cached = sorted({study.model.layer, *study.activations.token_layers, *study.activations.pooled_layers})
         layer = config.readout_layer
         above = [each for each in cached if each > study.model.layer]
@@ -139,6 +142,15 @@ class MeasureStage(ExperimentStage[Measurements]):
                 f"`experiments.readout_layer`: {unread[0]} reads the state under steering, above layer "
                 f"{study.model.layer}; add a higher layer to `activations.pooled_layers`"
             )
+
+    @classmethod
+    def check_pending(cls, study: StudySettings, tokenizer: Callable[[], Any]) -> None:
+        from affectlens.experiments.prompts import require_prompts
+
+        experiments = chosen(study.experiments)
+        if experiments:
+            limits = context(study.model), vocabulary(study.model)
+            require_prompts(tokenizer(), experiments, *limits, sampling=study.experiments.completions)
 
     @classmethod
     def identities(cls, study: StudySettings) -> Mapping[str, Identity]:
@@ -267,12 +279,15 @@ class MeasureStage(ExperimentStage[Measurements]):
         return Measurements(folder)
 
 
-def _concepts(corpus: Any) -> tuple[str, ...]:
-    """The concepts that a corpus section will give."""
-    if corpus.emotions != "all":
-        return tuple(sorted(corpus.emotions))
-    rows = read_texts(texts_path("stories", corpus.stories), required=("emotion",))
-    return tuple(sorted({row["emotion"] for row in rows}))
+def _check_second(second: ModelConfig, model: ModelConfig) -> None:
+    """A second model is read by the directions of the first, so it has to be as wide and as deep."""
+    require_weights(second)
+    known, other = shape(model), shape(second)
+    if known is not None and other is not None and (known.width != other.width or model.layer >= other.layers):
+        raise ValueError(
+            f"`experiments.against: {second.name}`: {other.layers} layers of width {other.width}, but directions are "
+            f"of layer {model.layer} and width {known.width}; name a model of the same architecture"
+        )
 
 
 def _reads_above(experiment: Experiment, config: ExperimentsConfig) -> bool:

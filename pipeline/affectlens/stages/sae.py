@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,8 @@ from affectlens.files import write_json
 from affectlens.model import subject as subjects
 from affectlens.sae import source
 from affectlens.sae.architectures import REGISTRY
-from affectlens.sae.formats import content, describe
+from affectlens.sae.formats import content, describe, recognise
+from affectlens.sae.formats.sae_lens import FORMAT as SAE_LENS
 from affectlens.sae.formats.sae_lens import from_settings
 from affectlens.sae.recipe import Recipe, SaeLimits
 from affectlens.sae.source import LoadConfig
@@ -88,6 +89,10 @@ class SaeConfig(Recipe):
     health_texts: int = Field(default=8, ge=0)
     """Held-out texts on which the model is run with the SAE spliced in. 0: no cross-entropy."""
 
+    def on_machine(self, type_name: Callable[[str], str]) -> SaeConfig:
+        # One that is loaded is not trained, so that its result is the same everywhere.
+        return self if self.load else self.model_copy(update={"precision": type_name(self.precision)})
+
     @field_validator("architecture")
     @classmethod
     def _registered(cls, name: str) -> str:
@@ -144,10 +149,14 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
     @classmethod
     def identities(cls, study: StudySettings) -> dict[str, Identity]:
         load = study.sae.source
-        if load is None or load.path is None:
+        if load is None:
             return {}
+        if load.path is None:  # what a registry's release holds stays as it is; how it is read may change
+            return {"format": f"{SAE_LENS.name} {SAE_LENS.version}"}
         folder = load.path.expanduser()
-        return {"sae": Folder(folder, tuple(content(folder)))}
+        read: dict[str, Identity] = {"sae": Folder(folder, tuple(content(folder)))}
+        form = recognise(folder)
+        return read if load.path == source.EMBEDDED else read | {"format": f"{form.name} {form.version}"}
 
     def parts(self) -> Sequence[Part]:
         if self.config.load is not None:
@@ -249,10 +258,7 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
 
         store, model = self.need(ActivationsStage), self.setting.model
         module = loading.load(load, mean_norm=store.mean_norm(model.layer))
-        if load.path is not None:
-            origin = describe(load.path.expanduser())
-        else:
-            origin = from_settings({"d_in": module.cfg.d_in, "metadata": module.cfg.metadata.to_dict()})
+        origin = describe(load.path.expanduser()) if load.path is not None else from_settings(module.cfg.to_dict())
         try:
             notes = source.compare(origin, model, subjects.Shape(model.layer + 1, store.d_model))
         except ValueError as error:
@@ -278,8 +284,9 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
             texts = self._texts(rows)
             entropies = health.cross_entropies(self.subject, layer, texts, replacements)
             found["cross_entropy"] = entropies
-            found["ce_recovered"] = health.recovered(entropies, "spliced")
-            found["random"]["ce_recovered"] = health.recovered(entropies, "random")
+            for figures, name in ((found, "spliced"), (found["random"], "random")):
+                share = health.recovered(entropies, name)
+                figures |= {} if share is None else {"ce_recovered": share}
         return found
 
     def _texts(self, rows: TokenRows) -> list[list[int]]:

@@ -31,6 +31,13 @@ class GraderConfig(Config):
         """What decides a grade, as JSON. Fields that only say where a grader is reached may be left out."""
         return self.model_dump(mode="json")
 
+    def check(self) -> None:
+        """Refuse, before any answer is sampled, what would keep it from being graded.
+
+        Raises:
+            UserError: one sentence with the remedy.
+        """
+
     def identities(self) -> Mapping[str, Identity]:
         """What outside the config decides a grade, by role: for example the content of a judge's model."""
         return {}

@@ -26,6 +26,7 @@ from affectlens.experiments.grade.grader import (
 )
 from affectlens.experiments.grade.vote import Asked, ModelJudgeConfig, Vote
 from affectlens.experiments.scenario import Scenario
+from affectlens.model.config import shape
 from affectlens.stage import Identity
 
 
@@ -56,6 +57,14 @@ class JudgeConfig(GraderConfig):
         """Without addresses, paths and names of keys: the same judge elsewhere gives the same grade."""
         judges = [{"name": judge.name, "server": judge.model if judge.address else None} for judge in self.judges]
         return self.model_dump(mode="json", exclude={"judges"}) | {"judges": judges}
+
+    def check(self) -> None:
+        """Refuse a server's key that is not set, and a local model that is not there."""
+        for judge in self.judges:
+            if judge.address:
+                _ = judge.key
+            else:
+                shape(judge.local)
 
     def identities(self) -> Mapping[str, Identity]:
         """The model of each local judge, by content; a server's model is known by its name alone."""

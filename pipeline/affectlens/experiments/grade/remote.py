@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -62,13 +61,7 @@ class RemoteJudge:
         self._timeout = TIMEOUT if timeout is None else timeout
         self._pauses = tuple(PAUSES if pauses is None else pauses)
         self._headers = {"Content-Type": "application/json"}
-        if config.key_variable:
-            key = os.environ.get(config.key_variable, "")
-            if not key:
-                raise UserError(
-                    f"the judge `{config.name}` needs a key, but the environment variable {config.key_variable} is "
-                    "not set; set it, or name another in `key_variable`"
-                )
+        if key := config.key:
             self._headers["Authorization"] = f"Bearer {key}"
 
     def votes(self, asked: Sequence[Asked]) -> list[Vote]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 from pydantic import model_validator
 
 from affectlens.config import Config
+from affectlens.errors import UserError
 from affectlens.model.config import ModelConfig
 
 
@@ -35,6 +37,21 @@ class ModelJudgeConfig(Config):
             # Without its value: somebody may have written the key itself.
             raise ValueError(f"`key_variable` of `{self.name}` must be the name of an environment variable, not a key")
         return self
+
+    @property
+    def key(self) -> str:
+        """The server's key, from the environment; empty where it wants none.
+
+        Raises:
+            UserError: the variable is not set.
+        """
+        key = os.environ.get(self.key_variable, "") if self.key_variable else ""
+        if self.key_variable and not key:
+            raise UserError(
+                f"the judge `{self.name}` needs a key, but the environment variable {self.key_variable} is not set; "
+                "set it, or name another in `key_variable`"
+            )
+        return key
 
     @property
     def local(self) -> ModelConfig:

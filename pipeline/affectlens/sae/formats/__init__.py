@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from affectlens.sae.formats import dictionary_learning, gemma_scope, sae_lens, sparsify
-from affectlens.sae.formats.base import RESIDUAL, Format, Origin
+from affectlens.sae.formats.base import PER_TOKEN, RESIDUAL, Format, Origin
 
 FORMATS: tuple[Format, ...] = (sae_lens.FORMAT, sparsify.FORMAT, dictionary_learning.FORMAT, gemma_scope.FORMAT)
 """The first whose files are all there is taken."""
 
-__all__ = ["FORMATS", "RESIDUAL", "Format", "Origin", "content", "describe", "recognise"]
+__all__ = ["FORMATS", "PER_TOKEN", "RESIDUAL", "Format", "Origin", "content", "describe", "recognise"]
 
 
 def recognise(folder: Path) -> Format:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 RESIDUAL = "hook_resid_post"
 """The residual stream after a block, in transformer-lens's terms."""
+PER_TOKEN = ("layer_norm", "constant_norm_rescale")
+"""sae-lens's normalisations of each token by itself: a feature's unit is then another length at each token."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Format:
         describe: reads the settings.
         convert: (folder, device) -> settings of a sae-lens SAE with the same feature activations, and its weights.
         optional: further files that change what the SAE computes, where they are there.
+        version: raised when the same folder gives other feature activations than before.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Format:
     describe: Callable[[Path], Origin]
     convert: Callable[[Path, str], tuple[dict[str, Any], Weights]]
     optional: tuple[str, ...] = ()
+    version: int = 1
 
 
 def settings_of(path: Path) -> dict[str, Any]:
@@ -86,6 +90,31 @@ def section(values: Mapping[str, Any], key: str) -> dict[str, Any]:
 def whole(value: Any) -> int | None:
     """A whole number that may be written as text."""
     return None if value is None else int(value)
+
+
+def tensor_fault(path: Path, needed: set[str], optional: set[str], rows: str, width: Any) -> str:
+    """What is wrong with a safetensors file by its header alone; empty where nothing is.
+
+    Args:
+        needed, optional: names of tensors; any other is a fault.
+        rows: a tensor whose last axis is the width of the activations.
+        width: that the settings name.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = set(file.keys())
+            odd = sorted(needed - names) + sorted(names - needed - optional)
+            shape = file.get_slice(rows).get_shape() if rows in names else []
+    except Exception as error:  # the library's own, and whatever a broken header makes of it
+        return f"{path.name} cannot be read ({' '.join(str(error).split())[:200]})"
+    if odd:
+        verb = "lacks" if odd[0] in needed else "holds"
+        return f"{path.name} {verb} {', '.join(odd[:3])}; it needs {', '.join(sorted(needed))} and nothing else"
+    if width is not None and shape[-1:] != [int(width)]:
+        return f"{path.name} has {rows} of shape {shape}, but the settings say d_in: {width}"
+    return ""
 
 
 def plain_settings(origin: Origin, architecture: str, weights: Weights, **more: Any) -> dict[str, Any]:

@@ -12,8 +12,16 @@ if TYPE_CHECKING:
     import torch
 
 LAYER_NAMES = r"(?:^|[^a-z])(?:layers?[._]|blocks\.)(\d+)"
-OTHER_SITES = {"att": "attn_out", "mlp": "mlp_out", "transcoders": "mlp_in", "embedding": "embedding"}
+OTHER_SITES = {
+    "att": "attn_out",
+    "attn": "attn_out",
+    "mlp": "mlp_out",
+    "transcoder": "mlp_in",
+    "transcoders": "mlp_in",
+    "embedding": "the token embedding",
+}
 """Words of a path that say that the SAE reads another site than the residual stream."""
+ARRAYS = {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
 
 
 def describe(folder: Path) -> Origin:
@@ -21,12 +29,17 @@ def describe(folder: Path) -> Origin:
     import numpy as np
 
     with np.load(folder / "params.npz", allow_pickle=False) as arrays:
-        width = int(arrays["b_dec"].shape[0])
+        width, odd = int(arrays["b_dec"].shape[0]), sorted(set(arrays.files) ^ ARRAYS)
+    refusal = f"has other arrays than a JumpReLU SAE ({', '.join(odd)})" if odd else ""
     path = folder.resolve().as_posix()
     layers = re.findall(LAYER_NAMES, path)
-    words = [word for part in folder.resolve().parts[-4:] for word in re.split(r"[-_]", part.lower())]
-    site = next((site for word, site in OTHER_SITES.items() if word in words), RESIDUAL)
-    return Origin(width, int(layers[-1]) if layers else None, site)
+    return Origin(width, int(layers[-1]) if layers else None, other_site(path) or RESIDUAL, refusal=refusal)
+
+
+def other_site(path: str) -> str | None:
+    """The site that a path names, unless that is the residual stream: by its last four folders."""
+    words = re.split(r"[-_/]", "/".join(path.lower().split("/")[-4:]))
+    return next((site for word, site in OTHER_SITES.items() if word in words), None)
 
 
 def convert(folder: Path, device: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -35,10 +48,7 @@ def convert(folder: Path, device: str) -> tuple[dict[str, Any], dict[str, torch.
     import torch
 
     with np.load(folder / "params.npz", allow_pickle=False) as arrays:
-        weights = {
-            name.replace("w_", "W_") if name.startswith("w_") else name: torch.from_numpy(arrays[name]).float()
-            for name in arrays.files
-        }
+        weights = {name: torch.from_numpy(arrays[name]).float() for name in sorted(ARRAYS)}
     return plain_settings(describe(folder), "jumprelu", weights, apply_b_dec_to_input=False), weights
 
 

@@ -3,39 +3,68 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from affectlens.sae.formats.base import RESIDUAL, Format, Origin, section, settings_of, whole
+from affectlens.sae.formats.base import (
+    PER_TOKEN,
+    RESIDUAL,
+    Format,
+    Origin,
+    section,
+    settings_of,
+    tensor_fault,
+    whole,
+)
 
 if TYPE_CHECKING:
     import torch
 
+WEIGHTS = "sae_weights.safetensors"
 SCALER = "activation_scaler.json"
 """What a checkpoint amid training keeps its activation scale in."""
-ONE_FACTOR = ("none", None, False, True, "expected_average_only_in")
-"""Normalisations that are one factor for all tokens, so that weights can express them."""
+NORMALISATIONS = ("none", None, False, True, "expected_average_only_in", *PER_TOKEN)
+TRAINED_ONLY = ("batchtopk", "matryoshka_batchtopk")
+"""Architectures of checkpoints alone; sae-lens saves their finished SAEs as JumpReLU."""
+PLAIN = {"W_enc", "W_dec", "b_enc", "b_dec"}
+ARCHITECTURES = {
+    "standard": PLAIN,
+    "topk": PLAIN,
+    "jumprelu": PLAIN | {"threshold"},
+    "gated": {"W_enc", "W_dec", "b_dec", "b_gate", "b_mag", "r_mag"},
+    "matching_pursuit": {"W_dec", "b_dec"},
+    **dict.fromkeys(TRAINED_ONLY, PLAIN | {"topk_threshold"}),
+}
+"""Those that can be read, with their tensors."""
+REFUSED = {
+    "abstopk": "has codes of both signs, but feature activations here are positive",
+    "temporal": "encodes a token by those before it, but studies read each token by itself",
+}
+SAME_RESIDUAL = ("fold_ln", "fold_value_biases", "center_unembed", "device", "dtype", "torch_dtype", "n_devices")
+"""Options of loading a model that leave its residual stream as it is."""
 
 
 def describe(folder: Path) -> Origin:
-    """From ``cfg.json``, and the scale of a checkpoint."""
-    origin = from_settings(settings_of(folder / "cfg.json"))
+    """From ``cfg.json``, the names of the weights, and the scale of a checkpoint."""
+    settings = settings_of(folder / "cfg.json")
+    origin = from_settings(settings)
+    if not origin.refusal:
+        needed = ARCHITECTURES[settings.get("architecture", "standard")]
+        fault = tensor_fault(folder / WEIGHTS, needed, {"scaling_factor"}, "W_dec", origin.width)
+        origin = replace(origin, refusal=fault)
     if not (folder / SCALER).is_file():
         return origin
     scaler = settings_of(folder / SCALER)
-    refusal = origin.refusal
     if scaler.get("has_whitening"):
-        refusal = f"whitens activations by a matrix that {SCALER} does not hold; save the finished SAE instead"
+        return replace(origin, refusal=f"whitens activations ({SCALER}: has_whitening); save the finished SAE instead")
     scale = scaler.get("scaling_factor")
-    return Origin(
-        origin.width, origin.layer, origin.site, origin.model, refusal, origin.notes,
-        None if scale is None else float(scale),
-    )  # fmt: skip
+    return replace(origin, scale=None if scale is None else float(scale))
 
 
 def from_settings(settings: Mapping[str, Any]) -> Origin:
-    """From the content of a ``cfg.json``."""
+    """From the content of a ``cfg.json``, or of a sae-lens SAE's ``cfg``."""
     metadata = section(settings, "metadata")
 
     def named(*keys: str) -> Any:
@@ -43,21 +72,41 @@ def from_settings(settings: Mapping[str, Any]) -> Origin:
         return next((value for value in values if value is not None), None)
 
     layer, site = parse_hook(named("hook_name", "hook_point"))
-    normalisation = settings.get("normalize_activations")
-    refusal = ""
-    if normalisation not in ONE_FACTOR:
-        refusal = (
-            f"normalises each token by itself (normalize_activations: {normalisation}), so a feature has no fixed size "
-            "in the residual stream; choose an SAE without that"
-        )
+    if layer is None and site is None:
+        layer = whole(named("hook_layer", "hook_point_layer"))
     notes = []
-    changes = named("model_from_pretrained_kwargs")
-    if isinstance(changes, dict) and changes:
-        listed = ", ".join(f"{key}: {value}" for key, value in changes.items())
+    loaded = named("model_from_pretrained_kwargs")
+    changes = loaded.items() if isinstance(loaded, dict) else ()
+    listed = ", ".join(f"{key}: {value}" for key, value in changes if value and key not in SAME_RESIDUAL)
+    if listed:
         notes.append(f"the SAE was trained on a model loaded with {listed}; the study reads the model as it is")
     if named("prepend_bos") is False:
         notes.append("the SAE was trained without a begin token (prepend_bos: false); the study sets one")
-    return Origin(whole(settings.get("d_in")), layer, site, named("model_name"), refusal, tuple(notes))
+    if any(bound is not None for bound in named("seqpos_slice") or ()):
+        notes.append(f"the SAE was trained on some positions alone (seqpos_slice: {named('seqpos_slice')})")
+    return Origin(
+        whole(settings.get("d_in")), layer, site, named("model_name"), _refusal(settings, named), tuple(notes)
+    )
+
+
+def _refusal(settings: Mapping[str, Any], named: Callable[..., Any]) -> str:
+    """What no SAE of the residual stream is, or what sae-lens would compute otherwise than it was trained."""
+    architecture = settings.get("architecture", "standard")
+    if architecture in REFUSED:
+        return f"{REFUSED[architecture]} (architecture: {architecture})"
+    if "transcoder" in str(architecture) or named("hook_name_out") not in (None, named("hook_name")):
+        return f"is a transcoder (architecture: {architecture}): it writes another site than the one it reads"
+    if architecture not in ARCHITECTURES:
+        return f"is of the architecture `{architecture}`; those that can be read are {', '.join(ARCHITECTURES)}"
+    normalisation = settings.get("normalize_activations")
+    if normalisation not in NORMALISATIONS:
+        return f"normalises activations by `normalize_activations: {normalisation}`; choose an SAE without that"
+    if settings.get("reshape_activations", "none") != "none" or named("hook_head_index") is not None:
+        return "reads single attention heads, but studies read the residual stream"
+    function = settings.get("activation_fn_str", settings.get("activation_fn", "relu"))
+    if function not in ("relu", "topk"):
+        return f"has the activation function `{function}`, which sae-lens no longer computes"
+    return ""
 
 
 def parse_hook(hook: str | None) -> tuple[int | None, str | None]:
@@ -68,22 +117,37 @@ def parse_hook(hook: str | None) -> tuple[int | None, str | None]:
     """
     if hook is None:
         return None, None
-    module = re.fullmatch(r"(?:\w+\.)*(?:layers|h|blocks)\.(\d+)", hook)
+    module = re.fullmatch(r"(?:\w+\.)*(?:layers|h|blocks)\.(\d+)(?:\.output)?", hook)
     if module is not None:
         return int(module[1]), RESIDUAL
     parts = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook)
     if parts is None:
         return None, hook
-    if parts[2] == "hook_resid_pre" and int(parts[1]) > 0:
+    if parts[2] in ("hook_resid_pre", "hook_in") and int(parts[1]) > 0:
         return int(parts[1]) - 1, RESIDUAL
-    return int(parts[1]), parts[2]
+    return int(parts[1]), RESIDUAL if parts[2] == "hook_out" else parts[2]
 
 
 def convert(folder: Path, device: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """sae-lens's own loader, which knows every version of its files."""
+    """sae-lens's own loader, which knows every version of its files.
+
+    A checkpoint of a training becomes what sae-lens saves at its end. The factors that sae-lens 3 to 5 finetuned
+    (``scaling_factor``) multiplied feature activations on decoding alone, so they belong to the decoder rows.
+    """
+    from sae_lens import TrainingSAE
     from sae_lens.loading.pretrained_sae_loaders import sae_lens_disk_loader
 
-    return sae_lens_disk_loader(folder, device, {"dtype": "float32"})
+    if settings_of(folder / "cfg.json").get("architecture") in TRAINED_ONLY:
+        trained: Any = TrainingSAE.load_from_disk(folder, device=device, dtype="float32")
+        weights = trained.state_dict()
+        trained.process_state_dict_for_saving_inference(weights)
+        rescaled = {"rescale_acts_by_decoder_norm": trained.cfg.rescale_acts_by_decoder_norm}
+        return trained.cfg.get_inference_sae_cfg_dict() | rescaled, weights
+    settings, weights = sae_lens_disk_loader(folder, device, {"dtype": "float32"})
+    factors = weights.pop("finetuning_scaling_factor", None)
+    if factors is not None:
+        weights["W_dec"] = weights["W_dec"] * factors[:, None]
+    return settings, weights
 
 
-FORMAT = Format("sae_lens", ("cfg.json", "sae_weights.safetensors"), describe, convert, optional=(SCALER,))
+FORMAT = Format("sae_lens", ("cfg.json", WEIGHTS), describe, convert, optional=(SCALER,), version=2)

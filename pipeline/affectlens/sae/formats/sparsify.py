@@ -6,27 +6,33 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from affectlens.sae.formats.base import RESIDUAL, Format, Origin, plain_settings, settings_of, whole
+from affectlens.sae.formats.base import RESIDUAL, Format, Origin, plain_settings, settings_of, tensor_fault, whole
 
 if TYPE_CHECKING:
     import torch
 
 MODULE = r"(?:.*[._])?(?:layers|h|blocks)[._](\d+)(?:[._](.+))?"
 """``layers.2``, ``h.2``, ``gpt_neox.layers.2``: a block's output; ``layers.2.mlp``: another site."""
+WEIGHTS = "sae.safetensors"
+NEEDED, OPTIONAL = {"encoder.weight", "W_dec"}, {"encoder.bias", "b_dec"}
+EMBEDDING = r"(?:.*[._])?(?:embed_tokens|embed_in|wte)"
 
 
 def describe(folder: Path) -> Origin:
     """From ``cfg.json``, the folder's name, and the model that the run's ``config.json`` one level up names."""
     settings = settings_of(folder / "cfg.json")
-    name = re.fullmatch(MODULE, folder.resolve().name)
-    beside = folder.resolve().parent / "config.json"
-    model = settings_of(beside).get("model") if beside.is_file() else None
+    module = folder.resolve()
+    if re.fullmatch(r"seed\d+", module.name):  # one of several trainings that differ in their seed
+        module = module.parent
+    name = re.fullmatch(MODULE, module.name)
+    site = "the token embedding" if re.fullmatch(EMBEDDING, module.name) else name[2] if name else None
+    beside = module.parent / "config.json"
     return Origin(
         width=whole(settings["d_in"]),
         layer=int(name[1]) if name else None,
-        site=name[2] if name and name[2] else RESIDUAL,
-        model=model,
-        refusal=_refusal(settings),
+        site=site or RESIDUAL,
+        model=settings_of(beside).get("model") if beside.is_file() else None,
+        refusal=_refusal(settings) or tensor_fault(folder / WEIGHTS, NEEDED, OPTIONAL, "W_dec", settings["d_in"]),
     )
 
 
@@ -48,7 +54,7 @@ def convert(folder: Path, device: str) -> tuple[dict[str, Any], dict[str, torch.
     import torch
     from safetensors.torch import load_file
 
-    stored = {name: value.float() for name, value in load_file(folder / "sae.safetensors", device=device).items()}
+    stored = {name: value.float() for name, value in load_file(folder / WEIGHTS, device=device).items()}
     encoder = stored["encoder.weight"]
     features, width = encoder.shape
     weights = {
@@ -64,4 +70,4 @@ def convert(folder: Path, device: str) -> tuple[dict[str, Any], dict[str, torch.
     return settings, weights
 
 
-FORMAT = Format("sparsify", ("cfg.json", "sae.safetensors"), describe, convert)
+FORMAT = Format("sparsify", ("cfg.json", WEIGHTS), describe, convert)
