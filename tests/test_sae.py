@@ -237,8 +237,10 @@ def test_splicing_costs_nothing_for_a_perfect_copy_and_everything_for_the_mean(m
 def test_cross_entropy_enters_the_metrics(model_folder, tmp_path) -> None:
     stage = _stage(PlantedRows(), tmp_path, model=str(model_folder("llama")), health_texts=2)
     sae, metrics = _run(stage, tmp_path)
-    assert {"ce_recovered", "random_ce_recovered"} <= set(metrics)
-    assert set(sae.health["cross_entropy"]) == {"clean", "spliced", "random", "mean"}
+    entropies = sae.health["cross_entropy"]
+    assert set(entropies) == {"clean", "spliced", "random", "mean"}
+    told = entropies["mean"] - entropies["clean"] >= health.LEAST_COST
+    assert all((key in metrics) == told for key in ("ce_recovered", "random_ce_recovered"))
 
 
 GOOD = {

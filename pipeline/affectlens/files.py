@@ -120,6 +120,30 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The tensors of a safetensors file, from its header alone.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no such file, or its length is not what the header says.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise ValueError("no safetensors file, or cut short in its header")
+        table = json.loads(stream.read(length))
+    try:
+        table.pop("__metadata__", None)
+        whole = 8 + length + max((row["data_offsets"][1] for row in table.values()), default=0)
+        shapes = {name: tuple(map(int, row["shape"])) for name, row in table.items()}
+    except (AttributeError, KeyError, IndexError, TypeError):
+        raise ValueError("a header of another form than safetensors has") from None
+    if whole != size:
+        raise ValueError(f"{size:,} bytes long, but its header says {whole:,}")
+    return shapes
+
+
 def write_json(path: Path, value: Any) -> None:
     """Sorted, indented, newline-ended JSON."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")

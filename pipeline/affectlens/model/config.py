@@ -16,7 +16,7 @@ from pydantic import Field
 
 from affectlens.config import Config
 from affectlens.errors import ConfigError, UserError
-from affectlens.files import file_digest
+from affectlens.files import file_digest, tensor_shapes
 from affectlens.model import embedded
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def settings(config: ModelConfig) -> dict[str, Any] | None:
     if not path.is_file():
         raise ConfigError(f"`model.name: {config.name}`: the folder has no config.json; save the model there")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ConfigError(
@@ -135,8 +135,6 @@ def require_weights(config: ModelConfig) -> None:
     folder = Path(config.name).expanduser()
     if config.name == "embedded" or not folder.is_dir():
         return
-    from safetensors import safe_open
-
     index = folder / "model.safetensors.index.json"
     names = sorted(path.name for path in folder.glob("*.safetensors"))
     if index.is_file():
@@ -148,9 +146,8 @@ def require_weights(config: ModelConfig) -> None:
         raise ConfigError(f"`model.name: {config.name}`: the folder has no weights; save the whole model there")
     for name in names:
         try:
-            with safe_open(folder / name, framework="numpy"):
-                pass
-        except Exception as error:
+            tensor_shapes(folder / name)
+        except (OSError, ValueError, RecursionError) as error:
             words = " ".join(str(error).split()) or type(error).__name__
             raise ConfigError(
                 f"`model.name: {config.name}`: {name} cannot be read ({words[:200]}); copy or save the model again"
@@ -196,8 +193,11 @@ def depth_override(config: ModelConfig, layers: int) -> dict[str, Any]:
     values = settings(config) or {}
     key = next((key for key in DEPTH_KEYS if key in values), "num_hidden_layers")
     cut: dict[str, Any] = {key: layers}
-    if "layer_types" in values:
-        cut["layer_types"] = values["layer_types"][:layers]
+    kinds = values.get("layer_types")
+    if kinds:
+        # transformers cannot run linear attention alone: at least one block of the other kind has to be there.
+        other = next((index for index, kind in enumerate(kinds) if kind != "linear_attention"), 0)
+        cut = {key: max(layers, other + 1), "layer_types": kinds[: max(layers, other + 1)]}
     return cut
 
 

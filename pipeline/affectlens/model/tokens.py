@@ -206,7 +206,7 @@ def _render(tokenizer: Any, document: Document) -> tuple[str, list[tuple[str, in
             add_generation_prompt=opened,
         )
     except Exception as error:  # templates are programs; whatever they raise is about this chat
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(
             f"{_called(document)}: the model's chat template refuses the chat ({reason}); change its "
             "messages, or study a model that is tuned for chats"

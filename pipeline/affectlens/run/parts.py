@@ -175,7 +175,7 @@ def _compute(
             # The world was wrong, not the part: nothing is remembered against it, and the next run tries again.
             raise
         make_folder(space.failed)
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         write_json(space.failed / f"{part.name}.json", {"error": reason, "traceback": traceback.format_exc()})
         return
     (building / LIVE).unlink(missing_ok=True)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from affectlens.files import tensor_shapes
+
 if TYPE_CHECKING:
     import torch
 
@@ -69,7 +71,7 @@ def settings_of(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it holds something else.
     """
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(values, dict):
         raise ValueError(f"holds a {type(values).__name__}, not an object")
     return values
@@ -100,20 +102,17 @@ def tensor_fault(path: Path, needed: set[str], optional: set[str], rows: str, wi
         rows: a tensor whose last axis is the width of the activations.
         width: that the settings name.
     """
-    from safetensors import safe_open
-
     try:
-        with safe_open(path, framework="numpy") as file:
-            names = set(file.keys())
-            odd = sorted(needed - names) + sorted(names - needed - optional)
-            shape = file.get_slice(rows).get_shape() if rows in names else []
-    except Exception as error:  # the library's own, and whatever a broken header makes of it
+        shapes = tensor_shapes(path)
+    except (OSError, ValueError, RecursionError) as error:
         return f"{path.name} cannot be read ({' '.join(str(error).split())[:200]})"
+    names = set(shapes)
+    odd = sorted(needed - names) + sorted(names - needed - optional)
     if odd:
         verb = "lacks" if odd[0] in needed else "holds"
         return f"{path.name} {verb} {', '.join(odd[:3])}; it needs {', '.join(sorted(needed))} and nothing else"
-    if width is not None and shape[-1:] != [int(width)]:
-        return f"{path.name} has {rows} of shape {shape}, but the settings say d_in: {width}"
+    if width is not None and shapes[rows][-1:] != (int(width),):
+        return f"{path.name} has {rows} of shape {list(shapes[rows])}, but the settings say d_in: {width}"
     return ""
 
 
