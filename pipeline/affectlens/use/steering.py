@@ -19,6 +19,7 @@ from affectlens.errors import UserError
 from affectlens.model import steering
 from affectlens.model.sampling import losses, stream
 from affectlens.model.steering import Edit, Span
+from affectlens.sae.model import token_scale
 from affectlens.use.opened import Opened
 from affectlens.use.readings import FEATURE, Readings
 from affectlens.use.texts import Messages, Pieces, tokenised
@@ -166,6 +167,7 @@ class Vectors:
                 values=tensor([[value]]),
                 strength=share,
                 at_most=push.action == "cap",
+                scale=partial(token_scale, module),
             )
         else:
             delta = partial(
