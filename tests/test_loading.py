@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from affectlens.errors import ConfigError, UserError
-from affectlens.model.config import ModelConfig, identity, resolve_dtype, shape
+from affectlens.model.config import ModelConfig, dtype_name, identity, resolve_dtype, shape
 from affectlens.model.converted import converted_folder, damage
 from affectlens.model.loading import load_tokenizer, load_weights
 from affectlens.model.reading import open_reader
@@ -164,6 +164,7 @@ def test_a_local_folder_called_snapshots_is_known_by_content(tmp_path, model_fol
 def test_the_number_type_is_known_without_a_model():
     assert resolve_dtype("float16", "cpu") == torch.float16
     assert resolve_dtype("auto", "cpu") in (torch.float32, torch.bfloat16)
+    assert getattr(torch, dtype_name("auto", "cpu")) == resolve_dtype("auto", "cpu")
 
 
 def test_a_converted_model_is_made_again_when_damaged(tmp_path):

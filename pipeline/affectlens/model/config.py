@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -281,8 +282,9 @@ def dtype_name(dtype: str, device: str) -> str:
     if dtype != "auto":
         return dtype
     accelerated = device not in ("auto", "cpu") or sys.platform == "darwin" or Path("/dev/nvidiactl").exists()
-    if not accelerated and not _processor_has("avx512_bf16", "amx_bf16"):
-        return "float32"  # known without the seconds that torch takes to import
+    if not accelerated and "ATEN_CPU_CAPABILITY" not in os.environ:
+        # Known without the seconds that torch takes to import.
+        return "bfloat16" if _processor_has("avx512f") and _processor_has("avx512_bf16", "amx_bf16") else "float32"
     return str(resolve_dtype(dtype, device_names(device)[0])).removeprefix("torch.")
 
 
