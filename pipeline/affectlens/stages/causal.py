@@ -81,7 +81,8 @@ class CausalStage(Stage[CausalConfig, Causal]):
 
     @classmethod
     def check_pending(cls, study: StudySettings, tokenizer: Callable[[], Any]) -> None:
-        from affectlens.interventions.frames import choose_words, read_lexicon
+        from affectlens.interventions.frames import read_lexicon
+        from affectlens.model.words import choose_words
 
         choose_words(tokenizer(), concepts(study.corpus), read_lexicon(), study.causal.words)
 
