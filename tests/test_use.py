@@ -30,7 +30,7 @@ def study(tmp_path_factory, model_folder):
         "name": "tiny", "cache": str(folder / "cache"),
         "model": {"name": str(model_folder("llama")), "layer": 2, "dtype": "float32"},
         "corpus": {"emotions": ["afraid", "calm", "proud", "sad"], "neutral": str(folder / "neutral.jsonl")},
-        "activations": {"texts_per_part": 8, "pooled_layers": [0]},
+        "activations": {"texts_per_part": 8, "pooled_layers": [0], "window": 64},
         "sae": {"width": 64, "k": 8, "steps": 20, "train_batch_size_tokens": 64, "health_texts": 0},
         "tracking": {"mode": "disabled"}, "compute": {"threads": 1, "device": "cpu"},
     }  # fmt: skip
@@ -44,9 +44,10 @@ def readings(study) -> Readings:
     return Readings.of(study, [3, 5])
 
 
-def test_a_reading_is_what_the_cache_holds(study, readings):
+def test_a_reading_is_what_the_cache_holds_of_a_text_of_several_windows(study, readings):
     document = study.documents.iloc[0]
     rows = study.activations.tokens(study.layer).of(0)
+    assert len(rows) > 2 * 64
     (reading,) = texts.read_texts(study, readings, [("story", document["text"])])
     shares = study.built.readout(study.layer, rows) / study.mean_norm(study.layer)
     np.testing.assert_allclose(reading.values[:, : len(study.concepts)], shares, atol=1e-5)
@@ -58,15 +59,6 @@ def test_neutral_tokens_are_the_zero_and_the_unit(study, readings):
     standard = readings.standard(readings.values(study.neutral_rows(10**9)))
     np.testing.assert_allclose(standard.mean(axis=0), 0, atol=1e-4)
     assert np.allclose(standard.std(axis=0), 1, atol=1e-3) or {3, 5} & set(np.flatnonzero(standard.std(axis=0) == 0))
-
-
-def test_windows_read_every_token_once(study, readings):
-    text = " ".join(study.documents["text"][:3])
-    (whole,) = texts.read_texts(study, readings, [("long", text)])
-    (cut,) = texts.read_texts(study, readings, [("long", text)], window=64)
-    assert cut.tokens == whole.tokens
-    assert cut.values.shape == whole.values.shape
-    np.testing.assert_allclose(cut.values[:32], whole.values[:32], atol=1e-5)  # the first window has all its context
 
 
 def test_a_chat_is_read_message_by_message(study, readings):
@@ -96,6 +88,13 @@ def test_letters_of_several_tokens_are_spelled_once(study):
 )
 def test_what_is_given_is_recognised(content, expected):
     assert [text for _, text in texts.from_source("-", io.StringIO(content))] == expected
+
+
+def test_a_long_text_is_no_file_name_and_a_file_that_is_not_there_is_no_text():
+    long = "word " * 500
+    assert [text for _, text in texts.from_source(long, None)] == [long]
+    with pytest.raises(UserError, match="no such file"):
+        list(texts.from_source("letter.txt", None))
 
 
 def test_a_line_that_is_no_text_is_named(tmp_path):
@@ -276,3 +275,202 @@ def test_the_page_colours_by_what_is_chosen_and_asks_for_nothing(study, readings
 def test_what_cannot_be_read_is_said_in_one_sentence(file, arguments, words):
     with pytest.raises(UserError, match=words):
         run("read", file, "a text", *arguments)
+
+
+def corpus_file(study, folder):
+    path = folder / "corpus.jsonl"
+    rows = [{"id": f"t{index}", "text": text} for index, text in enumerate(study.documents["text"])]
+    path.write_text("\n".join(map(json.dumps, [*rows, *rows, *rows])), encoding="utf-8")
+    return path
+
+
+def test_a_scan_counts_every_token_and_finds_the_top_passages(study, readings, tmp_path):
+    from affectlens.use.scanning import Scan
+
+    path = corpus_file(study, tmp_path)
+    job = Scan(study, readings, tmp_path / "scan", "c", first=4, top=3)
+    job.run(1, texts.from_source(str(path), None))
+    tables = job.merge()
+    every = list(texts.read_texts(study, readings, texts.from_source(str(path), None)))
+    values = np.concatenate([each.standard[4:] for each in every])
+    found = tables["distribution"].set_index("row")
+    np.testing.assert_allclose(found["mean"], values.mean(axis=0), atol=1e-4)
+    np.testing.assert_allclose(found["sd"], values.std(axis=0), atol=1e-3)
+    np.testing.assert_allclose(found["highest"], values.max(axis=0), atol=1e-4)
+    inside = np.abs(values).max(axis=0) < 20
+    np.testing.assert_allclose(found["q95"][inside], np.quantile(values, 0.95, axis=0)[inside], atol=0.06)
+    calm = readings.index("calm")
+    peaks = sorted((each.standard[4:, calm].max() for each in every), reverse=True)[:3]
+    top = tables["contexts"].query("row == 'calm'")
+    np.testing.assert_allclose(top["value"], peaks, atol=1e-4)
+    row = top.iloc[0]
+    texts_by_name = dict(zip((f"t{index}" for index in range(10**6)), study.documents["text"], strict=False))
+    assert row["before"] + row["token"] + row["after"] in texts_by_name[row["name"]]
+
+
+def test_a_scan_that_was_stopped_goes_on_and_its_parts_add_up(study, readings, tmp_path):
+    from affectlens.use.scanning import Scan
+
+    path = corpus_file(study, tmp_path)
+    source = lambda: texts.from_source(str(path), None)  # noqa: E731
+    whole = Scan(study, readings, tmp_path / "whole", "c")
+    whole.run(1, source())
+    stopped = Scan(study, readings, tmp_path / "stopped", "c")
+
+    def stop(state):
+        if state.done >= 128:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run(1, source(), stop, write_every_s=0)
+    assert stopped.merge() is None
+    kept, complete = stopped.state(1)
+    assert 0 < kept.done < whole.state(1)[0].done and not complete
+    stopped.run(1, source())
+    assert stopped.path(1).read_bytes() == whole.path(1).read_bytes()
+    parts = Scan(study, readings, tmp_path / "parts", "c", parts=3)
+    for part in (3, 1, 2):
+        parts.run(part, source())
+    ours, theirs = parts.merge(), whole.merge()
+    for column in ("tokens", "texts", "q50", "q99"):
+        assert ours["distribution"][column].tolist() == theirs["distribution"][column].tolist()
+    np.testing.assert_allclose(ours["contexts"]["value"], theirs["contexts"]["value"], atol=1e-4)
+    with pytest.raises(UserError, match="--out"):
+        Scan(study, readings, tmp_path / "parts", "c", parts=2).run(1, source())
+    with pytest.raises(UserError, match="corpus"):
+        Scan(study, readings, tmp_path / "whole", "other").run(1, source())
+
+
+def test_scan_and_steer_from_the_command_line(study, file, tmp_path):
+    path = corpus_file(study, tmp_path)
+    out = tmp_path / "scan"
+    assert "1/2" in run("scan", file, path, "--out", out, "--part", "1/2")
+    assert (out / "tables").is_dir() is False
+    assert "calm" in run("scan", file, path, "--out", out, "--part", "2/2", "--show", "calm")
+    assert (out / "tables" / "contexts.parquet").is_file()
+    found = json.loads(run("steer", file, PROMPT, "calm=0:1:3", "--out", "sad", "--tokens", "5", "--samples", "2",
+                           "--continue", "--json", "-"))["answers"]  # fmt: skip
+    assert len(found) == 2 * (1 + 2 * 3)
+    assert {row["random"] for row in found} == {False, True}
+    assert all(row["perplexity"] is None or row["perplexity"] >= 1 for row in found)
+    assert "perplexity" in run("steer", file, PROMPT, "feature:3=0.5", "--cap", "calm=0", "--tokens", "5")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("steer", PROMPT), "desperate=0.1"),
+        (("steer", PROMPT, "calm"), "calm"),
+        (("steer", PROMPT, "calm=0:1:900"), "range"),
+        (("steer", PROMPT, "calm=0.1", "--layers", "x"), "layers"),
+        (("scan", "nowhere.jsonl", "--out", "x"), "no such file"),
+    ],
+)
+def test_a_command_that_cannot_be_done_is_answered_in_one_sentence(file, arguments, words):
+    with pytest.raises(UserError, match=words):
+        run(arguments[0], file, *arguments[1:])
+
+
+def exported(study, file, form, folder, *more):
+    """The files of an export of two concepts, and what 0.1 is in the residual stream along calm."""
+    paths = run("export", file, "--format", form, "calm", "sad", "--out", folder, *more).split("\n")
+    push = 0.1 * study.mean_norm(study.layer) * study.directions()["calm"]
+    return [folder / path.rpartition("/")[2] for path in paths if str(folder) in path], push
+
+
+def test_gguf_holds_a_push_of_the_strength_at_scale_1(study, file, tmp_path):
+    """As repeng reads it: the architecture, a hint of the model, and ``direction.<layer>`` tensors."""
+    from gguf import GGUFReader
+
+    (path, _), push = exported(study, file, "gguf", tmp_path)
+    reader = GGUFReader(path)
+    assert reader.get_field("general.architecture").contents() == "controlvector"
+    assert reader.get_field("controlvector.model_hint").contents() == "llama"
+    assert reader.get_field("controlvector.layer_count").contents() == 1
+    assert reader.get_field(f"affectlens.direction.{study.layer}.residual_norm").contents() == pytest.approx(
+        study.mean_norm(study.layer), rel=1e-5
+    )
+    (tensor,) = reader.tensors
+    kind, layer = tensor.name.split(".")
+    assert (kind, int(layer)) == ("direction", study.layer)
+    np.testing.assert_allclose(tensor.data, push, rtol=1e-4, atol=1e-6)
+    with pytest.raises(UserError, match="layer 0"):
+        run("export", file, "--format", "gguf", "calm", "--layer", "0", "--out", tmp_path)
+
+
+def test_the_other_formats_hold_the_same_push(study, file, tmp_path):
+    import torch
+    from safetensors import safe_open
+
+    (path,), push = exported(study, file, "safetensors", tmp_path / "s")
+    with safe_open(path, "numpy") as opened:
+        said = opened.metadata()
+        assert int(said["layer"]) == study.layer and "norm 1" in said["unit"]
+        np.testing.assert_allclose(0.1 * float(said["mean_residual_norm"]) * opened.get_tensor("calm"), push, rtol=1e-4)
+    files, push = exported(study, file, "vllm-lens", tmp_path / "v")
+    fields = json.loads(files[1].read_text(encoding="utf-8"))
+    with safe_open(tmp_path / "v" / fields["activations"], "numpy") as opened:
+        tensor = opened.get_tensor("activations")
+    assert tensor.shape == (1, len(push)) and fields["layer_indices"] == [study.layer] and not fields["norm_match"]
+    np.testing.assert_allclose(fields["scale"] * tensor[0], push, rtol=1e-4)
+    files, push = exported(study, file, "lm-eval", tmp_path / "l")
+    step = torch.load(files[0], weights_only=True)[f"layers.{study.layer}"]
+    np.testing.assert_allclose(step["steering_coefficient"] * step["steering_vector"].numpy(), push, rtol=1e-4)
+    assert step["action"] == "add"
+    files, push = exported(study, file, "neuronpedia", tmp_path / "n", "--strength", "0.2")
+    vector = json.loads(files[0].read_text(encoding="utf-8"))
+    assert vector["default_steer_strength"] == pytest.approx(20)
+    np.testing.assert_allclose(10 * np.array(vector["vector"]), push, rtol=1e-4)
+    assert (vector["layer_num"], vector["hook_type"]) == (study.layer + 1, "hook_resid_pre")
+    with pytest.raises(UserError, match="gguf"):
+        run("export", file, "--format", "ggf", "--out", tmp_path)
+
+
+def test_lm_evals_own_steered_model_adds_what_is_added_here(study, file, tmp_path, model_folder):
+    steered = pytest.importorskip("lm_eval.models.hf_steered")
+    import torch
+
+    (path, _), push = exported(study, file, "lm-eval", tmp_path)
+    model = steered.SteeredModel(pretrained=str(model_folder("llama")), steer_path=str(path), device="cpu",
+                                 dtype="float32", backend="causal")  # fmt: skip
+    ids = torch.tensor([study.subject.led(study.subject.encode(PROMPT))])
+    seen = {}
+    block = model.model.base_model.layers[study.layer]
+    with torch.no_grad(), steered.steer(model.model, model.hook_to_steer):
+        block.register_forward_hook(lambda *args: seen.update(out=args[2]))
+        model.model(ids)
+    out = seen["out"][0] if isinstance(seen["out"], tuple) else seen["out"]
+    from affectlens.model.reading import Site
+
+    plain = study.subject.activations(ids, [Site(study.layer)])[Site(study.layer)]
+    np.testing.assert_allclose(
+        (out - plain).reshape(-1, len(push)).numpy(), np.tile(push, (ids.shape[1], 1)), atol=1e-3
+    )
+
+
+def test_samples_are_found_by_what_they_were_sampled_under(tmp_path):
+    from affectlens.use.samples import Wanted, choose, sampled
+
+    class Finished:
+        study = None
+        folders = {"causal": tmp_path}  # noqa: RUF012
+
+        def config_of(self, stage):
+            return {"reference": 0.1}
+
+    rows = [
+        ("none", "It was late."),
+        ("direction calm", "We sat down."),
+        ("isotropic", "Blue."),
+        ("feature sad", "Oh."),
+    ]
+    lines = [{"vector": vector, "words_banned": False, "opening": "Then", "text": text} for vector, text in rows]
+    (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
+    found = sampled(Finished())
+    assert [(row["family"], row["concept"], row["strength"]) for row in found] == [
+        ("none", "", 0.0), ("direction", "calm", 0.1), ("isotropic", "", 0.1), ("feature", "sad", 0.1)]  # fmt: skip
+    assert [row["text"] for row in choose(found, Wanted(concept="calm", strength=0.1))] == ["We sat down."]
+    assert [row["text"] for row in choose(found, Wanted(contains="SAT"))] == ["We sat down."]
+    assert len(choose(found, Wanted())) == 4
+    with pytest.raises(UserError, match="calm"):
+        choose(found, Wanted(concept="clam"))

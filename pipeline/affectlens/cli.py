@@ -14,7 +14,7 @@ import typer
 from affectlens import __version__, entry
 from affectlens.entry import Config, Debug, Overrides
 from affectlens.errors import ConfigError, DamagedResult, MissingResult
-from affectlens.everyday import reading
+from affectlens.everyday import exporting, reading, scanning, steering
 
 app = typer.Typer(
     name="affectlens",
@@ -475,6 +475,10 @@ def _options(
 
 
 app.command()(reading.read)
+app.command()(scanning.scan)
+app.command()(steering.steer)
+app.command()(exporting.export)
+app.command()(exporting.samples)
 
 
 def main() -> None:

@@ -71,6 +71,8 @@ def read(
             outputs.add(reading)
             if not outputs.any:
                 terminal.show_text(reading, shown)
+        if not outputs.count:
+            raise UserError(f"{', '.join(sources)}: holds no texts")
         if not outputs.any:
             terminal.show_scale(readings)
     for path in outputs.paths:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -13,9 +15,12 @@ from affectlens.entry import printable
 from affectlens.report.palette import LIGHT
 
 if TYPE_CHECKING:
+    import pandas as pd
     from jaxtyping import Float
 
+    from affectlens.everyday.steering import Line
     from affectlens.use.readings import Readings
+    from affectlens.use.steering import Answers
     from affectlens.use.texts import TextReading
 
 FULL = 4.0
@@ -94,3 +99,108 @@ def show_scale(readings: Readings) -> None:
         f"neutral texts; 0 is their mean. Colours are full at {FULL:g}.\n{NOT}",
         style="dim",
     )
+
+
+def stream_answers(answers: Answers, labels: Sequence[str], table: bool) -> None:
+    """Answers as they are sampled: side by side, one line a sample; those of a table of strengths below each other.
+
+    Without a terminal they are shown once they are complete.
+    """
+    with Live(console=console, refresh_per_second=8, vertical_overflow="visible") as live:
+        for _ in answers.stream():
+            live.update(_side_by_side(answers, labels, table))
+        live.update(_side_by_side(answers, labels, table))
+    console.print()
+
+
+def _side_by_side(answers: Answers, labels: Sequence[str], table: bool) -> Table:
+    shown = Table(expand=True, show_lines=True)
+    if table:
+        shown.add_column("")
+        shown.add_column("answer", ratio=1)
+        for label, texts in zip(labels, answers.texts, strict=True):
+            shown.add_row(label, Text(printable("\n\n".join(texts))))
+        return shown
+    for label in labels:
+        shown.add_column(label, ratio=1)
+    for texts in zip(*answers.texts, strict=True):
+        shown.add_row(*(Text(printable(text)) for text in texts))
+    return shown
+
+
+def show_answers(
+    lines: Sequence[Line],
+    answers: Answers,
+    perplexities: Sequence[Sequence[float]],
+    readings: Readings,
+    values: Sequence[Sequence[Float[np.ndarray, "rows"]]],
+    names: Sequence[str],
+) -> None:
+    """Perplexity of each row's answers, and how they read: what was steered by, then what leads."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("", overflow="fold")
+    for name in ("perplexity", *names):
+        table.add_column(name, justify="right")
+    table.add_column("highest")
+    concepts = [index for index, row in enumerate(readings.rows) if row.kind == "concept"]
+    for line, perplexity, rows in zip(lines, perplexities, values, strict=True):
+        means, shown = np.stack(rows), np.asarray(perplexity)
+        known = np.isfinite(means).all(axis=1)
+        if not known.any():
+            table.add_row(line.label, *["empty"] * (len(names) + 2))
+            continue
+        mean = means[known].mean(axis=0)
+        top = sorted(concepts, key=lambda index: -mean[index])[:3]
+        table.add_row(
+            line.label,
+            f"{np.exp(np.log(shown[known]).mean()):.1f}",
+            *(f"{mean[readings.index(name)]:+.2f}" for name in names),
+            ", ".join(f"{readings.rows[index].name} {mean[index]:+.2f}" for index in top),
+        )
+    console.print(table)
+    console.print(
+        "Perplexity and readings are those of the model without steering, over each answer's tokens; of several "
+        f"samples, their mean. Readings are in standard deviations of {readings.neutral_tokens:,} neutral tokens. What "
+        f"the random vector does as well is not the concept's doing.\n{NOT}",
+        style="dim",
+    )
+
+
+def show_scan(distribution: pd.DataFrame, contexts: pd.DataFrame, readings: Readings, show: str | None) -> None:
+    """The distribution of every row, and the top passages of one.
+
+    Args:
+        show: the row; what has the highest token by default.
+    """
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    shown = ("mean", "sd", "q50", "q95", "q99", "highest")
+    table.add_column("")
+    for name in shown:
+        table.add_column(name, justify="right")
+    for row in distribution.sort_values("highest", ascending=False).to_dict("records"):
+        table.add_row(row["row"], *(f"{row[name]:+.2f}" for name in shown))
+    console.print(table)
+    if not len(contexts):
+        return
+    chosen = show or str(contexts.loc[contexts["value"].idxmax(), "row"])
+    console.rule(Text(f"where {chosen} is highest"), align="left", style="dim")
+    for row in contexts[contexts["row"] == chosen].head(LEADING * 2).to_dict("records"):
+        line = Text(f"{row['value']:+6.2f}  ", style="dim")
+        line.append(printable(" ".join(row["before"].split())[-70:] + " "))
+        line.append(printable(row["token"].strip() or repr(row["token"])), style=colour(row["value"]))
+        line.append(printable(" " + " ".join(row["after"].split())[:70]))
+        console.print(line)
+    show_scale(readings)
+
+
+def show_samples(samples: Sequence[Mapping[str, Any]], matching: int, every: int) -> None:
+    """Sampled texts, each under what it was sampled by."""
+    for row in samples:
+        steered = f"{row['family']} {row['concept']}".strip() + f" at {row['strength']:g}"
+        heading = f"{row['source']}: {'not steered' if row['family'] == 'none' else steered}"
+        if row.get("grade") is not None:
+            heading += f", graded {row['grade']}"
+        console.rule(Text(printable(heading)), align="left", style="dim")
+        line = Text(printable(row["prompt"]) + " ", style="dim")
+        console.print(line.append(printable(row["text"]), style="not dim"))
+    console.print(f"{len(samples)} of {matching} matching texts; {every} were sampled", style="dim")

@@ -9,6 +9,7 @@ layer range from that layer to that layer.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from jaxtyping import Float
 
 from affectlens.corpus.documents import file_stem
 from affectlens.errors import UserError
+from affectlens.model.config import ModelConfig, locate
 
 ARCHITECTURE = "controlvector"
 Layers = Mapping[int, Float[np.ndarray, "concepts d_model"]]
@@ -69,6 +71,15 @@ def write_gguf(
         writer.close()
         files.append(path)
     return files
+
+
+def family(model: ModelConfig) -> str:
+    """The architecture that a control vector names as its model: what the model's own configuration calls it."""
+    if model.name == "embedded":
+        return "llama"
+    folder = locate(model)
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
+    return str(values.get("model_type", model.name))
 
 
 def read(path: Path, concepts: tuple[str, ...], layer: int, width: int) -> Float[np.ndarray, "concepts d_model"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,17 +133,8 @@ class DirectionsStage(Stage[DirectionsConfig, Directions]):
         if "gguf" in self.config.export:
             built = Directions(out)
             norms = {layer: built.strength_unit(store, layer) for layer in store.layers}
-            export.write_gguf(out / "gguf", corpus.emotions, vectors, norms, _family(self.setting.model))
+            export.write_gguf(out / "gguf", corpus.emotions, vectors, norms, export.family(self.setting.model))
 
     @classmethod
     def open(cls, folder: Path) -> Directions:
         return Directions(folder)
-
-
-def _family(model: subject.ModelConfig) -> str:
-    """The architecture that a control vector names as its model: what the model's own configuration calls it."""
-    if model.name == "embedded":
-        return "llama"
-    folder = subject.locate(model)
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
-    return str(values.get("model_type", model.name))

@@ -88,6 +88,14 @@ class Opened:
             raise MissingResult(f"stage `{stage}` does not exist; there are {', '.join(each.name for each in stages)}")
         return kind.open(self.folder(stage))
 
+    def config_of(self, stage: str) -> dict[str, Any]:
+        """The configuration that a finished stage was computed with.
+
+        Raises:
+            MissingResult: the stage is not finished.
+        """
+        return (manifest.read(self.folder(stage)) or {})["config"]
+
     @property
     def tables(self) -> list[str]:
         """Names of all tables, as ``stage/table``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from affectlens.use.readings import Readings, Row
 
 if TYPE_CHECKING:
     import pandas as pd
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
 
 Messages = Sequence[Mapping[str, str]]
 """A chat: mappings with ``role`` and ``content``."""
@@ -50,19 +51,30 @@ class TextReading:
 
     Attributes:
         name: which text: a file and line, or a title.
-        tokens: as they are written; of a chat, those of the messages' contents.
+        ids: of the text tokens; of a chat, those of the messages' contents.
         messages: of a chat, in order; a plain text is one message.
         rows: what was read.
+        tokenizer: spells the tokens.
         values: in the rows' units.
         standard: in standard deviations of neutral tokens.
     """
 
     name: str
-    tokens: list[str]
+    ids: Int[np.ndarray, "tokens"]
+    tokenizer: Any
     messages: tuple[Message, ...]
     rows: tuple[Row, ...]
     values: Float[np.ndarray, "tokens rows"]
     standard: Float[np.ndarray, "tokens rows"]
+
+    @cached_property
+    def tokens(self) -> list[str]:
+        """The tokens as they are written."""
+        return spell(self.tokenizer, self.ids)
+
+    def spelled(self, start: int, end: int) -> list[str]:
+        """Some of the tokens, without spelling the others."""
+        return spell(self.tokenizer, self.ids[start:end])
 
     def frame(self, *, standard: bool = False) -> pd.DataFrame:
         """A row a token: ``message``, ``role``, ``token``, then a column for each thing that was read."""
@@ -125,22 +137,27 @@ def tokenised(study: Opened, text: str | Messages, name: str = "the text") -> Te
     return found
 
 
-def read_texts(
-    study: Opened, readings: Readings, texts: Iterable[tuple[str, str | Messages]], *, window: int | None = None
-) -> Iterator[TextReading]:
+def read_texts(study: Opened, readings: Readings, texts: Iterable[tuple[str, str | Messages]]) -> Iterator[TextReading]:
     """Every text's values, in order.
 
-    What is longer than the model's context goes through in windows that share a quarter.
+    Long texts go through the model in the windows in which the study's own texts did.
 
     Args:
         study: whose model reads.
         readings: what is read.
         texts: names and contents.
-        window: most tokens that go through the model at once; what it takes by default.
+
+    Raises:
+        UserError: a text that cannot be read, or a result folder was opened, which does not know the model.
     """
     from affectlens.model.reading import Site, read
 
-    site, left = Site(readings.layer), iter(texts)
+    site, left, reader = Site(readings.layer), iter(texts), study.reader
+    assert study.study is not None  # a reader comes from a study file
+    config = study.study.config.activations
+    widest = min(config.window, reader.context or config.window)
+    overlap = widest // 4 if config.overlap is None else config.overlap
+    how = {"tokens_per_batch": config.tokens_per_batch, "window": widest, "overlap": overlap}
     while batch := list(islice(left, TEXTS_AT_ONCE)):
         prepared = [tokenised(study, content, name) for name, content in batch]
         leads = {len(text.lead) for text in prepared}
@@ -148,13 +165,13 @@ def read_texts(
         for lead in leads:  # of one model all texts have the same, but chats may bring their own begin token
             mine = [index for index, text in enumerate(prepared) if len(text.lead) == lead]
             rows = [[*prepared[index].lead, *prepared[index].ids.tolist()] for index in mine]
-            for row, values in read(study.reader, rows, [site], window=window, lead=lead):
+            for row, values in read(reader, rows, [site], lead=lead, **how):
                 kept = prepared[mine[row]].kept + lead
                 found[mine[row]] = readings.values(values[site][kept])
         for index, ((name, _), text) in enumerate(zip(batch, prepared, strict=True)):
-            tokens = spell(study.tokenizer, text.ids[text.kept])
+            ids, values = text.ids[text.kept], found[index]
             yield TextReading(
-                name, tokens, _messages(text), readings.rows, found[index], readings.standard(found[index])
+                name, ids, study.tokenizer, _messages(text), readings.rows, values, readings.standard(values)
             )
 
 
@@ -179,20 +196,30 @@ def from_source(source: str, stdin: Any) -> Iterator[tuple[str, str | Messages]]
     if source == "-":
         yield from _from_content("standard input", stdin.read())
         return
-    path = Path(source).expanduser()
-    if path.is_dir() if len(source) < 1000 else False:
+    path = _existing(source)
+    if path is None:
+        if " " not in source and Path(source).suffix in (*LINES, ".json", ".txt", ".md"):
+            raise UserError(f"{source}: no such file; give its path, or a text in quotes")
+        yield "text", source
+    elif path.is_dir():
         yield from _from_dataset(path)
-    elif len(source) < 1000 and path.is_file():
-        if path.suffix in LINES:
-            yield from _from_lines(path)
-            return
+    elif path.suffix in LINES:
+        yield from _from_lines(path)
+    else:
         try:
             content = path.read_text(encoding="utf-8-sig")
         except UnicodeError:
             raise UserError(f"{path}: not UTF-8 text; save the file as UTF-8") from None
         yield from _from_content(str(path), content)
-    else:
-        yield "text", source
+
+
+def _existing(source: str) -> Path | None:
+    """The file or folder of this name; None where there is none, or where it can be no name."""
+    try:
+        path = Path(source).expanduser()
+        return path if path.exists() else None
+    except (OSError, ValueError, RuntimeError):
+        return None
 
 
 def _from_content(name: str, content: str) -> Iterator[tuple[str, str | Messages]]:

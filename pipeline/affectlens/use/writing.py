@@ -28,6 +28,7 @@ class Outputs:
     Attributes:
         paths: of the files, once it is closed.
         any: whether anything is written.
+        count: texts so far.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Outputs:
         self._stream: TextIO | None = None
         self._table: ParquetWriter | None = None
         self._kept: list[TextReading] = []
-        self._count = 0
+        self.count = 0
         self.any = any(path is not None for path in (to_json, parquet, page))
         self.paths = [str(path) for path in (to_json, parquet, page) if path not in (None, "-")]
 
@@ -75,12 +76,12 @@ class Outputs:
     def add(self, reading: TextReading) -> None:
         """One text more."""
         if self._stream is not None:
-            self._stream.write((",\n" if self._count else "\n") + json.dumps(as_json(reading), ensure_ascii=False))
+            self._stream.write((",\n" if self.count else "\n") + json.dumps(as_json(reading), ensure_ascii=False))
         if self._parquet is not None:
             self._add_rows(reading, self._parquet)
         if self._page is not None:
             self._kept.append(reading)
-        self._count += 1
+        self.count += 1
 
     def _add_rows(self, reading: TextReading, path: Path) -> None:
         import pyarrow
