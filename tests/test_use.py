@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import affectlens
 import numpy as np
@@ -474,3 +475,42 @@ def test_samples_are_found_by_what_they_were_sampled_under(tmp_path):
     assert len(choose(found, Wanted())) == 4
     with pytest.raises(UserError, match="calm"):
         choose(found, Wanted(concept="clam"))
+
+
+def test_answers_of_experiments_are_samples_too(tmp_path):
+    from types import SimpleNamespace
+
+    from affectlens.experiments.validation import read_chosen
+    from affectlens.stages.measure import Measurements
+    from affectlens.use.samples import Wanted, choose, sampled
+    from safetensors.numpy import save_file
+
+    config = SimpleNamespace(folder=Path("experiments"), run=("blackmail",), limit=None)
+    (experiment,) = read_chosen(**vars(config))
+    folder = tmp_path / "measure" / "blackmail"
+    folder.mkdir(parents=True)
+    save_file({"words": np.zeros((1, 1), np.float32)}, folder / "measured.safetensors")
+    grid = [
+        {"vector": "", "family": "none", "strength": 0.0},
+        {"vector": "calm", "family": "concept", "strength": 0.05},
+    ]
+    card = {"concepts": ["calm"], "grid": grid, "compared": [], "tuned": []}
+    (folder / "measured.json").write_text(json.dumps(card), encoding="utf-8")
+    row = {"scenario": 0, "sample": 0, "loss": None, "repetition": 0.0}
+    answers = [row | {"condition": 0, "text": "I will wait."}, row | {"condition": 1, "text": "I will breathe."}]
+    (folder / "completions.jsonl").write_text("\n".join(map(json.dumps, answers)) + "\n", encoding="utf-8")
+    (tmp_path / "grade" / "blackmail").mkdir(parents=True)
+    (tmp_path / "grade" / "blackmail" / "grades.jsonl").write_text('{"label": 0}\n{"label": 1}\n', encoding="utf-8")
+    study = SimpleNamespace(
+        folders={"measure": folder.parent, "grade": tmp_path / "grade"},
+        study=SimpleNamespace(config=SimpleNamespace(experiments=config)),
+        result=lambda stage: Measurements(folder.parent),
+    )
+    (found,) = choose(sampled(study), Wanted(concept="calm"))
+    assert (found["source"], found["strength"], found["text"], found["grade"]) == (
+        "blackmail",
+        0.05,
+        "I will breathe.",
+        1,
+    )
+    assert found["prompt"] == experiment.scenarios[0].id

@@ -170,13 +170,12 @@ def identity(corpus: Path) -> str:
 
 
 def passage(reading: TextReading, at: int) -> dict[str, Any]:
-    """The tokens around one, as columns of ``CONTEXTS``."""
-    start, end = max(0, at - AROUND), min(len(reading.ids), at + 1 + AROUND)
-    spelled = reading.spelled(start, end)
-    role = next((each.role for each in reading.messages if each.start <= at < each.end), "")
-    middle = at - start
+    """The tokens around one, within its message, as columns of ``CONTEXTS``."""
+    message = next(each for each in reading.messages if each.start <= at < each.end)
+    start, end = max(message.start, at - AROUND), min(message.end, at + 1 + AROUND)
+    spelled, middle = reading.spelled(start, end), at - start
     said = ("".join(spelled[:middle]), spelled[middle], "".join(spelled[middle + 1 :]))
-    return {"name": reading.name, "role": role} | dict(zip(("before", "token", "after"), said, strict=True))
+    return {"name": reading.name, "role": message.role} | dict(zip(("before", "token", "after"), said, strict=True))
 
 
 @dataclass(frozen=True)
