@@ -489,7 +489,8 @@ def test_answers_of_experiments_are_samples_too(tmp_path):
     (experiment,) = read_chosen(**vars(config))
     folder = tmp_path / "measure" / "blackmail"
     folder.mkdir(parents=True)
-    save_file({"words": np.zeros((1, 1), np.float32)}, folder / "measured.safetensors")
+    one = np.zeros((1, 1), np.float32)
+    save_file({"words": one, "directions": one}, folder / "measured.safetensors")
     grid = [
         {"vector": "", "family": "none", "strength": 0.0},
         {"vector": "calm", "family": "concept", "strength": 0.05},
