@@ -103,9 +103,10 @@ def steer(
     if to_json is None:
         from affectlens.everyday import terminal
 
-        terminal.stream_answers(answers, [line.label for line in lines], len(lines) > 3)
+        labels = [line.label for line in lines]
+        terminal.stream_answers(answers, labels, len(lines) > 3)
         readings, values = read_answers(study, answers, names)
-        terminal.show_answers(lines, answers, answers.perplexities(), readings, values, names)
+        terminal.show_answers(labels, answers, answers.perplexities(), readings, values, names)
         return
     answers.run()
     readings, values = read_answers(study, answers, names)

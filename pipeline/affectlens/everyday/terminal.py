@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from jaxtyping import Float
 
-    from affectlens.everyday.steering import Line
     from affectlens.use.readings import Readings
     from affectlens.use.steering import Answers
     from affectlens.use.texts import TextReading
@@ -129,7 +128,7 @@ def _side_by_side(answers: Answers, labels: Sequence[str], table: bool) -> Table
 
 
 def show_answers(
-    lines: Sequence[Line],
+    labels: Sequence[str],
     answers: Answers,
     perplexities: Sequence[Sequence[float]],
     readings: Readings,
@@ -143,16 +142,16 @@ def show_answers(
         table.add_column(name, justify="right")
     table.add_column("highest")
     concepts = [index for index, row in enumerate(readings.rows) if row.kind == "concept"]
-    for line, perplexity, rows in zip(lines, perplexities, values, strict=True):
+    for label, perplexity, rows in zip(labels, perplexities, values, strict=True):
         means, shown = np.stack(rows), np.asarray(perplexity)
         known = np.isfinite(means).all(axis=1)
         if not known.any():
-            table.add_row(line.label, *["empty"] * (len(names) + 2))
+            table.add_row(label, *["empty"] * (len(names) + 2))
             continue
         mean = means[known].mean(axis=0)
         top = sorted(concepts, key=lambda index: -mean[index])[:3]
         table.add_row(
-            line.label,
+            label,
             f"{np.exp(np.log(shown[known]).mean()):.1f}",
             *(f"{mean[readings.index(name)]:+.2f}" for name in names),
             ", ".join(f"{readings.rows[index].name} {mean[index]:+.2f}" for index in top),
