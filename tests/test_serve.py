@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from affectlens.serve.engine import End, Engine, Job, Prompt, Token, nucleus
+from affectlens.serve.engine import End, Engine, Full, Job, Prompt, Token, nucleus
 from affectlens.serve.service import Limits, Service
 from affectlens.use.steering import Vectors, pushes
 from conftest import EMOTIONS
@@ -244,6 +244,26 @@ def test_a_full_queue_says_so(address, service):
     assert states == {200, 429}
     refused = next(reply for reply in replies if reply.status_code == 429).json()["error"]
     assert (refused["type"], refused["code"]) == ("rate_limit_error", "queue_full")
+
+
+def test_those_who_left_the_queue_take_no_place_in_it(service):
+    """A long answer keeps all rows busy; as many as may wait come and go; the next one is taken."""
+    engine, told = service.engine, []
+    long = engine.submit(Job((5, 6, 7), most=400, samples=LIMITS.rows, temperature=2.0), told.append)
+    while not told:
+        time.sleep(0.01)
+    waiting = [engine.submit(Job((5, 6)), told.append) for _ in range(LIMITS.waiting)]
+    with pytest.raises(Full):
+        engine.submit(Job((5, 6)), told.append)
+    for generation in waiting:
+        generation.cancel()
+    last = engine.submit(Job((5, 6), most=1, seed=0), told.append)
+    long.cancel()
+    deadline = time.monotonic() + 20
+    while engine.load["waiting"] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    last.cancel()
+    assert engine.load["waiting"] == 0
 
 
 def test_the_model_says_what_it_can_be_asked_for(client, address, service):

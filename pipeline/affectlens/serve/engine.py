@@ -247,6 +247,7 @@ class Engine:
         self.check(job)
         generation = Generation(job, sink)
         with self._wake:
+            self._waiting = deque(each for each in self._waiting if not each.cancelled)
             if self._closed or len(self._waiting) >= self.most_waiting:
                 raise Full
             self._waiting.append(generation)
