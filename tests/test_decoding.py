@@ -71,7 +71,8 @@ def test_sliding_windows_are_those_of_each_row(tmp_path) -> None:
     config = ModelConfig(
         name=str(build_model(tmp_path / "m", "gemma2", sliding_window=8)), layer=LAYER, dtype="float32"
     )
-    decoder, model = (kind.load(config, device="cpu", models=tmp_path) for kind in (Decoder, Subject))
+    decoder = Decoder.load(config, device="cpu", models=tmp_path)
+    model = Subject.load(config, device="cpu", models=tmp_path)
     rows, prompts = Rows(decoder, LAYER), [list(range(10, 10 + length)) for length in (5, 16, 11)]
     said = [[int(rows.join(prompt, [])[0][-1].argmax())] for prompt in prompts]
     for _ in range(4):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import affectlens
 import httpx
@@ -301,7 +302,7 @@ def hostile() -> dict[str, tuple[bytes, set[int]]]:
     good = {"model": "tiny", "messages": CHAT, "max_tokens": 2}
     bad, cases = {400}, {}
 
-    def wrong(name: str, states: set[int] = bad, **values) -> None:
+    def wrong(name: str, states: set[int] = bad, /, **values: Any) -> None:
         cases[name] = (json.dumps({**good, **values}).encode(), states)
 
     others = [-1, 10**400, 1e308, True, "", "x", [], [[]], {}, {"a": 1}, ["x" * 300]]

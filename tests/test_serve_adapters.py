@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import affectlens
 import pytest
@@ -73,12 +74,12 @@ def test_inspect_runs_a_task_and_keeps_readings_in_its_log(computed_study, tmp_p
     monkeypatch.setenv("INSPECT_DISPLAY", "none")
     samples = [Sample(input=f"What came on day {day}?", target="the") for day in range(4)]
     task = Task(samples, scorer=includes(), config=GenerateConfig(max_tokens=8, temperature=0, logprobs=True))
-    options = {"model": f"affectlens/{computed_study}", "log_dir": str(tmp_path), "display": "none"}
+    options: dict[str, Any] = {"model": f"affectlens/{computed_study}", "log_dir": str(tmp_path), "display": "none"}
     plain, steered = (
         run_task(task, model_args={"readings": "calm", "vectors": vectors}, **options)[0]
         for vectors in ({}, {"calm": 3.0})
     )
-    assert plain.status == steered.status == "success"
+    assert plain.status == steered.status == "success" and plain.samples and steered.samples
     for one, other in zip(plain.samples, steered.samples, strict=True):
         own = one.output.metadata["affectlens"]
         (answer,) = own["answers"]
