@@ -155,14 +155,14 @@ def _recorded(folder: Path, case: str) -> tuple[Any, Any]:
         codes = (before > own["threshold"]) * before.relu()
         return codes, codes @ own["W_dec"] + own["b_dec"]
     if case in SPARSIFY:
-        from sparsify import SparseCoder
+        from sparsify import SparseCoder  # pyright: ignore[reportMissingImports]
 
         coder = SparseCoder.load_from_disk(folder)
         assert coder.cfg.to_dict() | {"d_in": WIDTH} == CASES[case], "another version has other settings"
         values, indices, _ = coder.encode(x)
         return torch.zeros(len(x), FEATURES).scatter(1, indices, values), coder.decode(values, indices)
     if case in DICTIONARY_LEARNING:
-        from dictionary_learning.utils import load_dictionary
+        from dictionary_learning.utils import load_dictionary  # pyright: ignore[reportMissingImports]
 
         dictionary, _ = load_dictionary(str(folder), "cpu")
         codes = dictionary.encode(x)

@@ -42,7 +42,7 @@ def _file(key: str, name: str, content: str | bytes) -> Change:
     return _set(key, write)
 
 
-def _sae(change: Callable[[Path], None], case: str = "sae-lens topk none") -> Change:
+def _sae(change: Callable[[Path], object], case: str = "sae-lens topk none") -> Change:
     """``sae.load`` of a folder to which something was done."""
 
     def write(folder: Path) -> dict[str, str]:
@@ -63,7 +63,7 @@ def _without(tensor: str) -> Callable[[Path], None]:
     return change
 
 
-def _model(change: Callable[[Path], None]) -> Change:
+def _model(change: Callable[[Path], object]) -> Change:
     """A copy of the model to which something was done."""
 
     def write(values: Values, folder: Path) -> None:
@@ -184,18 +184,18 @@ CHECK: dict[str, tuple[Change, str]] = {
     "an SAE of another width": (_sae(lambda sae: None), "width 6"),
     "an SAE that lacks a tensor": (_sae(_without("b_enc")), "lacks b_enc"),
     "an SAE whose weights are no safetensors": (
-        _sae(lambda sae: (sae / "sae_weights.safetensors").write_bytes(b"x") and None),
+        _sae(lambda sae: (sae / "sae_weights.safetensors").write_bytes(b"x")),
         "sae_weights.safetensors cannot be read",
     ),
-    "an SAE whose settings are no JSON": (_sae(lambda sae: (sae / "cfg.json").write_text("{") and None), "cfg.json"),
+    "an SAE whose settings are no JSON": (_sae(lambda sae: (sae / "cfg.json").write_text("{")), "cfg.json"),
     "a transcoder": (
-        _sae(lambda sae: (sae / "cfg.json").write_text('{"architecture": "transcoder"}') and None), "is a transcoder"
+        _sae(lambda sae: (sae / "cfg.json").write_text('{"architecture": "transcoder"}')), "is a transcoder"
     ),
     "a layer that the model has not": (_set("activations.pooled_layers", [9]), "layers 0 to 3"),
     "a readout below the intervention": (_set("causal.readout_layer", 0), "not above the intervention"),
     "a model without settings": (_model(lambda model: (model / "config.json").unlink()), "no config.json"),
     "a model whose settings are no JSON": (
-        _model(lambda model: (model / "config.json").write_text("[1]") and None), "config.json does not describe"
+        _model(lambda model: (model / "config.json").write_text("[1]")), "config.json does not describe"
     ),
     "a model without weights": (_model(lambda model: (model / "model.safetensors").unlink()), "has no weights"),
     "a model whose weights are cut short": (
@@ -204,7 +204,7 @@ CHECK: dict[str, tuple[Change, str]] = {
     "a model that lacks a shard": (
         _model(lambda model: (model / "model.safetensors.index.json").write_text(
             json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}})
-        ) and None), "model-2.safetensors cannot be read",
+        )), "model-2.safetensors cannot be read",
     ),
     "an experiment without options": (_experiment({"kind": "choice"}, options={}), "needs `options`"),
     "an experiment that is not there": (_set("experiments.run", ["lettres"]), "is no experiment"),
@@ -217,7 +217,7 @@ CHECK: dict[str, tuple[Change, str]] = {
 DRY_RUN: dict[str, tuple[Change, str]] = {
     "token rows that the SAE needs are off": (_set("activations.token_rows", False), "activations.token_rows: false"),
     "a model without its tokenizer": (
-        _model(lambda model: [path.unlink() for path in model.glob("tokenizer*.json")] and None),
+        _model(lambda model: [path.unlink() for path in model.glob("tokenizer*.json")]),
         "tokenizer could not be loaded",
     ),
     "a text that is too short": (
