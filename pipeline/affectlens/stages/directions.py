@@ -10,7 +10,7 @@ from affectlens import results
 from affectlens.corpus.documents import concepts
 from affectlens.files import write_json
 from affectlens.model import subject
-from affectlens.probing import directions, methods
+from affectlens.probing import directions
 from affectlens.probing.config import DirectionsConfig
 from affectlens.probing.directions import RECIPE, Directions
 from affectlens.stage import Folder, Identity, Metrics, Part, Progress, Stage, StudySettings, register
@@ -56,7 +56,9 @@ class DirectionsStage(Stage[DirectionsConfig, Directions]):
     @property
     def methods(self) -> tuple[str, ...]:
         """All probes that some layer may have; the recipe is the first."""
-        return tuple(dict.fromkeys([RECIPE, *self.config.baselines, methods.STANDARDISED, methods.PLAIN]))
+        from affectlens.probing.methods import PLAIN, STANDARDISED
+
+        return tuple(dict.fromkeys([RECIPE, *self.config.baselines, STANDARDISED, PLAIN]))
 
     def parts(self) -> Sequence[Part]:
         return [Part(f"layer-{layer:03d}", payload={"layer": layer}) for layer in self.outlook.layers]
