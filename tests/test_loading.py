@@ -12,9 +12,10 @@ import pytest
 import torch
 import transformers
 from affectlens.errors import ConfigError, UserError
-from affectlens.model.config import ModelConfig, dtype_name, identity, resolve_dtype, shape
+from affectlens.model import embedded
+from affectlens.model.config import ModelConfig, Shape, depth_override, dtype_name, identity, resolve_dtype, shape
 from affectlens.model.converted import converted_folder, damage
-from affectlens.model.loading import load_tokenizer, load_weights
+from affectlens.model.loading import gguf_file, load_tokenizer, load_weights
 from affectlens.model.reading import open_reader
 from affectlens.model.subject import Subject
 from affectlens.model.tokens import Chat, encode, tokenise
@@ -225,3 +226,24 @@ def test_rows_are_padded_with_a_token_that_the_model_has(tmp_path, copied):
     subject = Subject.load(config, device="cpu", models=tmp_path)
     assert subject.tokenizer.pad_token_id == 640
     assert int(subject.pad([[5, 6], [7]]).max()) < 640
+
+
+@pytest.mark.parametrize(("layers", "kept"), [(1, 4), (3, 4), (5, 5)])
+def test_a_model_of_mixed_attention_is_cut_above_its_first_full_one(tmp_path, layers: int, kept: int):
+    """transformers cannot run linear attention alone (Qwen 3.5, Qwen 3 Next, Olmo Hybrid)."""
+    kinds = ["linear_attention", "linear_attention", "linear_attention", "full_attention"] * 2
+    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 8, "layer_types": kinds}))
+    cut = depth_override(ModelConfig(name=str(tmp_path)), layers)
+    assert cut == {"num_hidden_layers": kept, "layer_types": kinds[:kept]}
+
+
+def test_a_gguf_file_is_a_model_known_by_its_content(tmp_path):
+    file = embedded.weights_file()
+    config = ModelConfig(name=str(file), layer=15)
+    assert shape(config) == Shape(30, 576) == shape(ModelConfig())
+    assert gguf_file(config) == gguf_file(ModelConfig()) == file
+    assert identity(config).removeprefix("gguf:") == identity(ModelConfig()).removeprefix("embedded:")
+    other = tmp_path / "model.bin"
+    other.write_bytes(b"GGUF")
+    with pytest.raises(ConfigError, match="no GGUF file"):
+        shape(ModelConfig(name=str(other)))
