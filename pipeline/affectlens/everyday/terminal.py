@@ -183,7 +183,7 @@ def show_scan(distribution: pd.DataFrame, contexts: pd.DataFrame, readings: Read
         return
     chosen = show or str(contexts.loc[contexts["value"].idxmax(), "row"])
     console.rule(Text(f"where {chosen} is highest"), align="left", style="dim")
-    for row in contexts[contexts["row"] == chosen].head(LEADING * 2).to_dict("records"):
+    for row in contexts.query("row == @chosen").head(LEADING * 2).to_dict("records"):
         line = Text(f"{row['value']:+6.2f}  ", style="dim")
         line.append(printable(" ".join(row["before"].split())[-70:] + " "))
         line.append(printable(row["token"].strip() or repr(row["token"])), style=colour(row["value"]))
