@@ -364,14 +364,15 @@ def test_the_order_of_parts_changes_no_byte(study, undisturbed):
     assert result_bytes(cached(study)["activations"].folder) == undisturbed
 
 
-def test_killed_at_random_moments_it_always_ends_with_the_same_bytes(study_values, write_study, tmp_path):
-    """``kill -9`` at 20 moments spread over the whole run, each followed by a run that goes on."""
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_it_always_ends_with_the_same_bytes(study_values, write_study, tmp_path, kills):
+    """``kill -9`` at moments spread over the whole run, each followed by a run that goes on."""
     study_values["activations"]["texts_per_part"] = 4
     study = Study.load(write_study(study_values))
     expected, length = None, 0.0
     moments = random.Random(0)
     interrupted = 0
-    for attempt in range(KILLS + 1):
+    for attempt in range(kills + 1):
         child = start(study, tmp_path / "said")
         began = time.monotonic()
         if expected is not None:
@@ -391,7 +392,7 @@ def test_killed_at_random_moments_it_always_ends_with_the_same_bytes(study_value
             assert {part: after[part] for part in kept} == kept  # what was finished was not computed again
             assert command("verify", study.source)[0] == 0
         study.config.cache.rename(study.config.cache.with_name(f"attempt-{attempt}"))
-    assert interrupted >= KILLS // 2
+    assert interrupted >= kills // 2
 
 
 @pytest.mark.slow
