@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from affectlens import results
+from affectlens.corpus.pairs import Pair, read_pairs
 from affectlens.corpus.texts import EMBEDDED, read_jsonl
 from affectlens.errors import UserError
 from affectlens.model.reading import Site
@@ -50,19 +51,19 @@ def write_pairs(path, *texts: tuple[str, str]):
 
 
 def test_the_embedded_pairs_are_the_same_words_and_spread_over_concepts():
-    found = pairs.read_pairs(PAIRS)
+    found = read_pairs(PAIRS)
     assert len(found) >= 150
     assert len({pair.id for pair in found}) == len(found)
     assert len({name for pair in found for name in (pair.emotion_a, pair.emotion_b)}) >= 20
     known = {row["emotion"] for row in read_jsonl(EMBEDDED / "stories.jsonl")}
     assert all({pair.emotion_a, pair.emotion_b} <= known and pair.text_a != pair.text_b for pair in found)
-    some = pairs.read_pairs(PAIRS, ("sad", "relieved", "happy", "hopeful"))
+    some = read_pairs(PAIRS, ("sad", "relieved", "happy", "hopeful"))
     assert 0 < len(some) < len(found)
 
 
 def test_a_bag_of_words_ties_on_every_pair():
     stories = [row for row in read_jsonl(EMBEDDED / "stories.jsonl") if row["topic"] in ("letter", "train")]
-    found = pairs.read_pairs(PAIRS)
+    found = read_pairs(PAIRS)
     concepts = sorted({row["emotion"] for row in stories})
     labels = np.array([row["emotion"] for row in stories], dtype=object)[:, None] == np.array(concepts, dtype=object)
     words = Vocabulary.fit([row["text"] for row in stories], labels)
@@ -76,14 +77,14 @@ def test_a_bag_of_words_ties_on_every_pair():
 def test_a_pair_of_other_words_is_refused(tmp_path):
     path = write_pairs(tmp_path / "p.jsonl", ("She lost the ring then found it", "She found the ring then lost a"))
     with pytest.raises(UserError, match="pair 0: 'a' is not as often"):
-        pairs.read_pairs(path)
+        read_pairs(path)
     fine = write_pairs(tmp_path / "q.jsonl", ("She lost it, then found it.", "She found it; then lost it"))
-    assert len(pairs.read_pairs(fine)) == 1, "case and punctuation are no words"
-    assert pairs.read_pairs(fine, ("calm", "proud")) == []
+    assert len(read_pairs(fine)) == 1, "case and punctuation are no words"
+    assert read_pairs(fine, ("calm", "proud")) == []
 
 
 def test_a_pair_is_right_when_text_a_leans_further_towards_its_own_concept(tmp_path):
-    found = pairs.read_pairs(write_pairs(tmp_path / "p.jsonl", *[("a b", "b a")] * 6))
+    found = read_pairs(write_pairs(tmp_path / "p.jsonl", *[("a b", "b a")] * 6))
     towards_a = np.tile([2.0, 0.0, 0.0], (6, 1))
     gap = pairs.margins(towards_a, np.zeros((6, 3)), found, ["calm", "proud", "sad"], np.ones(3))
     assert (gap == 2).all()
@@ -99,7 +100,7 @@ def test_a_pair_is_right_when_text_a_leans_further_towards_its_own_concept(tmp_p
 
 
 def test_templates_are_filled_with_the_same_words_and_half_of_them_grade(tmp_path):
-    found = pairs.read_pairs(EMBEDDED / "pair_templates.json")
+    found = read_pairs(EMBEDDED / "pair_templates.json")
     assert len(found) == len({(pair.text_a, pair.text_b) for pair in found}) == 600
     assert len({pair.group for pair in found}) == 30
     assert sum(pair.grades for pair in found) == 300
@@ -111,12 +112,12 @@ def test_templates_are_filled_with_the_same_words_and_half_of_them_grade(tmp_pat
     path = tmp_path / "templates.json"
     path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(UserError, match="names 'item'"):
-        pairs.read_pairs(path)
+        read_pairs(path)
 
 
-def planted_pairs(groups: int, each: int) -> list[pairs.Pair]:
+def planted_pairs(groups: int, each: int) -> list[Pair]:
     return [
-        pairs.Pair(f"{group}-{n}", "happy", "sad", "order", "a b", "b a", f"t{group}", grades=n % 2 == 0)
+        Pair(f"{group}-{n}", "happy", "sad", "order", "a b", "b a", f"t{group}", grades=n % 2 == 0)
         for group in range(groups)
         for n in range(each)
     ]

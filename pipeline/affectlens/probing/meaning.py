@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from affectlens.corpus.pairs import Pair
 from affectlens.errors import UserError
-from affectlens.probing.pairs import Pair, judge, margins
+from affectlens.probing.pairs import judge, margins
 from affectlens.probing.text_features import POOLINGS
 
 if TYPE_CHECKING:

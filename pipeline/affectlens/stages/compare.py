@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from affectlens import results
+from affectlens.corpus.pairs import read_pairs
 from affectlens.corpus.ratings import ratings_path, read_ratings
 from affectlens.corpus.texts import EMBEDDED, texts_path
 from affectlens.files import write_json
 from affectlens.interventions.frames import read_lexicon
 from affectlens.model import subject
-from affectlens.probing import comparison, pairs
+from affectlens.probing import comparison
 from affectlens.probing.comparison import Comparison
 from affectlens.probing.config import CompareConfig
 from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
@@ -89,7 +90,7 @@ class CompareStage(Stage[CompareConfig, Comparison]):
                 f"`compare.pair_templates: {config.pair_templates}`: no such JSON file; give one, or `none`"
             )
         for path in _pair_files(config).values():
-            pairs.read_pairs(path)
+            read_pairs(path)
 
     @classmethod
     def identities(cls, study: StudySettings) -> Mapping[str, Identity]:
@@ -142,7 +143,7 @@ class CompareStage(Stage[CompareConfig, Comparison]):
         from affectlens.probing import axes, meaning
 
         study, emotions = self._study, self.need(CorpusStage).emotions
-        read = pairs.read_pairs(_pair_files(self.config)[name], emotions)
+        read = read_pairs(_pair_files(self.config)[name], emotions)
         if not read:
             return {PAIR_SETS[name]: []}
         model = subject.Subject.load(self.setting.model, device=self.setting.device, models=self.setting.models)
