@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,12 +66,12 @@ def planted(tmp_path_factory, model_folder):
 def test_a_massive_dimension_hides_the_plain_difference_of_means_and_is_taken_out(planted, model_folder):
     found = planted()
     opened, folder = found["directions"], found["folder"]
-    rows = results.read(folder / "directions", "massive")
+    rows: Any = results.read(folder / "directions", "massive")
     assert rows["dimension"].tolist() == [DIMENSION, OTHER]
     assert rows["removed"].all()
     assert rows["norm"].sum() > 0.99
     assert rows["variance"][0] > 0.99
-    layers = results.read(folder / "directions", "layers").set_index("method")["auroc_test"]
+    layers: Any = results.read(folder / "directions", "layers").set_index("method")["auroc_test"]
     assert layers[methods.PLAIN] < 0.75, "the plain recipe reads the dimension"
     assert layers[methods.RECIPE] > 0.95
     assert layers[methods.STANDARDISED] > 0.95
@@ -92,7 +93,7 @@ def test_a_massive_dimension_hides_the_plain_difference_of_means_and_is_taken_ou
 
 def test_kept_massive_dimensions_are_listed_and_left_alone(planted):
     found = planted(massive="keep", neutral_variance=0)  # whose first component would be the dimension
-    rows = results.read(found["folder"] / "directions", "massive")
+    rows: Any = results.read(found["folder"] / "directions", "massive")
     assert rows["dimension"].tolist() == [DIMENSION, OTHER]
     assert not rows["removed"].any()
     assert found["metrics"]["auroc_test"] < 0.75

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import affectlens
 import numpy as np
@@ -467,7 +468,8 @@ def test_samples_are_found_by_what_they_were_sampled_under(tmp_path):
     ]
     lines = [{"vector": vector, "words_banned": False, "opening": "Then", "text": text} for vector, text in rows]
     (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
-    found = sampled(Finished())
+    finished: Any = Finished()
+    found = sampled(finished)
     assert [(row["family"], row["concept"], row["strength"]) for row in found] == [
         ("none", "", 0.0), ("direction", "calm", 0.1), ("isotropic", "", 0.1), ("feature", "sad", 0.1)]  # fmt: skip
     assert [row["text"] for row in choose(found, Wanted(concept="calm", strength=0.1))] == ["We sat down."]
@@ -502,7 +504,7 @@ def test_answers_of_experiments_are_samples_too(tmp_path):
     (folder / "completions.jsonl").write_text("\n".join(map(json.dumps, answers)) + "\n", encoding="utf-8")
     (tmp_path / "grade" / "blackmail").mkdir(parents=True)
     (tmp_path / "grade" / "blackmail" / "grades.jsonl").write_text('{"label": 0}\n{"label": 1}\n', encoding="utf-8")
-    study = SimpleNamespace(
+    study: Any = SimpleNamespace(
         folders={"measure": folder.parent, "grade": tmp_path / "grade"},
         study=SimpleNamespace(config=SimpleNamespace(experiments=config)),
         result=lambda stage: Measurements(folder.parent),

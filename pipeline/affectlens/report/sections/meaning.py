@@ -15,7 +15,11 @@ from affectlens.results.format import finite
 
 READ = {"mean": "mean of all tokens", "last": "last token", "max": "largest value", "text": "words"}
 READ |= {"elicited": "about to name the feeling"}
-SETS = {"written": "written one by one", "templates": "filled templates"}
+SETS = {
+    ("written", "all"): "written one by one",
+    ("templates", "all"): "filled templates",
+    ("templates", "solved"): "the tested half of the templates whose other half the model's own answer tells apart",
+}
 WITHOUT = "without telling words"
 CEILING = "own log-probabilities"
 DRAWN = (
@@ -31,10 +35,12 @@ DRAWN = (
 
 
 def _headline(evidence: Evidence) -> Rows:
-    """The larger set of pairs, all of it: the templates where they were read."""
+    """The pairs that can show most: of templates that the model's own answer solves, else all templates, else all."""
     rows = _pairs(evidence)
-    chosen = "templates" if any(row["set"] == "templates" for row in rows) else "written"
-    return Rows.like(rows, [row for row in rows if row["set"] == chosen and row["scope"] == "all"])
+    for chosen in (("templates", "solved"), ("templates", "all"), ("written", "all")):
+        if found := [row for row in rows if (row["set"], row["scope"]) == chosen]:
+            return Rows.like(rows, found)
+    return Rows.like(rows, [])
 
 
 def _pairs(evidence: Evidence) -> Rows:
@@ -111,7 +117,7 @@ def beyond_words(evidence: Evidence) -> Said:
     solves = bool(ceiling and ceiling["accuracy"] > 0.5 and ceiling["p"] <= SIGNIFICANT)
     better = best["p_max"] <= SIGNIFICANT and best["accuracy"] > 0.5
     values = {"best": best, "better": better, "total": len(searched), "ceiling": ceiling, "solves": solves}
-    return "shown" if better else "not shown", values | {"set": SETS.get(best["set"], best["set"])}
+    return "shown" if better else "not shown", values | {"set": SETS[best["set"], best["scope"]]}
 
 
 @finding("meaning")
