@@ -14,9 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
 
 from affectlens.corpus.texts import EMBEDDED, read_jsonl
-from tiny import build_model
-
-EMOTIONS = ("afraid", "calm", "proud", "sad")
+from tiny import EMOTIONS, build_model
 
 
 @pytest.fixture(scope="session")

@@ -632,10 +632,13 @@ def test_all_concepts_can_be_studied_at_once() -> None:
     """Also where long words fall into pieces, so that some concepts have no token that is theirs alone."""
     known: dict[str, int] = {}
 
-    def tokenizer(text: str, **options: bool) -> dict[str, list[int]]:
-        pieces = [piece for word in text.split() for piece in ([word] if len(word) < 9 else [word[:5], word[5:]])]
-        return {"input_ids": [known.setdefault(piece, len(known)) for piece in pieces]}
+    class Tokenizer:
+        all_special_ids, unk_token_id = (), None
 
-    found = choose_words(tokenizer, emotion_list(), read_lexicon(), most=6)
+        def __call__(self, text: str, **options: bool) -> dict[str, list[int]]:
+            pieces = [piece for word in text.split() for piece in ([word] if len(word) < 9 else [word[:5], word[5:]])]
+            return {"input_ids": [known.setdefault(piece, len(known)) for piece in pieces]}
+
+    found = choose_words(Tokenizer(), emotion_list(), read_lexicon(), most=6)
     assert len({frozenset(each.tokens) for each in found}) == len(found) == 171
     assert any(each.shared for each in found)

@@ -80,11 +80,12 @@ def test_stages_are_named_together_or_again(study):
 
 @pytest.mark.parametrize(("number", "status", "workers"), [("SIGINT", 130, 1), ("SIGTERM", 143, 2), ("SIGHUP", 129, 1)])
 def test_a_signal_ends_a_run_with_one_sentence_and_no_leak(study, number, status, workers):
-    command = [sys.executable, "-m", "affectlens.cli", "run", study.source, "--stage", "activations"]
+    slower = "activations.texts_per_part=1"  # many parts, so that the signal comes before the last of them
+    command = [sys.executable, "-m", "affectlens.cli", "run", study.source, slower, "--stage", "activations"]
     process = subprocess.Popen(
         [*command, "--workers", str(workers)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    parts = Workspace(study, ActivationsStage).parts
+    parts = Workspace(Study.load(Path(study.source), [slower]), ActivationsStage).parts
     deadline = time.monotonic() + 120
     while not list(parts.glob("*.building")) and time.monotonic() < deadline:
         time.sleep(0.01)

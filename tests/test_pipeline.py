@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from affectlens.errors import ConfigError, MissingResult
@@ -17,6 +18,7 @@ from affectlens.stages.sae import SaeStage
 from affectlens.study import STAGES, Study, stage_named
 from affectlens.tracking.observer import WandbObserver
 from browser import browser, visit
+from safetensors.numpy import save_file
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -87,12 +89,19 @@ def test_the_trained_sae_opens_with_sae_lens_alone_and_can_be_brought_back(small
 def test_an_sae_of_another_width_or_layer_is_refused_before_anything_runs(small_study, write_study, tmp_path):
     folder = tmp_path / "foreign"
     folder.mkdir()
-    (folder / "sae_weights.safetensors").write_bytes(b"")
+
+    def save(width: int) -> None:
+        shapes = {"W_enc": (width, 64), "W_dec": (64, width), "b_enc": (64,), "b_dec": (width,)}
+        values = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        save_file(values, folder / "sae_weights.safetensors")
+
+    save(48)
     config = {"d_in": 48, "d_sae": 64, "architecture": "standard", "metadata": {"hook_name": "blocks.2.hook_out"}}
     (folder / "cfg.json").write_text(json.dumps(config), encoding="utf-8")
     path = write_study({**small_study, "sae": {"load": {"path": str(folder)}}})
     with pytest.raises(ConfigError, match=r"`sae\.load\.path: .*`: made for .*width 48, but .* 32"):
         Study.load(path)
+    save(32)
     config |= {"d_in": 32, "metadata": {"hook_name": "blocks.1.hook_out"}}
     (folder / "cfg.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"made for layer 1, but `model\.layer` is 2"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import jinja2
 import pytest
@@ -55,9 +56,8 @@ def test_a_claim_about_steering_is_told_one_fact_a_sentence() -> None:
     asked = {"kind": "dose", "raises": ["desperate"]}
     told = run(Steered({"desperate": 20}).choices(asked)).sentences
     assert told[0] == "1 of 1 claimed vector shown to move the log-odds of the target."
-    assert told[1].startswith("Desperate, claimed to raise it, changes it by 1.93 nats [1.86, 2.00]") and told[
-        1
-    ].endswith(" a side.")
+    form = r"Desperate, claimed to raise it, changes it by \d\.\d\d nats \[\d\.\d\d, \d\.\d\d\] a side\."
+    assert re.fullmatch(form, told[1])
     assert any(sentence.startswith("Adding desperate changes it by ") for sentence in told)
     assert any("of what asking for it does." in sentence for sentence in told)
     assert any(sentence.endswith("power, by planting.") for sentence in told)

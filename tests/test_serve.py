@@ -18,8 +18,8 @@ import torch
 from affectlens.serve.engine import End, Engine, Full, Job, Prompt, Token, nucleus
 from affectlens.serve.service import Limits, Service
 from affectlens.use.steering import Vectors, pushes
-from conftest import EMOTIONS
 from serving import serving
+from tiny import EMOTIONS
 
 openai = pytest.importorskip("openai")
 pytest.importorskip("uvicorn")

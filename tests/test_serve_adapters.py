@@ -13,7 +13,7 @@ from typing import Any
 import affectlens
 import pytest
 import torch
-from conftest import EMOTIONS
+from tiny import EMOTIONS
 
 TASK = """
 task: planted

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from affectlens.corpus.texts import EMBEDDED, read_jsonl
 
+EMOTIONS = ("afraid", "calm", "proud", "sad")
+"""Of the small studies."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
