@@ -272,6 +272,7 @@ def test_the_page_colours_by_what_is_chosen_and_asks_for_nothing(study, readings
         (("--features", "64"), "0 to 63"),
         (("--features", "x"), "numbers"),
         (("--page", "nowhere/page.html"), "folder"),
+        (("model.dtype=float32",), "--set model.dtype=float32"),
     ],
 )
 def test_what_cannot_be_read_is_said_in_one_sentence(file, arguments, words):

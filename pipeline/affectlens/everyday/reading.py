@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,6 +63,8 @@ def read(
 
     if sum(source == "-" for source in sources) > 1:
         raise ConfigError("read: standard input (-) can be read once")
+    for source in sources:
+        refuse_change(source)
     study = opened(config, changes)
     readings = chosen(study, features)
     shown = None if show is None else readings.index(show)
@@ -77,6 +80,19 @@ def read(
             terminal.show_scale(readings)
     for path in outputs.paths:
         print(path)
+
+
+def refuse_change(argument: str) -> None:
+    """Say that ``key=value``, which other commands take as it is, needs ``--set`` where texts are arguments.
+
+    Raises:
+        ConfigError: the argument names a key of study files.
+    """
+    from affectlens.study import StudyConfig
+
+    key = re.match(r"([a-z_]+)(\.[a-z_]+)*=\S*$", argument)
+    if key and key[1] in StudyConfig.model_fields and not Path(argument).exists():
+        raise ConfigError(f"{argument}: changes the study; write --set {argument}")
 
 
 def opened(config: Path, changes: Sequence[str] | None) -> Opened:

@@ -14,7 +14,7 @@ import typer
 
 from affectlens.entry import Config, Debug
 from affectlens.errors import ConfigError
-from affectlens.everyday.reading import Changes, opened
+from affectlens.everyday.reading import Changes, opened, refuse_change
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,6 +126,7 @@ def amounts(given: Sequence[str] | None, where: str) -> dict[str, list[float]]:
     """
     found: dict[str, list[float]] = {}
     for text in given or ():
+        refuse_change(text)
         name, equals, value = text.rpartition("=")
         parts = value.split(":")
         try:
