@@ -62,8 +62,12 @@ def _pairs(evidence: Evidence) -> Rows:
 
 @figure("meaning", "compare/pairs")
 def meaning_pairs(evidence: Evidence) -> Chart:
-    """Dot plot: share of same-words pairs that each method tells apart at each layer, with 95% intervals."""
-    rows = [row for row in _headline(evidence) if row["method"] in DRAWN]
+    """Dot plot: share of same-words pairs that each method tells apart, with 95% intervals."""
+    found = [row for row in _headline(evidence) if row["method"] in DRAWN]
+    # The layer of the study, where the features are read, and the last one; the table has those between.
+    layers = [row["layer"] for row in found if row["layer"] is not None]
+    own = [row["layer"] for row in found if row["method"] == FEATURE]
+    rows = [row for row in found if row["layer"] in {None, max(layers, default=None), *own}]
     sae = ["SAE" in row["method"] for row in rows]
     colours, symbols = ["feature" if each else "direction" for each in sae], ["diamond" if e else "circle" for e in sae]
     one = marks("Pairs told apart", rows, "accuracy", colours, symbols, at="name")
