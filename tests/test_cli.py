@@ -82,8 +82,17 @@ def test_stages_are_named_together_or_again(study):
 def test_a_signal_ends_a_run_with_one_sentence_and_no_leak(study, number, status, workers):
     slower = "activations.texts_per_part=1"  # many parts, so that the signal comes before the last of them
     command = [sys.executable, "-m", "affectlens.cli", "run", study.source, slower, "--stage", "activations"]
+
+    def heed() -> None:  # what nohup and background jobs of a shell have their children ignore
+        for each in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(each, signal.SIG_DFL)
+
     process = subprocess.Popen(
-        [*command, "--workers", str(workers)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--workers", str(workers)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed,
     )
     parts = Workspace(Study.load(Path(study.source), [slower]), ActivationsStage).parts
     deadline = time.monotonic() + 120
