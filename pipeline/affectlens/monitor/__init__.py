@@ -1,0 +1,1 @@
+"""Watching a model's state while it answers: rows of scores, statistics over the stream, thresholds and verdicts."""
