@@ -82,7 +82,8 @@ def test_states_do_not_depend_on_the_batch_and_begin_at_the_prompt(decoder: Deco
 
 
 def test_row_0_is_the_same_for_all_answers_to_one_prompt(decoder: Decoder):
-    one, other = written(2), written(2).model_copy(update={"answer": "Something else.", "act": None})
+    one, other = written(2), written(2).model_copy(update={"answer": "Nothing else.", "act": None})
     states = dict(read_states(decoder, [tokenised(decoder.tokenizer, each) for each in (one, other)], (1,)))
-    torch.testing.assert_close(states[0].residuals[1][0], states[1].residuals[1][0])
+    assert torch.equal(states[0].residuals[1][0], states[1].residuals[1][0])
+    assert states[0].entropy[0] == states[1].entropy[0]
     assert not torch.allclose(states[0].residuals[1][1], states[1].residuals[1][1])

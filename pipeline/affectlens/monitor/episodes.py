@@ -42,7 +42,7 @@ class Written(Config):
     name: str = ""
     """Unique in its file; the number of its line by default."""
     scenario: str = ""
-    """What it is a variant of; scenarios are never split between training, calibration and test. The name by default."""
+    """What it is a variant of, never split between training, calibration and test; the name by default."""
     stratum: str = Field(default=BENIGN, pattern=r"^[a-z0-9_]+$")
     """`risk` where the act may follow, `benign` for ordinary traffic, or the name of a kind of hard negative, such as
     `quoted_emotion`."""
@@ -220,7 +220,8 @@ def read_states(
 ) -> Iterator[tuple[int, States]]:
     """States along each episode, re-read from its tokens, as batches of similar length are done.
 
-    Padding stands behind every row and reaches nothing before it.
+    Padding stands behind every row and reaches nothing before it. Row 0 of equal prompts is the same to the last bit,
+    as rounding would otherwise tell answers to one prompt apart before they begin.
 
     Args:
         decoder: the whole model.
@@ -234,6 +235,7 @@ def read_states(
     import torch
 
     wholes = [(*episode.prompt, *episode.answer) for episode in episodes]
+    openings: dict[tuple[int, ...], tuple[dict[int, Tensor], Tensor]] = {}
     for batch in plan_batches([len(whole) for whole in wholes], tokens_per_batch):
         kept: dict[int, Any] = {}
 
@@ -252,4 +254,9 @@ def read_states(
                 following = tokens[row, first + 1 : first + count]
                 surprisal[1:] = -scores[:-1].gather(-1, following[:, None])[:, 0]
                 residuals = {layer: values[row, first : first + count].float() for layer, values in kept.items()}
-                yield index, States(residuals, -(scores.exp() * scores).nansum(dim=-1), surprisal)
+                entropy = -(scores.exp() * scores).nansum(dim=-1)
+                own = {layer: values[0] for layer, values in residuals.items()}, entropy[0]
+                shared, entropy[0] = openings.setdefault(episodes[index].prompt, own)
+                for layer, values in residuals.items():
+                    values[0] = shared[layer]
+                yield index, States(residuals, entropy, surprisal)
