@@ -1,8 +1,8 @@
 """Episodes: what was asked, what was answered, and where in the answer the act begins.
 
 An *act* is what a monitor should warn of: the first token of a marked sentence, a false claim of success, giving up.
-*Row j* of an episode is what is known when j tokens of the answer have been read: row 0 is the last token of the prompt,
-which all answers to one prompt share, and row ``act`` is the last one before the act's first token is drawn.
+*Row j* of an episode is what is known when j tokens of the answer have been read. Row 0 is the last token of the
+prompt, which all answers to one prompt share; row ``act`` is the last one before the act's first token is drawn.
 
 The same episode is one line of a JSON-lines file (:class:`Written`), so that a user's own traffic is read as the
 project's is.
@@ -255,7 +255,7 @@ def read_states(
                 surprisal[1:] = -scores[:-1].gather(-1, following[:, None])[:, 0]
                 residuals = {layer: values[row, first : first + count].float() for layer, values in kept.items()}
                 entropy = -(scores.exp() * scores).nansum(dim=-1)
-                own = {layer: values[0] for layer, values in residuals.items()}, entropy[0]
+                own = {layer: values[0].clone() for layer, values in residuals.items()}, entropy[0].clone()
                 shared, entropy[0] = openings.setdefault(episodes[index].prompt, own)
                 for layer, values in residuals.items():
                     values[0] = shared[layer]
