@@ -490,6 +490,39 @@ class TestClusterBootstrap:
             stats.bootstrap_mean(np.ones(3), rng=0, n_boot=0)
 
 
+class TestClusteredRate:
+    def test_all_right_or_wrong_groups_are_worth_one_trial_each(self):
+        # Wilson's interval of 11 trials, at a t quantile in place of the normal one.
+        level = 2 * scipy.stats.norm.cdf(scipy.stats.t.ppf(0.975, 10)) - 1
+        for rights in (0, 11):
+            hits = np.repeat(float(rights > 0), 220)
+            found = stats.clustered_rate(hits, np.repeat(np.arange(11), 20))
+            assert found == pytest.approx(stats.wilson(rights, 11, level), abs=1e-9)
+        mixed = stats.clustered_rate(np.repeat(np.arange(11) < 3, 20), np.repeat(np.arange(11), 20))
+        assert mixed.high - mixed.low == pytest.approx(np.ptp(stats.wilson(3, 11, level)[1:3]), rel=0.05)
+
+    def test_right_and_wrong_may_change_places(self):
+        rng = np.random.default_rng(0)
+        groups = rng.integers(9, size=80)
+        hits = (rng.random(80) < np.repeat(0.8, 80)).astype(float)
+        hits[::7] = 0.5
+        found, turned = stats.clustered_rate(hits, groups), stats.clustered_rate(1 - hits, groups)
+        assert (1 - found.high, 1 - found.low) == pytest.approx((turned.low, turned.high))
+
+    def test_trials_of_one_group_that_agree_add_nothing(self):
+        rng = np.random.default_rng(1)
+        hits = (rng.random(30) < 0.7).astype(float)
+        once, often = (stats.clustered_rate(np.repeat(hits, n), np.repeat(np.arange(30), n)) for n in (1, 10))
+        assert once.high - once.low == pytest.approx(often.high - often.low, rel=0.05)
+
+    def test_what_gives_no_interval(self):
+        assert math.isnan(stats.clustered_rate(np.ones(5), np.zeros(5)).low)
+        assert stats.clustered_rate(np.full(6, 0.5), np.arange(6))[:3] == (0.5, 0.5, 0.5)
+        for hits, groups in ((np.ones(0), np.ones(0)), (np.full(3, 2.0), np.arange(3)), (np.ones(3), np.arange(2))):
+            with pytest.raises(ValueError, match="give shares from 0 to 1"):
+                stats.clustered_rate(hits, groups)
+
+
 class TestTwoWayBootstrap:
     def test_covers_the_mean_of_a_crossed_design(self):
         rng, both, rows_only = np.random.default_rng(0), [], []

@@ -106,7 +106,7 @@ PAIRS = Table(
         ),
         integer("pairs", "how many"),
         number("accuracy", "share told apart rightly, a tie counting one half", "share"),
-        number("low", "lower end of its interval over groups of pairs", "share"),
+        number("low", "lower end of its interval, groups of pairs the sample (score interval)", "share"),
         number("high", "upper end", "share"),
         integer("ties", "pairs read alike"),
         number("p", "of this reading alone, two-sided", "p"),

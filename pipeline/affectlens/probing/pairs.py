@@ -59,8 +59,7 @@ def judge(
         gaps: a reading each; above 0 is right, 0 a tie that counts one half, NaN a pair that does not count.
         searched: whether the reading belongs to those of which the best is looked for.
         pairs: one an entry of each reading.
-        rng: draws signs and bootstrap samples. The interval draws groups anew; where every pair is right, wrong or
-            tied it has no width, and Wilson's stands in for it.
+        rng: draws signs. The interval (:func:`affectlens.stats.clustered_rate`) takes groups as the sample.
     """
     right = np.stack([np.where(np.isnan(gap), np.nan, (np.sign(gap) + 1) / 2) for gap in gaps], axis=1)
     names, groups = np.unique([pair.group for pair in pairs], return_inverse=True)
@@ -78,10 +77,8 @@ def judge(
         if not len(hits):
             found.append(row | {"accuracy": None, "low": None, "high": None, "p": None, "devices": {}})
             continue
-        estimate = stats.cluster_bootstrap(hits, groups[known], rng=rng)
-        if hits.min() == hits.max() != 0.5:
-            estimate = stats.wilson(int(hits.sum()), len(hits))
-        row |= {"accuracy": float(hits.mean()), "low": estimate.low, "high": estimate.high}
+        estimate = stats.clustered_rate(hits, groups[known])
+        row |= {"accuracy": estimate.value, "low": estimate.low, "high": estimate.high}
         row["p"] = float((1 + (null[:, index] >= observed).sum()) / (DRAWS + 1))
         if searched[index]:
             row["p_max"] = float((1 + (largest >= observed).sum()) / (DRAWS + 1))

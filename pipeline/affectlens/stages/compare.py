@@ -54,7 +54,7 @@ class CompareStage(Stage[CompareConfig, Comparison]):
     """Compare decoder rows with directions, and all readouts with each other."""
 
     name = "compare"
-    version = 5
+    version = 6
     config_class = CompareConfig
     needs = ("corpus", "activations", "sae", "directions", "match")
     seeded = True

@@ -4,6 +4,7 @@ from affectlens.stats.corrections import benjamini_hochberg, holm
 from affectlens.stats.estimates import (
     Correlation,
     Estimate,
+    clustered_rate,
     correlation,
     difference,
     fisher_interval,
@@ -52,6 +53,7 @@ __all__ = [
     "bootstrap_interval",
     "bootstrap_mean",
     "cluster_bootstrap",
+    "clustered_rate",
     "correlation",
     "difference",
     "fisher_interval",

@@ -13,6 +13,8 @@ from affectlens.stats.permutation import permutation_p
 
 DRAW_ELEMENTS = 2**22
 """Values permuted at once by ``correlation``."""
+MIXED = 4
+"""Groups that are not all right, and that are not all wrong, from which their spread alone says how far groups differ."""
 
 
 class Estimate(NamedTuple):
@@ -64,7 +66,7 @@ def check_level(level: float) -> float:
 def wilson(successes: int, n: int, level: float = 0.95) -> Estimate:
     """A rate with its score interval, sound at 0 and 1 and for small n (Wilson 1927).
 
-    Trials must be independent; where they come in clusters use ``cluster_bootstrap``.
+    Trials must be independent; where they come in groups use :func:`clustered_rate`.
 
     Args:
         successes: trials that succeeded.
@@ -83,6 +85,52 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Estimate:
 
     interval = binomtest(int(successes), int(n)).proportion_ci(level, method="wilson")
     return Estimate(successes / n, float(interval.low), float(interval.high), int(n))
+
+
+def clustered_rate(hits: Float[np.ndarray, " trials"], groups: Shaped[np.ndarray, " trials"], level: float = 0.95) -> Estimate:
+    """The share of trials that succeeded with its interval, where trials of one group are not independent.
+
+    Wilson's score interval with as many trials as the data are worth (the design effect; Dean & Pagano 2015, "Evaluating
+    confidence interval methods for binomial proportions in clustered surveys") and Student's quantile over groups. The
+    variance is that of the groups' shares around the mean, with each group's weight taken out of its own deviation.
+    Where fewer than :data:`MIXED` groups tell how much groups differ (since all others are right throughout, or wrong
+    throughout), the variance leans towards that of groups of which every one is all right or all wrong: a bootstrap
+    and a t interval fail there, with shares near 1 in 11 groups they cover 0.5 to 0.9 instead of 0.95.
+
+    Args:
+        hits: 1 for a success, 0 for a failure, anything between for a part of one.
+        groups: of the trials.
+        level: coverage of the interval.
+
+    Returns:
+        The share of all trials, with n = groups; without an interval below two of them. All trials one half, which is
+        what a readout gives that cannot know, have an interval without width.
+
+    Raises:
+        ValueError: no trial, a hit outside [0, 1], or shapes that do not fit.
+    """
+    hits, groups = np.asarray(hits, dtype=float), np.asarray(groups)
+    if hits.ndim != 1 or not len(hits) or hits.shape != groups.shape or not ((hits >= 0) & (hits <= 1)).all():
+        raise ValueError(f"hits of shape {hits.shape}, groups of {groups.shape}: give shares from 0 to 1, a group each")
+    check_level(level)
+    codes = np.unique(groups, return_inverse=True)[1]
+    sizes = np.bincount(codes)
+    count, share, rate = len(sizes), sizes / len(hits), float(hits.mean())
+    if count < 2 or (hits == 0.5).all():
+        end = math.nan if count < 2 else rate
+        return Estimate(rate, end, end, count)
+    from scipy.special import stdtrit
+
+    own = np.bincount(codes, weights=hits) / sizes
+    worth = 1 / float((share**2).sum())
+    variance = float((share**2 * (own - rate) ** 2 / (1 - share)).sum())
+    mixed = min(1.0, min(int((own < 1).sum()), int((own > 0).sum())) / MIXED)
+    trials = min(len(hits), rate * (1 - rate) / variance) if variance > 0 else float(len(hits))
+    trials = 1 / (mixed / trials + (1 - mixed) / worth)
+    square = float(stdtrit(max(worth - 1, 1.0), (1 + level) / 2)) ** 2
+    centre = (rate + square / trials / 2) / (1 + square / trials)
+    half = math.sqrt(square * (rate * (1 - rate) / trials + square / trials**2 / 4)) / (1 + square / trials)
+    return Estimate(rate, min(rate, max(0.0, centre - half)), max(rate, min(1.0, centre + half)), count)
 
 
 def difference(first: Estimate, second: Estimate) -> Estimate:

@@ -82,7 +82,7 @@ def pairs(evidence: Evidence) -> Table:
     columns |= {
         "read": "Read at",
         "accuracy": "Told apart",
-        "low": "95% interval",
+        "low": ("95% interval", "Score interval; templates, or pairs of concepts, are the sample"),
         "p": "p",
         "p_max": "p, all readings",
     }
