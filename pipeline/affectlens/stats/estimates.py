@@ -87,15 +87,18 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Estimate:
     return Estimate(successes / n, float(interval.low), float(interval.high), int(n))
 
 
-def clustered_rate(hits: Float[np.ndarray, " trials"], groups: Shaped[np.ndarray, " trials"], level: float = 0.95) -> Estimate:
+def clustered_rate(
+    hits: Float[np.ndarray, " trials"], groups: Shaped[np.ndarray, " trials"], level: float = 0.95
+) -> Estimate:
     """The share of trials that succeeded with its interval, where trials of one group are not independent.
 
-    Wilson's score interval with as many trials as the data are worth (the design effect; Dean & Pagano 2015, "Evaluating
-    confidence interval methods for binomial proportions in clustered surveys") and Student's quantile over groups. The
-    variance is that of the groups' shares around the mean, with each group's weight taken out of its own deviation.
-    Where fewer than :data:`MIXED` groups tell how much groups differ (since all others are right throughout, or wrong
-    throughout), the variance leans towards that of groups of which every one is all right or all wrong: a bootstrap
-    and a t interval fail there, with shares near 1 in 11 groups they cover 0.5 to 0.9 instead of 0.95.
+    Wilson's score interval with as many trials as the data are worth (the design effect; Dean & Pagano 2015,
+    "Evaluating confidence interval methods for binomial proportions in clustered surveys") and Student's quantile over
+    groups. The variance is that of the groups' shares around the mean, with each group's weight taken out of its own
+    deviation. Where fewer than :data:`MIXED` groups tell how much groups differ (since all others are right
+    throughout, or wrong throughout), the variance leans towards that of groups of which every one is all right or all
+    wrong: a bootstrap and a t interval fail there, with shares near 1 in 11 groups they cover 0.5 to 0.9 instead of
+    0.95.
 
     Args:
         hits: 1 for a success, 0 for a failure, anything between for a part of one.
