@@ -14,7 +14,7 @@ from affectlens.stats.permutation import permutation_p
 DRAW_ELEMENTS = 2**22
 """Values permuted at once by ``correlation``."""
 MIXED = 4
-"""Groups that are not all right, and that are not all wrong, from which their spread alone says how far groups differ."""
+"""Groups not all right (and as many not all wrong) from which their spread alone says how far groups differ."""
 
 
 class Estimate(NamedTuple):
