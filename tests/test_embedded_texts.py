@@ -7,13 +7,16 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from affectlens.corpus.quality import WORD, emotion_list, named_word, stem_of
+from affectlens.corpus.scenarios import FULL, OUTCOMES, SCENARIOS, SMALL, Event, ask, implied, opening, read_events
 from affectlens.corpus.texts import EMBEDDED, read_jsonl, read_texts, texts_path
+from affectlens.errors import UserError
 
 KINDS = {"dialogue": 44, "prose": 40, "code": 20, "log": 14, "chat_markup": 14}
 PLEASANTRIES = {
@@ -376,3 +379,111 @@ def test_no_form_of_a_report_belongs_to_a_concept(quickstart):
     )
     assert {form for _, form in found} == set(forms)
     assert {cell: count for cell, count in found.items() if count > 4} == {}
+
+
+SENTENCES = ("scenario", *OUTCOMES)
+THEMES = ("work", "school", "home", "family", "friends", "travel", "sport", "town")
+
+
+@pytest.fixture(scope="module")
+def scenarios() -> list[dict[str, Any]]:
+    return read_jsonl(SCENARIOS, required=("id", "theme", *SENTENCES))
+
+
+def test_scenarios_are_twenty_a_theme_with_three_outcomes_each(scenarios):
+    assert Counter(row["theme"] for row in scenarios) == Counter(dict.fromkeys(THEMES, FULL))
+    assert [row["id"] for row in scenarios] == [f"{theme}-{n:02d}" for theme in THEMES for n in range(1, FULL + 1)]
+    assert all(tuple(row) == ("id", "theme", *SENTENCES) for row in scenarios)
+    assert SCENARIOS.stat().st_size < 400 * 1024
+
+
+def test_scenarios_and_outcomes_are_of_one_length(scenarios):
+    """An outcome that were told longer would be told apart by length."""
+    counts = {key: [len(row[key].split()) for row in scenarios] for key in SENTENCES}
+    assert all(14 <= count <= 19 for each in counts.values() for count in each)
+    means = {key: sum(each) / len(each) for key, each in counts.items()}
+    assert all(15 <= mean <= 17.5 for mean in means.values()), means
+    outcomes = [means[each] for each in OUTCOMES]
+    assert max(outcomes) - min(outcomes) < 1
+
+
+def test_scenarios_name_no_emotion_and_hold_no_word_of_any_concepts_lexicon(scenarios):
+    emotions, lexicon = emotion_list(), json.loads((EMBEDDED / "lexicon.json").read_text(encoding="utf-8"))
+    listed = {word for words in lexicon.values() for word in words}
+    texts = {(row["id"], key): row[key] for row in scenarios for key in SENTENCES}
+    assert {place: found for place, text in texts.items() if (found := named_emotions(text, emotions))} == {}
+    assert {place: found for place, text in texts.items() if (found := listed.intersection(words_of(text)))} == {}
+
+
+def test_scenarios_share_no_run_of_words_with_one_another_or_with_any_other_text(scenarios, stories, neutral, pairs):
+    mine = [(row["id"], row[key]) for row in scenarios for key in SENTENCES]
+    writers = [row for name in WRITERS for row in read_texts(texts_path(name, "embedded"))]
+    others = [row["text"] for row in (*stories, *neutral, *writers)] + [text for _, text in both_sides(pairs)]
+    names = [name for name, _ in mine]
+    runs = shared_runs([*(text for _, text in mine), *others])
+    # The outcomes of one situation may begin alike.
+    assert [run for a, b, run in runs if a < len(names) and not (b < len(names) and names[a] == names[b])] == []
+
+
+def test_no_two_scenarios_are_nearly_the_same(scenarios):
+    """Jaccard overlap of the pairs of adjacent words of whole situations, all outcomes included."""
+    pairs_of = []
+    for row in scenarios:
+        words = [WORD.findall(row[key].lower()) for key in SENTENCES]
+        pairs_of.append({pair for each in words for pair in pairwise(each)})
+    overlaps = {
+        (scenarios[a]["id"], scenarios[b]["id"]): len(pairs_of[a] & pairs_of[b]) / len(pairs_of[a] | pairs_of[b])
+        for b in range(len(scenarios))
+        for a in range(b)
+    }
+    assert {pair: round(overlap, 2) for pair, overlap in overlaps.items() if overlap > 0.11} == {}
+
+
+def test_no_opening_word_belongs_to_an_outcome(scenarios):
+    for outcome in OUTCOMES:
+        first = Counter(WORD.findall(row[outcome].lower())[0] for row in scenarios)
+        assert max(first.values()) <= len(scenarios) / 4, first.most_common(1)
+
+
+def test_scenarios_are_sentences(scenarios):
+    for row in scenarios:
+        for key in SENTENCES:
+            assert row[key][0].isupper(), row["id"]
+            assert row[key].endswith("."), row["id"]
+            assert "!" not in row[key], row["id"]
+            assert row[key].isascii(), row["id"]
+
+
+def test_events_are_read_situation_by_situation_and_the_small_set_lies_in_the_full_one():
+    full, small = read_events(), read_events(per_theme=SMALL)
+    assert (len(full), len(small)) == (8 * FULL * 3, 8 * SMALL * 3)
+    assert set(small) <= set(full)
+    assert [event.outcome for event in small[:3]] == list(OUTCOMES)
+    assert len({event.id for event in full}) == len(full)
+    good = read_events(per_theme=1, outcomes=("positive",))
+    assert [event.theme for event in good] == list(THEMES)
+
+
+def test_only_a_named_prompt_names_the_emotion():
+    event = Event("town-99", "town", "neutral", "The bus came at six.", "It had green seats.")
+    for emotion in emotion_list():
+        assert emotion in ask(event, emotion)[0]["content"]
+        assert emotion in opening(event, emotion)
+    bare = ask(event)[0]["content"] + opening(event) + implied("A story.", "first") + implied("A story.", "third")
+    assert named_emotions(bare, emotion_list()) == []
+    assert opening(event).endswith('It had green seats. I said: "')
+    assert event.text in ask(event)[0]["content"]
+
+
+def test_a_file_of_scenarios_with_a_fault_is_refused(tmp_path):
+    row = {"id": "a", "theme": "work", **dict.fromkeys(SENTENCES, "The bus came.")}
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row), encoding="utf-8")
+    with pytest.raises(UserError, match="`a` stands twice"):
+        read_events(path)
+    path.write_text(json.dumps({**row, "neutral": ""}), encoding="utf-8")
+    with pytest.raises(UserError, match='line 1: the key "neutral"'):
+        read_events(path)
+    path.write_text(json.dumps(row), encoding="utf-8")
+    with pytest.raises(UserError, match="the theme `work` has 1 situations, not 2"):
+        read_events(path, per_theme=2)
