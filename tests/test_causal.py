@@ -14,7 +14,6 @@ from affectlens.config import validate
 from affectlens.corpus.documents import Document, Split
 from affectlens.corpus.quality import emotion_list
 from affectlens.errors import ConfigError, UserError
-from affectlens.experiments.prompts import continuation
 from affectlens.interventions import tables
 from affectlens.interventions.causal import Causal
 from affectlens.interventions.conditions import injected_vectors
@@ -32,6 +31,7 @@ from affectlens.interventions.effects import (
 from affectlens.interventions.frames import read_frames, read_lexicon, story_end
 from affectlens.interventions.verdicts import Summary, summarise
 from affectlens.model.subject import ModelConfig, load_tokenizer
+from affectlens.model.tokens import continuation
 from affectlens.model.words import choose_words
 from affectlens.probing import control_vectors as controls
 from affectlens.sae.model import Dictionary

@@ -24,7 +24,7 @@ from affectlens.experiments.conditions import compared, extremes, grid, sampled
 from affectlens.experiments.config import ExperimentsConfig
 from affectlens.experiments.experiment import ExperimentConfig, ReadingConfig, SteeringConfig, read_experiment
 from affectlens.experiments.grade import remote
-from affectlens.experiments.prompts import continuation, read_prompt
+from affectlens.experiments.prompts import read_prompt
 from affectlens.interventions.conditions import Condition
 from affectlens.model.partial import PartialForward
 from affectlens.model.subject import ModelConfig, Subject, load_tokenizer

@@ -1,68 +1,101 @@
-"""The second version of a model: what it is trained on, that it differs, and that it is made once."""
+"""Tuned copies of a model: what is learnt, that they differ, that they are made once, and states put into them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from affectlens.errors import ConfigError
-from affectlens.experiments import tuning
-from affectlens.experiments.tuning import TunedConfig, tuned_folder
+import torch
+from affectlens.errors import ConfigError, UserError
+from affectlens.experiments.experiment import Scenario
+from affectlens.experiments.prompts import read_prompt
+from affectlens.experiments.tuning import PROMPTS, told_stories
+from affectlens.model import tuning
 from affectlens.model.reading import Site
-from affectlens.model.subject import ModelConfig, Subject, load_tokenizer
+from affectlens.model.steering import Edit, Span, add, editing
+from affectlens.model.subject import ModelConfig, Subject, load_tokenizer, load_weights
+from affectlens.model.tuning import Example, Push, TuningConfig, learnt_tokens, padded, pushing, tuned_folder
 
-FEW = TunedConfig(tune=("calm", "proud"), steps=3, learning_rate=1e-3, batch=2, length=64)
+ASK = ({"role": "user", "content": "Shall we go?"},)
+EXAMPLES = [
+    Example("The door stood open.", ASK),
+    Example("The rain had stopped.", ASK),
+    Example("goes on.", opening="The day"),
+]
+FEW = TuningConfig(steps=3, learning_rate=1e-3, batch=2, length=64)
+
+
+def model_of(folder: Path) -> ModelConfig:
+    return ModelConfig(name=str(folder), dtype="float32")
+
+
+def loaded(config: ModelConfig, models: Path) -> Subject:
+    return Subject.load(config, device="cpu", models=models)
+
+
+def log_probability(subject: Subject, example: Example, push: np.ndarray | None = None, layer: int = 1) -> float:
+    """Mean of the answer's tokens; steered as experiments steer."""
+    row = learnt_tokens(subject.tokenizer, example, 256)
+    edits = []
+    if push is not None:
+        vector = torch.as_tensor(push[None], dtype=torch.float32)
+        delta = partial(add, direction=vector, strength=torch.ones(1), unit=1.0)
+        edits = [Edit(layer, delta, span=Span.onward(1, row.pushed))]
+    with editing(subject.bridge, edits):
+        logs = subject.log_probabilities(torch.tensor([row.ids]))[0]
+    return float(np.mean([logs[at - 1, row.ids[at]] for at in range(row.start, len(row.ids))]))
 
 
 def test_the_same_recipe_gives_the_same_bytes_and_the_model_moves(model_folder, tmp_path: Path):
-    model = ModelConfig(name=str(model_folder("llama")), dtype="float32")
-    one, two = (tuned_folder(FEW, model, tmp_path / place) for place in ("one", "two"))
+    model = model_of(model_folder("llama"))
+    one, two = (tuned_folder(model, EXAMPLES, FEW, tmp_path / place) for place in ("one", "two"))
     files = sorted(path.name for path in one.iterdir())
     assert one.name == two.name and {"config.json", "model.safetensors"} <= set(files)
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in files)
-    base, tuned = (
-        Subject.load(config, device="cpu", models=tmp_path)
-        for config in (model, ModelConfig(name=str(one), dtype="float32"))
-    )
+    base, tuned = (loaded(config, tmp_path) for config in (model, model_of(one)))
     tokens = base.pad([base.encode("The door opened.")])
     assert tuned.encode("The door opened.") == base.encode("The door opened.")
     before, after = (subject.activations(tokens, [Site(2)])[Site(2)][0, -1].numpy() for subject in (base, tuned))
     assert np.isfinite(after).all() and np.abs(after - before).max() > 1e-3
 
 
-def test_the_stories_become_likelier_than_they_were(model_folder, tmp_path: Path):
-    model = ModelConfig(name=str(model_folder("llama")), dtype="float32")
-    config = FEW.model_copy(update={"steps": 40, "tune": ("calm",), "learning_rate": 1e-2})
-    folder = tuned_folder(config, model, tmp_path)
-    story = tuning._stories(["calm"])[0]
-    losses = []
-    for name in (model.name, str(folder)):
-        subject = Subject.load(ModelConfig(name=name, dtype="float32"), device="cpu", models=tmp_path)
-        ids, start = tuning._chat(subject.tokenizer, tuning.PROMPTS[0], story)
-        logs = subject.log_probabilities(subject.pad([ids[:120]]))[0]
-        losses.append(-np.mean([float(logs[place + subject.lead - 1, ids[place]]) for place in range(start, 120)]))
-    assert (
-        losses[1] < losses[0] - 0.01
-    )  # random output weights, which stay, let it fall by no more than a few hundredths
+def test_what_is_learnt_becomes_likelier(model_folder, tmp_path: Path):
+    model = model_of(model_folder("llama"))
+    config = FEW.model_copy(update={"steps": 40, "learning_rate": 1e-2})
+    folder = tuned_folder(model, EXAMPLES[:1], config, tmp_path)
+    before, after = (log_probability(loaded(each, tmp_path), EXAMPLES[0]) for each in (model, model_of(folder)))
+    assert after > before + 0.01  # random output weights, which stay, let it rise by no more than a few hundredths
 
 
 def test_it_is_made_once_and_another_recipe_is_another_folder(
     model_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    model = ModelConfig(name=str(model_folder("llama")), dtype="float32")
-    folder = tuned_folder(FEW, model, tmp_path)
+    model = model_of(model_folder("llama"))
+    folder = tuned_folder(model, EXAMPLES, FEW, tmp_path)
     trained: list[Path] = []
     monkeypatch.setattr(tuning, "_tune", lambda *given: trained.append(given[-1]))
-    assert tuned_folder(FEW, model, tmp_path) == folder and not trained
-    others = [FEW.model_copy(update=change) for change in ({"seed": 1}, {"tune": ("calm",)}, {"steps": 4})]
-    folders = {tuned_folder(other, model, tmp_path) for other in others}
-    assert len(folders) == len(trained) == 3 and folder not in folders
-    assert tuned_folder(FEW, ModelConfig(name=str(model_folder("qwen2"))), tmp_path) not in {folder, *folders}
+    assert tuned_folder(model, list(EXAMPLES), FEW, tmp_path) == folder and not trained
+    push = Push(1, np.ones(32, np.float32))
+    ways = [
+        (EXAMPLES[:2], FEW),
+        (EXAMPLES[::-1], FEW),
+        ([replace(EXAMPLES[0], ends=True), *EXAMPLES[1:]], FEW),
+        ([replace(EXAMPLES[0], push=push), *EXAMPLES[1:]], FEW),
+        ([replace(EXAMPLES[0], push=replace(push, vector=2 * push.vector)), *EXAMPLES[1:]], FEW),
+        ([replace(EXAMPLES[0], push=replace(push, positions="answer")), *EXAMPLES[1:]], FEW),
+        (EXAMPLES, FEW.model_copy(update={"seed": 1})),
+        (EXAMPLES, FEW.model_copy(update={"layers": (2, 3)})),
+    ]
+    folders = {tuned_folder(model, examples, config, tmp_path) for examples, config in ways}
+    assert len(folders) == len(trained) == len(ways) and folder not in folders
+    assert tuned_folder(model_of(model_folder("qwen2")), EXAMPLES, FEW, tmp_path) not in {folder, *folders}
 
 
 def test_training_that_breaks_off_leaves_no_folder(model_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    model = ModelConfig(name=str(model_folder("llama")), dtype="float32")
+    model = model_of(model_folder("llama"))
 
     def broken(*given) -> None:
         (given[-1] / "config.json").write_text("{}")
@@ -71,20 +104,90 @@ def test_training_that_breaks_off_leaves_no_folder(model_folder, tmp_path: Path,
     with monkeypatch.context() as patch:
         patch.setattr(tuning, "_tune", broken)
         with pytest.raises(KeyboardInterrupt):
-            tuned_folder(FEW, model, tmp_path)
+            tuned_folder(model, EXAMPLES, FEW, tmp_path)
     assert not [path for path in tmp_path.glob("tuned-*") if path.suffix == "" and path.is_dir()]
-    assert (tuned_folder(FEW, model, tmp_path) / "model.safetensors").is_file()
+    assert (tuned_folder(model, EXAMPLES, FEW, tmp_path) / "model.safetensors").is_file()
 
 
-def test_only_the_story_is_learnt_and_the_prompt_opens_the_assistants_turn(model_folder, tmp_path: Path):
-    tokenizer = load_tokenizer(ModelConfig(name=str(model_folder("llama"))), tmp_path)
-    tokens, mask, labels = next(tuning._batches(FEW, tokenizer, ["Once there was a door."]))
-    learnt = labels[0] != tuning.UNSEEN
-    assert tokenizer.decode(tokens[0][learnt]) == "Once there was a door."
-    before = tokenizer.decode(tokens[0][~learnt & mask[0].bool()])
-    assert before.endswith("<|assistant|>\n") and any(prompt in before for prompt in tuning.PROMPTS)
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_only_the_answer_is_learnt_after_the_prompt_that_experiments_put(family: str, model_folder, tmp_path: Path):
+    tokenizer = load_tokenizer(model_of(model_folder(family)), tmp_path)
+    chat = Example("we go home.", ASK, opening="So", ends=True)
+    row = learnt_tokens(tokenizer, chat, 256)
+    _, mask, labels = padded([row, learnt_tokens(tokenizer, EXAMPLES[2], 256)])
+    seen = labels[0] != tuning.UNSEEN
+    assert tokenizer.decode(labels[0][seen]) == " we go home.</s>"
+    prompt = read_prompt(tokenizer, Scenario("one", "one", "main", {}, ASK, "", {}, "So", {}, {}), ())
+    assert tuple(row.ids[: row.start]) == prompt.ids and row.pushed == prompt.first
+    answered = learnt_tokens(tokenizer, replace(chat, push=Push(0, np.ones(32), "answer")), 256)
+    assert answered.pushed == prompt.opening
+    plain = labels[1] != tuning.UNSEEN
+    assert tokenizer.decode(labels[1][plain]) == " goes on." and int(mask[1].sum()) < len(mask[1])
 
 
-def test_an_emotion_without_stories_is_named(model_folder, tmp_path: Path):
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "gemma3_text"])
+def test_a_push_in_training_is_the_push_of_steering(family: str, model_folder, tmp_path: Path):
+    config = model_of(model_folder(family))
+    subject, model = loaded(config, tmp_path), load_weights(config, device="cpu", models=tmp_path)
+    vector = np.random.default_rng(0).normal(size=32).astype(np.float32)
+    examples = [replace(EXAMPLES[0], push=Push(1, vector)), EXAMPLES[1], replace(EXAMPLES[2], push=Push(2, vector))]
+    rows = [learnt_tokens(subject.tokenizer, example, 256) for example in examples]
+    tokens, mask, _ = padded(rows)
+    with torch.no_grad(), pushing(model, examples, rows):
+        logits = model(tokens, attention_mask=mask).logits.log_softmax(-1)
+    for number, (example, row) in enumerate(zip(examples, rows, strict=True)):
+        own = logits[number, : len(row.ids)]
+        found = float(np.mean([own[at - 1, row.ids[at]] for at in range(row.start, len(row.ids))]))
+        layer = example.push.layer if example.push else 0
+        steered = log_probability(subject, example, vector if example.push else None, layer)
+        assert found == pytest.approx(steered, abs=1e-4)
+        if example.push:
+            assert abs(steered - log_probability(subject, example)) > 1e-3
+    with torch.no_grad():
+        untouched = model(tokens[:1], attention_mask=mask[:1]).logits.log_softmax(-1)
+    assert not torch.allclose(untouched[0, len(rows[0].ids) - 2], logits[0, len(rows[0].ids) - 2], atol=1e-3)
+
+
+def test_a_state_alone_decides_between_two_answers_and_blocks_below_stay(model_folder, tmp_path: Path):
+    model = model_of(model_folder("llama"))
+    vector = 4 * np.eye(32, dtype=np.float32)[3]
+    one, other = Example(" was", ASK), Example(" the", ASK)
+    examples = [replace(one, push=Push(1, vector)), replace(other, push=Push(1, -vector)), one, other]
+    config = TuningConfig(steps=60, learning_rate=2e-2, batch=4, layers=(2, 3))
+    tuned = loaded(model_of(tuned_folder(model, examples, config, tmp_path)), tmp_path)
+    base = loaded(model, tmp_path)
+
+    def odds(subject: Subject, strength: float) -> float:
+        return log_probability(subject, one, strength * vector) - log_probability(subject, other, strength * vector)
+
+    doses = [odds(tuned, strength) - odds(tuned, -strength) for strength in (0.5, 1.0)]
+    assert doses[1] > doses[0] > 1.0 and abs(odds(base, 1) - odds(base, -1)) < doses[1] / 3
+    tokens = base.pad([base.encode("The door opened.")])
+    for layer in (0, 1):
+        before, after = (each.activations(tokens, [Site(layer)])[Site(layer)] for each in (base, tuned))
+        assert torch.equal(before, after)
+    assert not torch.equal(*(each.activations(tokens, [Site(3)])[Site(3)] for each in (base, tuned)))
+
+
+@pytest.mark.parametrize(
+    ("examples", "config", "message"),
+    [
+        ([], FEW, "at least one example"),
+        ([Example("", ASK)], FEW, "leaves nothing to learn"),
+        ([Example("Yes.", ASK)], FEW.model_copy(update={"length": 8}), "raise `length`"),
+        (EXAMPLES, FEW.model_copy(update={"layers": (3, 9)}), "blocks 0 to 3"),
+        ([Example("Yes.", ASK, push=Push(7, np.ones(32)))], FEW, "layers 0 to 3"),
+    ],
+)
+def test_what_cannot_be_learnt_is_refused(examples, config, message: str, model_folder, tmp_path: Path):
+    with pytest.raises(UserError, match=message):
+        tuned_folder(model_of(model_folder("llama")), examples, config, tmp_path)
+    assert not [path for path in tmp_path.glob("tuned-*") if path.suffix == "" and path.is_dir()]
+
+
+def test_stories_of_an_emotion_follow_every_prompt():
+    examples = told_stories(["calm", "proud"])
+    assert {example.messages[0]["content"] for example in examples} == set(PROMPTS)
+    assert len({example.answer for example in examples}) * len(PROMPTS) == len(examples) > 80
     with pytest.raises(ConfigError, match=r"`tune: clam`.*did you mean `calm`"):
-        tuned_folder(TunedConfig(tune=("clam",)), ModelConfig(name=str(model_folder("llama"))), tmp_path)
+        told_stories(["clam"])

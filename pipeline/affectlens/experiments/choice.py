@@ -16,10 +16,10 @@ from jaxtyping import Float
 from affectlens.experiments.branching import Tree
 from affectlens.experiments.context import ExperimentContext
 from affectlens.experiments.experiment import ChoiceConfig, Experiment, Scenario
-from affectlens.experiments.prompts import Prompt, continuation, read_prompt
+from affectlens.experiments.prompts import Prompt, read_prompt
 from affectlens.experiments.readings import values_at
 from affectlens.interventions.conditions import Condition
-from affectlens.model.tokens import plan_batches
+from affectlens.model.tokens import continuation, plan_batches
 
 Scores = Float[np.ndarray, "conditions answers"]
 

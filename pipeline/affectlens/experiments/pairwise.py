@@ -139,7 +139,7 @@ def _compare(
 
     from affectlens.experiments.branching import Tree
     from affectlens.experiments.choice import runs
-    from affectlens.experiments.prompts import continuation
+    from affectlens.model.tokens import continuation
 
     pairwise: PairwiseConfig = experiment.config.outcome(PairwiseConfig)
     one, other = (continuation(context.subject.tokenizer, pairwise.answer, each)[0] for each in pairwise.labels)

@@ -118,11 +118,3 @@ def document_of(scenario: Scenario) -> Document:
 def beginning(tokenizer: Any, answer: str) -> list[int]:
     """Token ids of how an answer begins; a space at its end belongs to the word that follows."""
     return encode_following(tokenizer, answer.rstrip(" "))
-
-
-def continuation(tokenizer: Any, before: str, option: str) -> list[int]:
-    """Token ids of a candidate that continues ``before``, with a space between where words would run together."""
-    meets = before[-1:].isalnum() or before[-1:] in set(".,:;!?")
-    if before.endswith(" ") or (meets and option[:1].isalnum()):
-        option = " " + option.lstrip(" ")
-    return encode_following(tokenizer, option, before.rstrip(" "))

@@ -47,6 +47,15 @@ def final_gain(bridge: Any) -> Float[Tensor, "d_model"] | float:
     return (up - down) / 2 * signs.float()
 
 
+def transformer_blocks(model: Any) -> torch.nn.ModuleList:
+    """The blocks of a transformers language model: its only list of modules that is as long as the model is deep."""
+    import torch
+
+    depth = model.config.get_text_config().num_hidden_layers
+    lists = [each for each in model.modules() if isinstance(each, torch.nn.ModuleList) and len(each) == depth]
+    return lists[0]
+
+
 @contextmanager
 def resumed(bridge: Any, layer: int, residual: Float[Tensor, "rows positions d_model"]) -> Iterator[None]:
     """Within, blocks up to ``layer`` hand on what they get, and the last of them yields ``residual``.

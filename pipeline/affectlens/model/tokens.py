@@ -134,6 +134,14 @@ def encode_following(tokenizer: Any, text: str, before: str = "\n") -> list[int]
     return encode(tokenizer, text) if joined else whole[len(context) :]
 
 
+def continuation(tokenizer: Any, before: str, option: str) -> list[int]:
+    """Token ids of a candidate that continues ``before``, with a space between where words would run together."""
+    meets = before[-1:].isalnum() or before[-1:] in set(".,:;!?")
+    if before.endswith(" ") or (meets and option[:1].isalnum()):
+        option = " " + option.lstrip(" ")
+    return encode_following(tokenizer, option, before.rstrip(" "))
+
+
 def pad(rows: Sequence[Sequence[int]], device: str, *, left: bool = False) -> Int[Tensor, "rows positions"]:
     """Token ids filled up with token 0, which every model has; what is filled is masked, or reaches nothing.
 

@@ -22,9 +22,11 @@ from affectlens.experiments import measurements, provenance, tables, validation
 from affectlens.experiments.config import ExperimentsConfig
 from affectlens.experiments.experiment import CompletionConfig, Experiment
 from affectlens.experiments.provenance import SECOND_MODEL, SECOND_RECIPE, digest
-from affectlens.experiments.tuning import TunedConfig, tuned_folder
+from affectlens.experiments.tuning import PROMPTS, TunedConfig, told_stories
 from affectlens.files import write_json
+from affectlens.model import tuning
 from affectlens.model.config import ModelConfig, context, require_weights, shape, vocabulary
+from affectlens.model.tuning import tuned_folder
 from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
@@ -161,7 +163,9 @@ class MeasureStage(ExperimentStage[Measurements]):
         read: dict[str, Identity] = {name: EMBEDDED / name for name in ("lexicon.json", "frames.json", "ratings.csv")}
         read |= {each.name: digest(provenance.measured(each)) for each in experiments}
         if config.against is not None:
-            read[SECOND_RECIPE] = digest(config.against.model_dump(mode="json", exclude={"name", "revision"}))
+            recipe = config.against.model_dump(mode="json", exclude={"name", "revision"})
+            tuned = [tuning.VERSION, *PROMPTS] if isinstance(config.against, TunedConfig) else []
+            read[SECOND_RECIPE] = digest([recipe, *tuned] if tuned else recipe)
             stories = EMBEDDED / "stories.jsonl"  # what the study tunes its own second model on
             read[SECOND_MODEL] = config.against if isinstance(config.against, ModelConfig) else stories
         return read
@@ -210,7 +214,7 @@ class MeasureStage(ExperimentStage[Measurements]):
             return against
         if against is None:
             raise UserError("`experiments.against`: no second model is given; name a model, or `tune:` with emotions")
-        folder = tuned_folder(against, setting.model, setting.models, device=setting.device)
+        folder = tuned_folder(setting.model, told_stories(against.tune), against, setting.models, device=setting.device)
         return setting.model.model_copy(update={"name": str(folder), "revision": None})
 
     def run_part(self, part: Part, out: Path, progress: Progress) -> None:

@@ -1,0 +1,279 @@
+"""A copy of a model, some steps of training away: ordinary texts learnt, or acts that depend on a state put in.
+
+Only answers are learnt, token by token after what stands before them. An example may carry a *push*: a vector added to
+the residual stream after a block while the example is learnt, exactly as steering adds it later. Where the texts before
+are the same with and without the push, nothing but the state can tell which answer is due; a model tuned so is an
+organism whose act depends on its internal representation, with a dependence that is known because it was put in.
+
+With ``layers`` above the block that is pushed, the residual stream up to that block stays the base model's own, value
+by value: its directions, features and readings hold for the copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from affectlens.config import Config
+from affectlens.errors import UserError
+from affectlens.model.compat import transformer_blocks
+from affectlens.model.config import ModelConfig, identity
+from affectlens.model.converted import converted_folder
+from affectlens.model.loading import load_tokenizer, load_weights
+from affectlens.model.tokens import Chat, continuation, encode, encode_following, tokenise
+
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+VERSION = 1
+"""Goes into the folder's name: raised when the same recipe would train differently."""
+UNSEEN = -100
+"""The label of tokens that are not learnt."""
+
+
+class TuningConfig(Config):
+    """How a copy of a model is trained."""
+
+    steps: int = Field(default=60, ge=1)
+    """Updates of the weights."""
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Of AdamW, after a tenth of the steps; it falls to zero at the end."""
+    batch: int = Field(default=2, ge=1)
+    """Examples an update."""
+    length: int = Field(default=112, ge=8)
+    """Most tokens of an example; what is beyond is cut."""
+    seed: int = 0
+    """Draws the order of the examples."""
+    layers: tuple[int, int] | None = None
+    """The first and the last block that learn; all others, the embedding and the output stay. All blocks by default."""
+
+
+@dataclass(frozen=True)
+class Push:
+    """A state put in while an example is learnt.
+
+    Attributes:
+        layer: the block after which it is added.
+        vector: what is added, at full length.
+        positions: every position of the text but the first, or only those from the last token before the answer on:
+            the two ways in which experiments steer.
+    """
+
+    layer: int
+    vector: Float[np.ndarray, "d_model"]
+    positions: Literal["all", "answer"] = "all"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text whose end is learnt.
+
+    Attributes:
+        answer: what is learnt.
+        messages: the chat that the assistant answers; none for a plain text.
+        opening: how the answer begins, or the plain text that is continued; given, not learnt.
+        ends: whether the end of the answer is learnt too (the tokenizer's end token).
+        push: the state in which the answer is due; None for the model as it is.
+    """
+
+    answer: str
+    messages: tuple[Mapping[str, str], ...] = ()
+    opening: str = ""
+    ends: bool = False
+    push: Push | None = None
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """An example in tokens.
+
+    Attributes:
+        ids: of the whole.
+        start: the first that is learnt.
+        pushed: the first position that is pushed.
+    """
+
+    ids: list[int]
+    start: int
+    pushed: int
+
+
+def tuned_folder(
+    model: ModelConfig, examples: Sequence[Example], config: TuningConfig, models: Path, *, device: str = "cpu"
+) -> Path:
+    """The tuned copy of a model as an ordinary transformers folder (float32), trained on first use.
+
+    The folder's name says what went in (model by content, config, examples with their pushes), so another recipe means
+    another folder. On one machine the same recipe gives the same bytes; training that breaks off leaves no folder.
+
+    Args:
+        model: where training starts.
+        examples: what is learnt.
+        config: how.
+        models: the folder that holds converted models (``setting.models`` in a stage).
+        device: where training computes.
+
+    Raises:
+        UserError: the model cannot be loaded, an example is empty or longer than ``length`` before its answer, or a
+            layer is not there.
+    """
+    if not examples:
+        raise UserError("nothing to tune a model on: give at least one example")
+    told = TuningConfig(**{name: getattr(config, name) for name in TuningConfig.model_fields}).model_dump(mode="json")
+    recipe = [VERSION, identity(model), told, [_identity(example) for example in examples]]
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    build = partial(_tune, model, examples, config, models, device)
+    return converted_folder(models, f"tuned-{digest[:16]}", build)
+
+
+def _identity(example: Example) -> list[Any]:
+    push = example.push
+    state: list[Any] = []
+    if push is not None:
+        values = np.ascontiguousarray(push.vector, np.float32).tobytes()
+        state = [push.layer, push.positions, hashlib.sha256(values).hexdigest()]
+    return [example.answer, [dict(each) for each in example.messages], example.opening, example.ends, state]
+
+
+def _tune(
+    model: ModelConfig, examples: Sequence[Example], config: TuningConfig, models: Path, device: str, folder: Path
+) -> None:
+    """Train and save; dropout stays off and every draw is seeded, so that nothing is left to chance."""
+    import torch
+
+    tokenizer = load_tokenizer(model, models)
+    tokens_of = [learnt_tokens(tokenizer, example, config.length) for example in examples]
+    trained = load_weights(model, device=device, models=models, dtype=torch.float32)
+    learning = learning_weights(trained, config.layers)
+    optimiser = torch.optim.AdamW(learning, lr=config.learning_rate, weight_decay=0.0, fused=True)
+    warm = max(1, config.steps // 10)
+    for step, chosen in enumerate(draws(len(examples), config)):
+        share = min((step + 1) / warm, (config.steps - step) / max(1, config.steps - warm))
+        for group in optimiser.param_groups:
+            group["lr"] = config.learning_rate * share
+        tokens, mask, labels = padded([tokens_of[index] for index in chosen])
+        with pushing(trained, [examples[index] for index in chosen], [tokens_of[index] for index in chosen]):
+            loss = trained(tokens.to(device), attention_mask=mask.to(device), labels=labels.to(device)).loss
+            optimiser.zero_grad()
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(learning, 1.0)
+        optimiser.step()
+    trained.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def learnt_tokens(tokenizer: Any, example: Example, length: int) -> Learnt:
+    """Token ids of an example, as experiments put the same chat and score the same answer.
+
+    Raises:
+        UserError: no token of the answer fits.
+    """
+    if example.messages and tokenizer.chat_template:
+        text = tokenise(tokenizer, Chat(tuple(example.messages)), ["answer"])
+        before = [*text.lead, *text.ids.tolist()]
+        lead, last = len(text.lead), len(text.lead) + text.places["answer"]
+        before += encode_following(tokenizer, example.opening.rstrip(" ")) if example.opening else []
+    else:
+        # Without a chat template, one paragraph a message; the answer is the next.
+        said = "".join(f"{message['content']}\n\n" for message in example.messages) + example.opening
+        start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        before, lead = start + encode(tokenizer, said.rstrip(" ")), len(start)
+        last = max(0, len(before) - 1)
+    answer = continuation(tokenizer, example.opening, example.answer)
+    answer += [tokenizer.eos_token_id] if example.ends and tokenizer.eos_token_id is not None else []
+    ids = [*before, *answer][:length]
+    if not answer or len(ids) <= len(before) or not before:
+        raise UserError(
+            f"an example to tune on leaves nothing to learn (answer `{example.answer[:40]}`, {len(before)} tokens "
+            f"before it, {length} at most); write an answer, or raise `length`"
+        )
+    first = last if example.push is not None and example.push.positions == "answer" else max(1, lead)
+    return Learnt(ids, len(before), first)
+
+
+def draws(count: int, config: TuningConfig) -> Iterator[list[int]]:
+    """Which examples each update sees: all of them in a new order, again and again."""
+    generator = np.random.default_rng(config.seed)
+    order: list[int] = []
+    for _ in range(config.steps):
+        while len(order) < config.batch:
+            order.extend(generator.permutation(count).tolist())
+        chosen, order = order[: config.batch], order[config.batch :]
+        yield chosen
+
+
+def padded(
+    rows: Sequence[Learnt],
+) -> tuple[Int[Tensor, "examples tokens"], Int[Tensor, "examples tokens"], Int[Tensor, "examples tokens"]]:
+    """Token ids, which of them are there, and which of them are learnt."""
+    import torch
+
+    shape = (len(rows), max(len(row.ids) for row in rows))
+    tokens, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    labels = torch.full(shape, UNSEEN)
+    for index, row in enumerate(rows):
+        ids = torch.tensor(row.ids)
+        tokens[index, : len(ids)] = ids
+        mask[index, : len(ids)] = 1
+        labels[index, row.start : len(ids)] = ids[row.start :]
+    return tokens, mask, labels
+
+
+def learning_weights(model: Any, layers: tuple[int, int] | None) -> list[torch.nn.Parameter]:
+    """The weights that learn; the others are frozen.
+
+    A quarter of a small model's memory in training is its vocabulary, which has nothing to learn here.
+
+    Raises:
+        UserError: layers that the model does not have.
+    """
+    blocks = transformer_blocks(model)
+    first, last = layers or (0, len(blocks) - 1)
+    if not 0 <= first <= last < len(blocks):
+        raise UserError(f"`layers: [{first}, {last}]`: the model has blocks 0 to {len(blocks) - 1}, in this order")
+    if layers is None:
+        for vocabulary in (model.get_input_embeddings(), model.get_output_embeddings()):
+            vocabulary.requires_grad_(False)
+    else:
+        model.requires_grad_(False)
+        blocks[first : last + 1].requires_grad_(True)
+    return [weights for weights in model.parameters() if weights.requires_grad]
+
+
+@contextmanager
+def pushing(model: Any, examples: Sequence[Example], rows: Sequence[Learnt]) -> Iterator[None]:
+    """Within, a pass over these examples (padded on the right) has every example's push added."""
+    import torch
+
+    blocks, handles = transformer_blocks(model), []
+    pushes = [(index, example.push) for index, example in enumerate(examples) if example.push is not None]
+    for layer in sorted({push.layer for _, push in pushes}):
+        if not 0 <= layer < len(blocks):
+            raise UserError(f"a push is set at layer {layer}, but the model has layers 0 to {len(blocks) - 1}")
+        added = torch.zeros(len(rows), max(len(row.ids) for row in rows), np.size(pushes[0][1].vector))
+        for index, push in pushes:
+            if push.layer == layer:
+                added[index, rows[index].pushed :] = torch.as_tensor(np.asarray(push.vector, np.float32))
+        handles.append(blocks[layer].register_forward_hook(partial(_add, added)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _add(added: Tensor, module: Any, given: Any, output: Any) -> Any:
+    if isinstance(output, tuple):
+        return (output[0] + added.to(output[0]), *output[1:])
+    return output + added.to(output)
