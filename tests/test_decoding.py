@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 import torch
-from affectlens.model.decoding import Decoder, Rows
-from affectlens.model.steering import Edit, Span, add, editing
+from affectlens.model.decoding import Decoder, Opening, Rows
+from affectlens.model.steering import Edit, Span, add, beside, editing, move_to, set_features
 from affectlens.model.subject import ModelConfig, Subject
 
 FAMILIES = ("llama", "gpt2", "gpt_neox", "gemma2", "gemma3_text", "qwen2")
@@ -45,7 +45,7 @@ def test_rows_come_and_go(tiny_subject, model_folder, tmp_path, family: str, bri
     edits = [push(number, model.lead) if number % 2 else [] for number in range(len(PROMPTS))]
     for time in range(40):
         if time % 2 == 0 and (number := time // 2) < len(PROMPTS):
-            logits, seen = rows.join(prompts[number], edits[number])
+            ((logits, seen),) = rows.join([Opening(prompts[number], edits[number])])
             said[number], states[number] = [int(logits[-1].argmax())], [*seen]
             under_way.append(number)
         if not under_way:
@@ -74,7 +74,8 @@ def test_sliding_windows_are_those_of_each_row(tmp_path) -> None:
     decoder = Decoder.load(config, device="cpu", models=tmp_path)
     model = Subject.load(config, device="cpu", models=tmp_path)
     rows, prompts = Rows(decoder, LAYER), [list(range(10, 10 + length)) for length in (5, 16, 11)]
-    said = [[int(rows.join(prompt, [])[0][-1].argmax())] for prompt in prompts]
+    first, *others = (Opening(prompt) for prompt in prompts)
+    said = [[int(logits[-1].argmax())] for logits, _ in (*rows.join([first]), *rows.join(others))]
     for _ in range(4):
         logits, _ = rows.step([each[-1] for each in said])
         for each, row in zip(said, logits, strict=True):
@@ -85,8 +86,8 @@ def test_sliding_windows_are_those_of_each_row(tmp_path) -> None:
 def test_copies_share_the_reading_of_their_prompt(tiny_subject) -> None:
     model = tiny_subject("llama")
     rows, prompt = Rows(Decoder.of(model), LAYER), model.led(model.encode(PROMPTS[0]))
-    rows.join(model.led(model.encode(PROMPTS[1])), [])
-    logits, _ = rows.join(prompt, [], copies=3, last=False)
+    rows.join([Opening(model.led(model.encode(PROMPTS[1])))])
+    ((logits, _),) = rows.join([Opening(prompt, copies=3, last=False)])
     assert logits.shape[0] == len(prompt) and len(rows.lengths) == 4
     later, _ = rows.step([5, 5, 6, 7])
     for place, token in ((1, 5), (2, 6), (3, 7)):
@@ -94,5 +95,70 @@ def test_copies_share_the_reading_of_their_prompt(tiny_subject) -> None:
         torch.testing.assert_close(torch.log_softmax(later[place], -1), expected, atol=1e-4, rtol=1e-4)
     rows.keep([])
     assert rows.lengths == []
-    again, _ = rows.join(prompt, [])
+    ((again, _),) = rows.join([Opening(prompt)])
     torch.testing.assert_close(again[-1], logits[-1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_read_together_are_what_each_is_alone(model_folder, tmp_path, family: str) -> None:
+    """Padded and edited, continued by one row, by three, or by none, scored at all tokens or at the last."""
+    config = ModelConfig(name=str(model_folder(family)), layer=LAYER, dtype="float32")
+    decoder = Decoder.load(config, device="cpu", models=tmp_path)
+    openings = [
+        Opening(list(range(20, 20 + length)), push(length, 1) if length % 2 else [], copies, last=last)
+        for length, copies, last in ((5, 1, True), (19, 0, False), (2, 3, True), (11, 1, False), (16, 0, True))
+    ]
+    rows, later = Rows(decoder, LAYER), iter(range(30, 60))
+    rows.join([Opening([7, 8, 9, 10])])
+    found = rows.join(openings)
+    singles = [Rows(decoder, LAYER) for _ in openings]
+    for opening, alone, (logits, states) in zip(openings, singles, found, strict=True):
+        ((wanted, residuals),) = alone.join([opening])
+        torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(states, residuals, atol=1e-5, rtol=1e-5)
+    assert rows.lengths == [4, 5, 2, 2, 2, 11]
+    for _ in range(3):
+        tokens = [next(later) for _ in rows.lengths]
+        logits, states = rows.step(tokens)
+        for alone, mine in ((singles[0], slice(1, 2)), (singles[2], slice(2, 5)), (singles[3], slice(5, 6))):
+            wanted, residuals = alone.step(tokens[mine])
+            torch.testing.assert_close(logits[mine], wanted, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(states[mine], residuals, atol=1e-5, rtol=1e-5)
+
+
+def test_edits_of_one_kind_become_one_and_do_the_same() -> None:
+    """Pushes, caps and features of five rows: fewer edits of the batch do what all did; an own function stays alone."""
+    draws = torch.Generator().manual_seed(0)
+    centre, encoder = torch.randn(D, generator=draws), torch.randn(D, 7, generator=draws)
+
+    def encode(residual):
+        return (residual @ encoder).relu()
+
+    def cap(target: float) -> Edit:
+        direction = torch.nn.functional.normalize(torch.randn(1, D, generator=draws))
+        delta = partial(
+            move_to, direction=direction, centre=centre, target=torch.tensor([target]), strength=torch.ones(1),
+            along=None, at_most=True,
+        )  # fmt: skip
+        return Edit(LAYER, delta, rows=torch.tensor([0]), span=Span.text(1, 1))
+
+    def feature(number: int) -> Edit:
+        delta = partial(
+            set_features, encode=encode, features=torch.tensor([[number]]), strength=torch.ones(1),
+            decoder=torch.randn(1, 1, D, generator=draws), values=torch.zeros(1, 1), at_most=False, scale=None,
+        )  # fmt: skip
+        return Edit(LAYER, delta, span=Span.text(1, 1))
+
+    own = Edit(LAYER, lambda residual: -residual)
+    edits = [[*push(1, 1), cap(0.1)], [], [*push(2, 2), cap(-0.5), feature(3)], [feature(5)], [*push(3, 1), own]]
+    batch = beside(edits)
+    assert sorted(len(each.rows) for each in batch if each.rows is not None) == [1, 1, 1, 2, 3]
+    residual, positions = torch.randn(5, 4, D, generator=draws), torch.arange(-1, 3).expand(5, -1)
+    together, alone = residual, residual.clone()
+    for edit in batch:
+        together = edit.apply(together, positions)
+    for row, mine in enumerate(edits):
+        for edit in mine:
+            alone[row : row + 1] = edit.apply(alone[row : row + 1], positions[row : row + 1])
+    torch.testing.assert_close(together, alone)
+    assert not torch.equal(together[4], residual[4]) and torch.equal(together[1], residual[1])

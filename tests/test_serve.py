@@ -15,7 +15,8 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from affectlens.serve.engine import End, Engine, Full, Job, Prompt, Token, nucleus
+from affectlens.serve.engine import Engine, Full, nucleus
+from affectlens.serve.generation import End, Failure, Job, Prompt, Token
 from affectlens.serve.service import Limits, Service
 from affectlens.use.steering import Vectors, pushes
 from serving import serving
@@ -293,6 +294,15 @@ def test_what_breaks_one_generation_leaves_the_others(service):
     engine: Engine = service.engine
     with pytest.raises(RuntimeError, match="planted"):
         list(engine.events(Job((5, 6, 7), edits=[Edit(2, broken)])))
+    told: list[list] = [[], [], []]
+    with engine._wake:  # all are admitted at once, and so read as one batch
+        for number, sink in enumerate(told):
+            edits = [Edit(2, broken)] if number == 1 else []
+            engine.submit(Job((5, 6, 7 + number), edits=edits, most=3, seed=0), sink.append)
+    deadline = time.monotonic() + 20
+    while not all(sink and isinstance(sink[-1], End | Failure) for sink in told) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [type(sink[-1]) for sink in told] == [End, Failure, End]
     events = list(engine.events(Job((5, 6, 7), most=3, seed=0)))
     assert isinstance(events[0], Prompt) and isinstance(events[-1], End)
 

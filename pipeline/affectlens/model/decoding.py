@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from affectlens.model.config import ModelConfig
 from affectlens.model.loading import load_tokenizer, load_weights, loading, source
 from affectlens.model.reading import FAMILIES
-from affectlens.model.steering import Edit
+from affectlens.model.steering import Edit, beside
 from affectlens.model.subject import Subject
+from affectlens.model.tokens import pad
 
 if TYPE_CHECKING:
     import torch
@@ -89,6 +90,23 @@ def _bridged(bridge: Any, tokens: Tensor, cache: Any, *, last: bool, **layout: A
     return logits[:, -1:] if last else logits
 
 
+@dataclass(frozen=True)
+class Opening:
+    """A prompt that is to be read.
+
+    Attributes:
+        tokens: its ids, begin token included; not empty.
+        edits: what is done to it and to all that follows; each for a batch of one row.
+        copies: rows that continue it; none only reads it.
+        last: whether only the logits of the last position are wanted.
+    """
+
+    tokens: Sequence[int]
+    edits: Sequence[Edit] = ()
+    copies: int = 1
+    last: bool = True
+
+
 @dataclass
 class Rows:
     """Texts under way, in the order in which they joined.
@@ -105,39 +123,48 @@ class Rows:
     lengths: list[int] = field(default_factory=list)
     edits: list[Sequence[Edit]] = field(default_factory=list)
     _cache: RoomyCache | None = None
+    _together: list[Edit] | None = None
+    """The edits of all rows as those of one batch, until a row joins or leaves."""
 
     def join(
-        self, prompt: Sequence[int], edits: Sequence[Edit], *, copies: int = 1, last: bool = True
-    ) -> tuple[Float[Tensor, "positions vocabulary"], Float[Tensor, "tokens d_model"]]:
-        """Read a prompt and add it as so many rows; none only reads it.
-
-        Args:
-            prompt: token ids, begin token included; not empty.
-            edits: what is done to it and to all that follows.
-            copies: rows that continue it.
-            last: whether only the logits of the last position are wanted.
+        self, openings: Sequence[Opening]
+    ) -> list[tuple[Float[Tensor, "positions vocabulary"], Float[Tensor, "tokens d_model"]]]:
+        """Read prompts as one padded batch and add the rows that continue them.
 
         Returns:
-            Logits, and the residual stream at ``layer`` at every token.
+            Of each prompt its logits, and the residual stream at ``layer`` at every token.
         """
         import torch
 
         from affectlens.model.kv_cache import RoomyCache
 
-        cache = RoomyCache()
-        tokens = torch.tensor([list(prompt)], device=self.decoder.device)
-        positions = torch.arange(len(prompt), device=self.decoder.device)[None]
-        logits, states = self._pass(tokens, cache, [edits], positions, last=last)
-        if copies:
+        cache, device = RoomyCache(), self.decoder.device
+        lengths = [len(opening.tokens) for opening in openings]
+        tokens = pad([opening.tokens for opening in openings], device, left=True)
+        width, last = tokens.shape[1], all(opening.last for opening in openings)
+        places = torch.arange(width, device=device) - (width - torch.tensor(lengths, device=device))[:, None]
+        layout: dict[str, Any] = {}
+        if min(lengths) < width:  # nothing is masked where nothing is padded
+            layout = {"attention_mask": (places >= 0).long(), "position_ids": places.clamp(min=0)}
+        edits = beside([opening.edits for opening in openings])
+        logits, states = self._pass(tokens, cache, edits, places, last=last, **layout)
+        joining = [row for row, opening in enumerate(openings) for _ in range(opening.copies)]
+        if joining:
             self._cache = RoomyCache() if self._cache is None else self._cache
             try:
-                self._cache.join(cache, copies)
+                if joining != list(range(len(openings))):
+                    cache.keep(joining, max(lengths[row] for row in joining))
+                self._cache.join(cache)
             except RuntimeError:  # memory ran out half-way: no row's keys and values are whole any more
                 self._cache, self.lengths, self.edits = None, [], []
                 raise
-            self.lengths += [len(prompt)] * copies
-            self.edits += [edits] * copies
-        return logits[0].float(), states[0]
+            self.lengths += [lengths[row] for row in joining]
+            self.edits += [openings[row].edits for row in joining]
+            self._together = None
+        return [
+            (logits[row, -1 if opening.last else -length :].float(), states[row, -length:])
+            for row, (opening, length) in enumerate(zip(openings, lengths, strict=True))
+        ]
 
     def step(self, tokens: Sequence[int]) -> tuple[Float[Tensor, "rows vocabulary"], Float[Tensor, "rows d_model"]]:
         """One token further in every row.
@@ -158,7 +185,9 @@ class Rows:
             columns = torch.arange(width, device=device)
             layout["attention_mask"] = (columns >= width - 1 - places).long()
         ids = torch.tensor(list(tokens), device=device)[:, None]
-        logits, states = self._pass(ids, self._cache, self.edits, places, last=True, **layout)
+        if self._together is None:
+            self._together = beside(self.edits)
+        logits, states = self._pass(ids, self._cache, self._together, places, last=True, **layout)
         self.lengths = [length + 1 for length in self.lengths]
         return logits[:, -1].float(), states[:, -1]
 
@@ -168,6 +197,7 @@ class Rows:
             return
         self.lengths = [self.lengths[row] for row in rows]
         self.edits = [self.edits[row] for row in rows]
+        self._together = None
         if self._cache is not None:
             self._cache.keep(rows, max(self.lengths, default=0))
 
@@ -175,7 +205,7 @@ class Rows:
         self,
         tokens: Int[Tensor, "rows columns"],
         cache: Any,
-        edits: Sequence[Sequence[Edit]],
+        edits: Sequence[Edit],
         positions: Int[Tensor, "rows columns"],
         *,
         last: bool,
@@ -190,9 +220,9 @@ class Rows:
 
 @contextmanager
 def _edited(
-    blocks: Sequence[Any], edits: Sequence[Sequence[Edit]], positions: Int[Tensor, "rows columns"], read: int
+    blocks: Sequence[Any], edits: Sequence[Edit], positions: Int[Tensor, "rows columns"], read: int
 ) -> Iterator[list[Tensor]]:
-    """Within, every row is edited by its own; what is read, before that, is put into the list."""
+    """Within, a batch is edited; what is read, before that, is put into the list."""
     seen: list[Tensor] = []
 
     def change(layer: int, module: Any, given: Any, output: Any) -> Any:
@@ -200,17 +230,14 @@ def _edited(
         if layer == read:
             seen.append(residual)
         changed = residual
-        for row, mine in enumerate(edits):
-            for edit in mine:
-                if edit.layer == layer:
-                    changed = residual.clone() if changed is residual else changed
-                    one = slice(row, row + 1)
-                    changed[one] = edit.apply(changed[one], positions[one])
+        for edit in edits:
+            if edit.layer == layer:
+                changed = edit.apply(changed, positions)
         if changed is residual:
             return None
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     with ExitStack() as stack:
-        for layer in {read, *(edit.layer for mine in edits for edit in mine)}:
+        for layer in {read, *(edit.layer for edit in edits)}:
             stack.callback(blocks[layer].register_forward_hook(partial(change, layer)).remove)
         yield seen

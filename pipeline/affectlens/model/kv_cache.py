@@ -1,6 +1,6 @@
 """Keys and values of many texts that are decoded together: rows join and leave, and a step copies nothing.
 
-Texts end together at the right; what a shorter one lacks at the left is zero and has to be masked. Importing this
+Texts end together at the right; what stands left of a shorter one is padding and has to be masked. Importing this
 module imports transformers, on whose cache layers it rests.
 """
 
@@ -40,17 +40,17 @@ class RoomyLayer(DynamicLayer):
     def _show(self, end: int) -> None:
         self.keys, self.values = (room[:, :, :end] for room in self._room)
 
-    def join(self, other: RoomyLayer, copies: int) -> None:
-        """Add the rows of another cache, each so many times."""
+    def join(self, other: RoomyLayer) -> None:
+        """Add the rows of another cache."""
         used, theirs = self.get_seq_length(), other.get_seq_length()
         width = max(used, theirs)
         for place, (mine, its) in enumerate(zip(self._room, other._room, strict=True)):
-            more = _widened(its[:, :, :theirs], width - theirs, SPARE).repeat_interleave(copies, dim=0)
+            more = _widened(its[:, :, :theirs], width - theirs, SPARE)
             self._room[place] = torch.cat([_widened(mine[:, :, :used], width - used, SPARE), more])
         self._show(width)
 
     def keep(self, rows: Sequence[int], width: int) -> None:
-        """Only these rows, and of them only so many last positions."""
+        """Only these rows, each as often as it is named, and of them only so many last positions."""
         used = self.get_seq_length()
         chosen = torch.tensor(rows, device=self._room[0].device)
         self._room = [_widened(room[chosen, :, used - width : used], 0, SPARE) for room in self._room]
@@ -72,23 +72,16 @@ class RoomyCache(Cache):
     def _roomy(self) -> list[RoomyLayer]:
         return [layer for layer in self.layers if isinstance(layer, RoomyLayer)]
 
-    def join(self, other: RoomyCache, copies: int) -> None:
-        """Add the rows of another cache, each so many times; to an empty one, too."""
+    def join(self, other: RoomyCache) -> None:
+        """Add the rows of another cache, which is used up; to an empty one, too."""
         if not self.layers:
             self.layers = other.layers
-            self.batch_repeat(copies)
             return
         for mine, its in zip(self._roomy, other._roomy, strict=True):
-            mine.join(its, copies)
-
-    def batch_repeat(self, copies: int) -> None:
-        """Every row so many times, beside each other."""
-        for layer in self._roomy:
-            layer._room = [room.repeat_interleave(copies, dim=0) for room in layer._room]
-            layer._show(layer.get_seq_length())
+            mine.join(its)
 
     def keep(self, rows: Sequence[int], width: int) -> None:
-        """Only these rows, and of them only so many last positions; none empties it."""
+        """Only these rows, each as often as it is named, and of them only so many last positions; none empties it."""
         if not rows:
             self.layers = []
         for layer in self._roomy:

@@ -224,14 +224,70 @@ class Edit:
 
     def apply(self, residual: Residual, positions: Int[Tensor, "batch columns"]) -> Residual:
         """The residual after the edit, as a new tensor; ``positions`` says where in its text each column stands."""
-        edited = residual if self.rows is None else residual[self.rows]
+        rows = None if self.rows is None else self.rows.to(residual.device)
+        edited = residual if rows is None else residual[rows]
         delta = self.delta(edited)
         if self.span is not None:
-            mask = self.span.mask(positions if self.rows is None else positions[self.rows])
+            mask = self.span.mask(positions if rows is None else positions[rows])
             delta = delta.masked_fill(~mask[:, :, None], 0)
-        if self.rows is None:
+        if rows is None:
             return residual + delta.to(residual.dtype)
-        return residual.index_add(0, self.rows, delta.to(residual.dtype))
+        return residual.index_add(0, rows, delta.to(residual.dtype))
+
+
+PER_ROW = frozenset({"direction", "strength", "target", "along", "features", "decoder", "values", "factor"})
+"""Arguments of the functions above that have an entry for each row."""
+
+
+def beside(edits: Sequence[Sequence[Edit]]) -> list[Edit]:
+    """Edits of single rows as edits of one batch of these rows: those of one kind, that is of the same layer and
+    function, become one and cost once, however many rows. What is done to a row keeps its order.
+
+    Args:
+        edits: of each row, in its order; each for a batch of one row.
+    """
+    import torch
+
+    batch: list[Edit] = []
+    for place in range(max(map(len, edits), default=0)):
+        kinds: dict[Any, list[tuple[int, Edit]]] = {}
+        for row, mine in enumerate(edits):
+            if place < len(mine):
+                kinds.setdefault(_kind(mine[place]), []).append((row, mine[place]))
+        for alike in kinds.values():
+            first, others = alike[0][1], [edit for _, edit in alike[1:]]
+            delta, span = first.delta, first.span
+            if others and isinstance(delta, partial):
+                given = [delta.keywords, *(edit.delta.keywords for edit in others if isinstance(edit.delta, partial))]
+                stacked = {
+                    name: torch.cat([each[name] for each in given])
+                    for name, value in delta.keywords.items()
+                    if name in PER_ROW and value is not None
+                }
+                delta = partial(delta.func, **{**delta.keywords, **stacked})
+            if others and span is not None:
+                spans = [span, *(edit.span for edit in others if edit.span is not None)]
+                span = Span(torch.cat([each.start for each in spans]), torch.cat([each.end for each in spans]))
+            batch.append(Edit(first.layer, delta, torch.tensor([row for row, _ in alike]), span))
+    return batch
+
+
+def _kind(edit: Edit) -> Any:
+    """Equal for edits that differ in nothing but what each row has of its own."""
+    if not isinstance(edit.delta, partial) or edit.delta.args:
+        return id(edit)
+    shared = tuple(
+        (name, (value is None, *getattr(value, "shape", ())[1:]) if name in PER_ROW else _identity(value))
+        for name, value in sorted(edit.delta.keywords.items())
+    )
+    return edit.layer, edit.delta.func, edit.span is None, shared
+
+
+def _identity(value: Any) -> Any:
+    """Numbers by their value, methods by their object, tensors by themselves."""
+    if isinstance(value, partial) and not value.keywords:
+        return value.func, *map(_identity, value.args)
+    return id(value) if hasattr(value, "shape") else value
 
 
 class Passes:

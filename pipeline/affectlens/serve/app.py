@@ -27,7 +27,7 @@ from starlette.routing import Route
 
 from affectlens.errors import is_out_of_memory
 from affectlens.report.palette import stylesheet
-from affectlens.serve.engine import End, Event, Failure
+from affectlens.serve.generation import End, Event, Failure
 from affectlens.serve.protocol import ChatRequest, CompletionRequest, Refused, parse
 from affectlens.serve.replies import Replies
 from affectlens.serve.service import Asked, Service

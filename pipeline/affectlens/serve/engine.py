@@ -11,207 +11,31 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from affectlens.model.decoding import Decoder, Rows
+from affectlens.model.decoding import Decoder, Opening, Rows
 from affectlens.model.sampling import choose
-from affectlens.model.steering import Edit
+from affectlens.model.tokens import plan_batches
+from affectlens.serve.generation import End, Event, Failure, Generation, Job, Prompt, Row, Scored
 from affectlens.use.readings import Readings
-from affectlens.use.texts import Pieces
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is asked for.
-
-    Attributes:
-        prompt: token ids, begin token included; not empty.
-        kept: indices into ``prompt`` of the tokens that are text, for readings of the prompt.
-        edits: what is done at every token; for a batch of one row.
-        most: tokens of an answer, at most; 0 reads the prompt alone.
-        samples: answers.
-        temperature: 0 takes the likeliest token.
-        top_p: only the likeliest tokens that hold this share of the probability are drawn.
-        seed: of the draws; None draws one.
-        stop: strings that end an answer; they are not part of its text.
-        logprobs: so many likeliest tokens with log-probabilities at every token; None for no log-probabilities at all.
-        echo: log-probabilities of the prompt's tokens, too.
-        rows: indices of the readings that are wanted at every token.
-        read_prompt: those of the prompt, too.
-    """
-
-    prompt: tuple[int, ...]
-    kept: tuple[int, ...] = ()
-    edits: Sequence[Edit] = ()
-    most: int = 16
-    samples: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    logprobs: int | None = None
-    echo: bool = False
-    rows: tuple[int, ...] = ()
-    read_prompt: bool = False
-
-
-Scored = tuple[float, tuple[tuple[int, float], ...]]
-"""A token's log-probability, and the likeliest tokens at its place with theirs."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """The prompt has been read.
-
-    Attributes:
-        scores: of every token behind the first, if they were asked for.
-        values: of the rows that were asked for, at every text token.
-    """
-
-    scores: tuple[Scored, ...] | None
-    values: Float[np.ndarray, "tokens rows"] | None
-
-
-@dataclass(frozen=True)
-class Token:
-    """One token of an answer.
-
-    Attributes:
-        sample: of which answer.
-        id: the token.
-        piece: how it is spelled; empty where it ends within a character.
-        text: what the answer's text gains, which may come a few tokens later where a stop string may have begun.
-        score: if log-probabilities were asked for.
-        values: the readings at this token. They are those of the text, before anything is added at it.
-    """
-
-    sample: int
-    id: int
-    piece: str
-    text: str
-    score: Scored | None
-    values: Float[np.ndarray, "rows"] | None
-
-
-@dataclass(frozen=True)
-class End:
-    """An answer has ended: ``stop`` or ``length``; ``text`` is what had been held back."""
-
-    sample: int
-    reason: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Failure:
-    """The generation could not go on."""
-
-    error: BaseException
-
-
-Event = Prompt | Token | End | Failure
+PROMPT_TOKENS = 2048
+"""Of prompts that are read at once, padding included, unless one alone is longer."""
+SCORED_TOKENS = 512
+"""Likewise of prompts whose tokens are all scored, each over the whole vocabulary."""
+NARROW = 32
+"""Prompts up to this length are padded to each other; longer ones at most to twice their length."""
 
 
 class Full(Exception):
     """As many generations wait as may."""
-
-
-@dataclass
-class Answer:
-    """A finished answer: what its events add up to."""
-
-    text: str = ""
-    tokens: list[Token] = field(default_factory=list)
-    reason: str = ""
-
-    def add(self, event: Token | End) -> None:
-        self.text += event.text
-        if isinstance(event, Token):
-            self.tokens.append(event)
-        else:
-            self.reason = event.reason
-
-
-class Generation:
-    """A job under way; :meth:`cancel` ends it at the next step."""
-
-    def __init__(self, job: Job, sink: Callable[[Event], object]) -> None:
-        self.job, self.sink = job, sink
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        """Nothing more is wanted."""
-        self.cancelled = True
-
-    def tell(self, event: Event) -> None:
-        """Hand an event over; whoever cannot take it has gone away."""
-        if not self.cancelled:
-            try:
-                self.sink(event)
-            except Exception:
-                self.cancelled = True
-
-
-class _Row:
-    """One answer while it is made."""
-
-    def __init__(self, generation: Generation, sample: int, tokenizer: Any, seed: Sequence[int]) -> None:
-        self.generation, self.job, self.sample = generation, generation.job, sample
-        self.draws = np.random.default_rng(seed)
-        self.pieces = Pieces(tokenizer)
-        self.text, self.released, self.count = "", 0, 0
-        self.last = -1
-        self.pending: Token | None = None
-        """A token that waits for its readings."""
-        self.reason = ""
-
-    def take(self, token: int, score: Scored | None) -> None:
-        """One more token, told of at once unless its readings are wanted."""
-        piece = self.pieces.add(token)
-        self.text += piece
-        self.count += 1
-        self.last = token
-        text = self._release()
-        if not self.reason and self.count == self.job.most:
-            self.reason = "length"
-        made = Token(self.sample, token, piece, text, score, None)
-        if self.job.rows:
-            self.pending = made
-        else:
-            self.generation.tell(made)
-
-    def read(self, values: Float[np.ndarray, "rows"]) -> None:
-        """The readings at the token that waits for them."""
-        if self.pending is not None:
-            known = self.pending
-            self.generation.tell(Token(known.sample, known.id, known.piece, known.text, known.score, values))
-            self.pending = None
-
-    def end(self) -> None:
-        """All is said."""
-        self.generation.tell(End(self.sample, self.reason, self.text[self.released :]))
-
-    def _release(self) -> str:
-        """Text that no stop string can take back any more; notes where one has been said."""
-        stops = self.job.stop
-        found = [at for stop in stops if (at := self.text.find(stop, max(0, self.released - len(stop)))) >= 0]
-        if found:
-            self.reason, self.text = "stop", self.text[: min(found)]
-        held = 0
-        if not self.reason:
-            longest = min(max(map(len, stops), default=1) - 1, len(self.text) - self.released)
-            held = next((n for n in range(longest, 0, -1) if any(s.startswith(self.text[-n:]) for s in stops)), 0)
-        start, self.released = self.released, max(self.released, len(self.text) - held)
-        return self.text[start : self.released]
 
 
 class Engine:
@@ -230,7 +54,7 @@ class Engine:
         self.ending = frozenset(decoder.tokenizer.all_special_ids)
         self.tokens = 0
         self._kept = Rows(decoder, readings.layer)
-        self._rows: list[_Row] = []
+        self._rows: list[Row] = []
         self._waiting: deque[Generation] = deque()
         self._wake = threading.Condition()
         self._closed = False
@@ -310,8 +134,8 @@ class Engine:
                     ended = [*self._waiting, *{row.generation for row in self._rows}]
                     break
                 fresh = self._admitted()
-            for generation in fresh:
-                self._guarded([generation], self._begin, generation)
+            for group in _read_together([generation.job for generation in fresh]):
+                self._guarded([fresh[place] for place in group], self._begin)
             self._leave()
             if self._rows:
                 self._guarded([row.generation for row in self._rows], self._step)
@@ -328,13 +152,18 @@ class Engine:
                 fresh.append(generation)
         return fresh
 
-    def _guarded(self, concerned: Sequence[Generation], work: Callable[..., None], *arguments: Any) -> None:
+    def _guarded(self, concerned: Sequence[Generation], work: Callable[[Sequence[Generation]], None]) -> None:
         """Do the work; what it raises ends those whom it concerns, and nobody else."""
+        before = len(self._rows)
         try:
-            work(*arguments)
+            work(concerned)
         except Exception as error:  # the thread serves everybody: it has to live on
-            log.error("a generation failed", exc_info=error)
             broken = len(self._kept.lengths) != len(self._rows)  # keys and values of the others are lost with it
+            if work == self._begin and len(concerned) > 1 and not broken and len(self._rows) == before:
+                for generation in concerned:  # whose fault it is shows when each is read alone
+                    self._guarded([generation], work)
+                return
+            log.error("a generation failed", exc_info=error)
             for generation in [*concerned, *(row.generation for row in self._rows if broken)]:
                 generation.tell(Failure(error))
                 generation.cancel()
@@ -342,58 +171,74 @@ class Engine:
                 self._kept, self._rows = Rows(self.decoder, self.readings.layer), []
             self._leave()
 
-    def _begin(self, generation: Generation) -> None:
-        """Read a prompt, and begin its answers."""
-        job, first = generation.job, len(self._rows)
-        copies = job.samples if job.most else 0
-        logits, states = self._kept.join(job.prompt, job.edits, copies=copies, last=not job.echo)
-        entropy = np.random.SeedSequence().entropy if job.seed is None else job.seed
-        seeds = [[abs(int(entropy)), int(entropy < 0), sample] for sample in range(job.samples)]  # pyright: ignore
-        rows = [_Row(generation, sample, self.decoder.tokenizer, seeds[sample]) for sample in range(job.samples)]
-        self._rows += rows[:copies]
-        scores = None
-        if job.echo:
-            pairs = zip(logits, job.prompt[1:], strict=False)
-            scores = tuple(scored(row, token, job.logprobs or 0) for row, token in pairs)
-        values = None
-        if job.read_prompt and job.rows:
-            values = self.readings.values(states[list(job.kept)])[:, list(job.rows)]
-        generation.tell(Prompt(scores, values))
-        for row in rows:
-            if not job.most:
+    def _begin(self, generations: Sequence[Generation]) -> None:
+        """Read prompts, and begin their answers."""
+        jobs = [generation.job for generation in generations]
+        read = self._kept.join([
+            Opening(job.prompt, job.edits, copies=job.samples if job.most else 0, last=not job.echo) for job in jobs
+        ])  # fmt: skip
+        begun: list[Row] = []
+        for generation, job in zip(generations, jobs, strict=True):
+            entropy = np.random.SeedSequence().entropy if job.seed is None else job.seed
+            seeds = [[abs(int(entropy)), int(entropy < 0), sample] for sample in range(job.samples)]  # pyright: ignore
+            begun += [Row(generation, sample, self.decoder.tokenizer, seed) for sample, seed in enumerate(seeds)]
+        self._rows += [row for row in begun if row.job.most]
+        told = []
+        for job, (logits, states) in zip(jobs, read, strict=True):
+            scores = tuple(scored(logits[:-1], job.prompt[1:], job.logprobs or 0)) if job.echo else None
+            values = None
+            if job.read_prompt and job.rows:
+                values = self.readings.values(states[list(job.kept)])[:, list(job.rows)]
+            told.append(Prompt(scores, values))
+        for generation, event in zip(generations, told, strict=True):
+            generation.tell(event)
+        last = {id(generation): logits[-1] for generation, (logits, _) in zip(generations, read, strict=True)}
+        sampled = [row for row in begun if row.job.most]
+        for row in begun:
+            if not row.job.most:
                 row.reason = "length"
                 row.end()
-            else:
-                self._sample(row, logits[-1])
-        assert len(self._rows) == first + copies
+        self._sample(sampled, [last[id(row.generation)] for row in sampled])
 
-    def _step(self) -> None:
+    def _step(self, generations: Sequence[Generation]) -> None:
         """One token further in every row."""
         logits, states = self._kept.step([row.last for row in self._rows])
         wanted = [place for place, row in enumerate(self._rows) if row.pending is not None]
-        values = self.readings.values(states[wanted]) if wanted else None
-        for place, row in enumerate(self._rows):
-            if row.pending is not None and values is not None:
-                row.read(values[wanted.index(place)][list(row.job.rows)])
+        values = self.readings.values(states[wanted]) if wanted else ()
+        for place, found in zip(wanted, values, strict=True):
+            self._rows[place].read(found[list(self._rows[place].job.rows)])
+        going = [place for place, row in enumerate(self._rows) if not row.reason]
+        for row in self._rows:
             if row.reason:
                 row.end()
-            else:
-                self._sample(row, logits[place])
+        self._sample([self._rows[place] for place in going], [logits[place] for place in going])
 
-    def _sample(self, row: _Row, logits: Float[Tensor, "vocabulary"]) -> None:
-        """Draw the next token of a row."""
+    def _sample(self, rows: Sequence[Row], logits: Sequence[Float[Tensor, "vocabulary"]]) -> None:
+        """Draw the next token of every row."""
         import torch
 
-        job = row.job
-        chance = torch.tensor([row.draws.random()], dtype=torch.float64, device=logits.device)
-        token = int(choose(nucleus(logits, job.temperature, job.top_p)[None], chance, job.temperature))
-        if token in self.ending:
-            row.reason = "stop"
-        else:
-            self.tokens += 1
-            row.take(token, None if job.logprobs is None else scored(logits, token, job.logprobs))
-        if row.reason and row.pending is None:
-            row.end()
+        kinds: dict[tuple[float, float], list[int]] = {}
+        for place, row in enumerate(rows):
+            kinds.setdefault((row.job.temperature, row.job.top_p), []).append(place)
+        tokens = [0] * len(rows)
+        for (temperature, share), places in kinds.items():  # rows that are drawn alike are drawn at once
+            scores = torch.stack([logits[place] for place in places])
+            chances = [rows[place].draws.random() for place in places]
+            drawn = choose(
+                nucleus(scores, temperature, share),
+                torch.tensor(chances, dtype=torch.float64, device=scores.device), temperature,
+            )  # fmt: skip
+            for place, token in zip(places, drawn.tolist(), strict=True):
+                tokens[place] = token
+        for row, token, mine in zip(rows, tokens, logits, strict=True):
+            if token in self.ending:
+                row.reason = "stop"
+            else:
+                self.tokens += 1
+                score = None if row.job.logprobs is None else scored(mine[None], [token], row.job.logprobs)[0]
+                row.take(token, score)
+            if row.reason and row.pending is None:
+                row.end()
 
     def _leave(self) -> None:
         """Let those rows go that have ended and wait for nothing."""
@@ -406,22 +251,42 @@ class Engine:
         self._rows = [self._rows[place] for place in going]
 
 
-def scored(logits: Float[Tensor, "vocabulary"], token: int, count: int) -> Scored:
-    """The log-probability of a token under the model as it is steered, before temperature, and the likeliest ones."""
+def _read_together(jobs: Sequence[Job]) -> list[list[int]]:
+    """Which prompts are read as one batch: little is padded, and prompts whose every token is scored keep apart."""
+    batches = []
+    for echo, most in ((False, PROMPT_TOKENS), (True, SCORED_TOKENS)):
+        mine = [place for place, job in enumerate(jobs) if job.echo == echo]
+        for batch in plan_batches([len(jobs[place].prompt) for place in mine], most):
+            group: list[int] = []
+            for place in (mine[index] for index in batch):  # the shortest first
+                if group and len(jobs[place].prompt) > max(NARROW, 2 * len(jobs[group[0]].prompt)):
+                    batches.append(group)
+                    group = []
+                group.append(place)
+            batches.append(group)
+    return batches
+
+
+def scored(logits: Float[Tensor, "tokens vocabulary"], tokens: Sequence[int], count: int) -> list[Scored]:
+    """Log-probabilities of tokens under the model as it is steered, before temperature, and the likeliest ones."""
     import torch
 
     values = torch.log_softmax(logits, dim=-1)
-    best = values.topk(min(count, len(values)))
-    return float(values[token]), tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    best = values.topk(min(count, values.shape[-1]), dim=-1)
+    own = values.gather(-1, torch.tensor(list(tokens), dtype=torch.long, device=values.device)[:, None])[:, 0]
+    likeliest = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [(value, tuple(zip(*each, strict=True))) for value, each in zip(own.tolist(), likeliest, strict=True)]
 
 
-def nucleus(logits: Float[Tensor, "vocabulary"], temperature: float, share: float) -> Float[Tensor, "vocabulary"]:
+def nucleus(
+    logits: Float[Tensor, "*rows vocabulary"], temperature: float, share: float
+) -> Float[Tensor, "*rows vocabulary"]:
     """The logits, minus infinity outside the likeliest tokens that together hold this share (Holtzman et al. 2020)."""
     import torch
 
     if share >= 1 or temperature == 0:
         return logits
-    ordered, places = torch.softmax(logits / temperature, dim=-1).sort(descending=True)
+    ordered, places = torch.softmax(logits / temperature, dim=-1).sort(descending=True, dim=-1)
     outside = ordered.cumsum(dim=-1) - ordered >= share  # what stands before a token holds the share already
-    outside[0] = False
-    return logits.index_fill(0, places[outside], -torch.inf)
+    outside[..., 0] = False
+    return logits.masked_fill(torch.zeros_like(outside).scatter(-1, places, outside), -torch.inf)

@@ -27,7 +27,7 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from affectlens.serve.engine import End, Event, Failure
+from affectlens.serve.generation import End, Event, Failure
 from affectlens.serve.protocol import ChatRequest, Refused, parse_values
 from affectlens.serve.replies import Replies
 from affectlens.serve.service import Asked, Limits, Service, mean_readings

@@ -16,7 +16,7 @@ from lm_eval.models.utils import handle_stop_sequences
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from affectlens.serve.engine import Answer, End, Job, Prompt, Token
+from affectlens.serve.generation import Answer, End, Job, Prompt, Token
 from affectlens.serve.protocol import Refused, Steering
 from affectlens.serve.service import Limits, Service
 from affectlens.use.opened import Opened, finished

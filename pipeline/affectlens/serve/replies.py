@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from affectlens.serve.engine import Answer, End, Event, Prompt, Scored, Token
+from affectlens.serve.generation import Answer, End, Event, Prompt, Scored, Token
 from affectlens.serve.protocol import ChatRequest, CompletionRequest
 from affectlens.serve.service import Asked, Service, readings_of, steered
 from affectlens.use.readings import SHARE

@@ -12,7 +12,8 @@ import numpy as np
 from affectlens.errors import UserError
 from affectlens.model.decoding import Decoder
 from affectlens.model.tokens import Text
-from affectlens.serve.engine import Engine, Event, Full, Generation, Job
+from affectlens.serve.engine import Engine, Full
+from affectlens.serve.generation import Event, Generation, Job
 from affectlens.serve.protocol import ChatRequest, CompletionRequest, Refused, Steering
 from affectlens.use.opened import Opened
 from affectlens.use.readings import SHARE, Readings

@@ -69,6 +69,8 @@ class Vectors:
 
     def __init__(self, study: Opened) -> None:
         self._study = study
+        self._centres: dict[int, Any] = {}
+        """Of each layer one tensor, by which edits of many rows are known to be of one kind."""
 
     @property
     def names(self) -> list[str]:
@@ -170,10 +172,12 @@ class Vectors:
                 scale=partial(token_scale, module),
             )
         else:
+            if layer not in self._centres:
+                self._centres[layer] = tensor(self._study.built.centre(layer))
             delta = partial(
                 steering.move_to,
                 direction=tensor(vector[None]),
-                centre=tensor(self._study.built.centre(layer)),
+                centre=self._centres[layer],
                 target=tensor([value * self._study.mean_norm(layer)]),
                 strength=share,
                 along=None if along is None else tensor(along[None]),
