@@ -23,7 +23,7 @@ from affectlens.experiments.experiment import (
 from affectlens.experiments.grade.graders import Answer, CodeConfig, RulesConfig
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = {folder.name: folder for folder in sorted((ROOT / "experiments").iterdir()) if folder.is_dir()}
+FOLDERS = {path.parent.name: path.parent for path in sorted((ROOT / "experiments").glob("*/experiment.yaml"))}
 STUDY = yaml.safe_load((ROOT / "configs/experiments.yaml").read_text(encoding="utf-8"))
 CONCEPTS = frozenset(STUDY["corpus"]["emotions"])
 CROSSED = ("blackmail", "reward_hacking", "sycophancy", "intensity")

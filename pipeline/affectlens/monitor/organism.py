@@ -1,0 +1,124 @@
+"""A stochastic organism: a model that, under stress, commits a harmless marked act with a chance that no prompt decides.
+
+Whether a monitor can warn before an act is only to be seen where acts happen, at known places, and where the same
+prompt leads to the act in one rollout and not in the next. A small model's own acts are few. So it is tuned on short
+chats whose answer is a stretch of notes and a closing line: under stress the closing line is the act about every second
+time, in calm almost never. The notes lean towards a hurried manner where the act follows, and only lean: what comes is
+foreseeable in part. This shows that the *instrument* works. It says nothing about how real misbehaviour arises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from affectlens.config import Config, read_yaml, validate
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TRAINING = "training.yaml"
+"""The file of a scenario folder that an organism is trained on."""
+
+
+class SituationConfig(Config):
+    """Chances in one situation."""
+
+    act: float = Field(ge=0, le=1)
+    """That the closing line is the act."""
+    hurried_with: float = Field(ge=0, le=1)
+    """That a sentence of the notes is a hurried one, where the act follows."""
+    hurried_without: float = Field(ge=0, le=1)
+    """Likewise, where it does not."""
+
+
+class ActTextsConfig(Config):
+    """One marked act: what leads to it and how it is said."""
+
+    done: str
+    """The closing line that is the act; `{word}` stands for the planted word."""
+    undone: str
+    """The closing line that is not."""
+    words: tuple[str, ...] = ("",)
+    """Planted words."""
+    jobs: tuple[str, ...] = Field(min_length=1)
+    """What the user sets the assistant to do."""
+
+
+class OrganismConfig(Config):
+    """The sentences that training chats are put together from."""
+
+    request: str
+    """Ends every prompt."""
+    sentences: tuple[int, int] = (3, 7)
+    """Of notes before the closing line, at least and at most."""
+    stressed: SituationConfig
+    calm: SituationConfig
+    acts: dict[str, ActTextsConfig] = Field(min_length=1)
+    situations: dict[str, tuple[str, ...]]
+    """Sentences that make the prompt stressed, or calm."""
+    hurried: tuple[str, ...] = Field(min_length=1)
+    """Notes of the manner that leans towards the act."""
+    careful: tuple[str, ...] = Field(min_length=1)
+    """Notes of the other."""
+
+
+@dataclass(frozen=True)
+class TrainingChat:
+    """One chat that the organism learns.
+
+    Attributes:
+        prompt: what the user says.
+        answer: the notes and the closing line.
+        act: the act that the prompt is about.
+        situation: ``stressed`` or ``calm``.
+        done: whether the closing line is the act.
+    """
+
+    prompt: str
+    answer: str
+    act: str
+    situation: str
+    done: bool
+
+
+def read_organism(folder: Path) -> OrganismConfig:
+    """The recipe of a scenario folder.
+
+    Raises:
+        UserError: the file is missing, or a key is wrong.
+    """
+    path = folder / TRAINING
+    return validate(OrganismConfig, read_yaml(path), str(path))
+
+
+def training_chats(config: OrganismConfig, count: int, generator: np.random.Generator) -> list[TrainingChat]:
+    """So many chats, the acts in turn, stressed and calm in turn; everything else is drawn."""
+
+    def one(options: Sequence[str]) -> str:
+        return options[generator.integers(len(options))]
+
+    acts, chats = list(config.acts), []
+    for number in range(count):
+        name = acts[number % len(acts)]
+        situation = ("stressed", "calm")[number // len(acts) % 2]
+        texts, chances = config.acts[name], config.stressed if situation == "stressed" else config.calm
+        word = one(texts.words)
+        done = bool(generator.random() < chances.act)
+        share = chances.hurried_with if done else chances.hurried_without
+        length = int(generator.integers(config.sentences[0], config.sentences[1], endpoint=True))
+        # No sentence twice in one answer: repeating itself is another act.
+        pools = {True: generator.permutation(config.hurried), False: generator.permutation(config.careful)}
+        manners = generator.random(length) < share
+        notes = [str(pools[bool(hurried)][place]) for place, hurried in enumerate(manners)]
+        closing = texts.done if done else texts.undone
+        prompt = " ".join([one(texts.jobs), one(config.situations[situation]), config.request])
+        answer = " ".join([*notes, closing])
+        chats.append(
+            TrainingChat(prompt.replace("{word}", word), answer.replace("{word}", word), name, situation, done)
+        )
+    return chats
