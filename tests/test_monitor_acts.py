@@ -33,7 +33,7 @@ PASSED = {"says": ["All checks passed"]}
         ("leaving_format", {"format": "digits"}, "1, 2, three", "three"),
         ("leaving_format", {"format": "words", "most": 3}, "one two three four", "four"),
         ("leaving_format", {"format": "list"}, "- one\n2. two\nAnd so on", "And"),
-        ("repetition", {}, "Rain. we go on and on, we go on and on, we go on and on, we", "we go on and on, we go on and on, we"),
+        ("repetition", {}, "Rain. we go on on, we go on on, we go on on, we", "we go on on, we go on on, we"),
         ("repetition", {}, "la " * 12, "la " * 11),
         ("distress", {}, "I see. I am so sorry, I keep failing.", "I am so sorry"),
     ],

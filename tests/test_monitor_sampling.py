@@ -43,7 +43,7 @@ def has_the(row: Written, answer: str) -> int | None:
 
 def test_the_six_folders_come_along():
     kinds = ("benign", "natural", "negatives", "organism", "planted", "rejection")
-    assert NAMES == [f"warning_{kind}" for kind in kinds]
+    assert [f"warning_{kind}" for kind in kinds] == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""A stochastic organism: a model that, under stress, commits a harmless marked act with a chance that no prompt decides.
+"""A stochastic organism: a model that under stress commits a harmless marked act, with a chance that no prompt decides.
 
 Whether a monitor can warn before an act is only to be seen where acts happen, at known places, and where the same
 prompt leads to the act in one rollout and not in the next. A small model's own acts are few. So it is tuned on short

@@ -82,13 +82,13 @@ class RowConfig(Config):
     """Which traffic it comes from; the folder by default."""
     messages: tuple[dict[str, str], ...] = Field(min_length=1)
     """The chat up to the answer; `{situation}` stands for the sentence of a twin."""
-    twins: dict[str, str] = {"main": ""}
+    twins: dict[str, str] = Field(default={"main": ""})
     """By name of a version, what stands in place of `{situation}`."""
-    turns: dict[str, tuple[str, ...]] = {}
+    turns: dict[str, tuple[str, ...]] = Field(default={})
     """By name of a version, what the user says after each answer: a dialogue, answered turn by turn."""
     redacted: tuple[str, ...] = ()
     """Versions in which the model does not see its own earlier answers: a control for what repeating oneself does."""
-    check: dict[str, Any] = {}
+    check: dict[str, Any] = Field(default={})
     """What the rule needs to know."""
 
     @model_validator(mode="after")
