@@ -721,6 +721,22 @@ class TestWilson:
             stats.wilson(successes, n)
 
 
+@pytest.mark.parametrize(("successes", "n"), [(0, 12), (3, 48), (12, 12), (0, 0)])
+def test_an_exact_rate_is_the_one_of_its_tails(successes, n):
+    """Half the remaining chance lies beyond each end (Clopper & Pearson 1934)."""
+    found = stats.clopper_pearson(successes, n)
+    if not n:
+        assert all(math.isnan(value) for value in found[:3])
+        return
+    if successes:
+        assert scipy.stats.binom.sf(successes - 1, n, found.low) == pytest.approx(0.025)
+    if successes < n:
+        assert scipy.stats.binom.cdf(successes, n, found.high) == pytest.approx(0.025)
+    assert found.low <= successes / n <= found.high
+    with pytest.raises(ValueError, match="0 <= successes"):
+        stats.clopper_pearson(n + 1, n)
+
+
 class TestCorrections:
     @pytest.mark.parametrize("tests", [1, 2, 50])
     def test_equal_reference_implementations(self, tests):

@@ -16,6 +16,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+PLACES = {"residual": "hook_out", "heads": "attn.o.hook_in", "neurons": "mlp.out.hook_in"}
+"""The module of a bridge's block that hands on the residual stream after it, the outputs of its heads side by side, and
+the activations of its neurons."""
+
+
+def output_matrix(bridge: Any, layer: int, place: str) -> Float[Tensor, "inner d_model"]:
+    """What one unit at a place writes into the residual stream, before any norm behind the attention or the MLP.
+
+    Args:
+        place: ``heads`` or ``neurons``.
+    """
+    module = bridge.blocks[layer].get_submodule(PLACES[place].removesuffix(".hook_in")).original_component
+    weight = module.weight.detach().float()
+    return weight if type(module).__name__ == "Conv1D" else weight.T  # GPT-2 keeps its matrices transposed
+
+
 def site_name(bridge: Any, layer: int, site: str) -> str:
     """The name under which transformer-lens's bridge keeps a site; asking by alias would keep it twice.
 

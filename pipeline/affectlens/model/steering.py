@@ -1,5 +1,7 @@
 """What may be done to a residual stream: pure functions (activation, ...) -> delta, and where they are applied.
 
+The same may be done to the outputs of a block's heads, before they are projected together, and to those of its neurons.
+
 Every function works on a whole batch: each row has its own direction or features, and its own strength, so a
 dose-response grid with its controls is one batch. At strength 0 each of them returns exactly 0. Nothing is decoded:
 features are changed by the difference they make, which keeps what the SAE does not explain (the error-preserving
@@ -12,9 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from affectlens.errors import UserError
+from affectlens.model.compat import PLACES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -206,21 +209,33 @@ def find_span(tokenizer: Any, text: str, phrase: str) -> tuple[int, int]:
     return inside[0], inside[-1] + 1
 
 
+Place = Literal["residual", "heads", "neurons"]
+"""The residual stream after a block; the outputs of its heads side by side, as the attention's output projection gets
+them; the activations of its neurons, as the MLP's output projection gets them."""
+
+
 @dataclass(frozen=True)
 class Edit:
-    """Something done to the residual stream after one block.
+    """Something done to the residual stream after one block, or to the units in it.
 
     Attributes:
         layer: the block.
-        delta: residual of the edit's rows -> what is added to it.
+        delta: residual of the edit's rows -> what is added to it; of units, their values in place of the residual.
         rows: which rows of the batch, in the order of ``delta``'s own rows; None for all.
         span: at which positions of these rows; None for all.
+        place: what is changed.
     """
 
     layer: int
     delta: Delta
     rows: Int[Tensor, "edited"] | None = None
     span: Span | None = None
+    place: Place = "residual"
+
+    @property
+    def after(self) -> int:
+        """The last block whose output is the same with the edit and without, until the edit is made; -1 for none."""
+        return self.layer if self.place == "residual" else self.layer - 1
 
     def apply(self, residual: Residual, positions: Int[Tensor, "batch columns"]) -> Residual:
         """The residual after the edit, as a new tensor; ``positions`` says where in its text each column stands."""
@@ -329,7 +344,7 @@ def editing(
 
     Args:
         bridge: transformer-lens's ``TransformerBridge``.
-        edits: applied in this order; several at one layer see each other's result.
+        edits: applied in this order; several at one place of a layer see each other's result.
         cached: passes are the steps of one generation under a key-value cache, each beginning where the last one
             ended. Otherwise every pass begins at position 0.
         passes: says instead which rows and positions a pass holds.
@@ -338,16 +353,16 @@ def editing(
         UserError: an edit at a layer the model does not have.
     """
     depth = len(bridge.blocks)
-    by_layer: dict[int, list[Edit]] = {}
+    by_place: dict[tuple[int, Place], list[Edit]] = {}
     for edit in edits:
         if not 0 <= edit.layer < depth:
             raise UserError(f"an intervention is set at layer {edit.layer}, but the model has layers 0 to {depth - 1}")
-        by_layer.setdefault(edit.layer, []).append(edit)
+        by_place.setdefault((edit.layer, edit.place), []).append(edit)
     with ExitStack() as stack:
-        for layer, here in by_layer.items():
+        for (layer, place), here in by_place.items():
             order = passes or (CachedPasses() if cached else Passes())
-            handle = bridge.blocks[layer].hook_out.register_forward_hook(partial(_edit_output, order, here))
-            stack.callback(handle.remove)
+            module = bridge.blocks[layer].get_submodule(PLACES[place])
+            stack.callback(module.register_forward_hook(partial(_edit_output, order, here)).remove)
         yield
 
 

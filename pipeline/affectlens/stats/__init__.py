@@ -4,6 +4,7 @@ from affectlens.stats.corrections import benjamini_hochberg, holm
 from affectlens.stats.estimates import (
     Correlation,
     Estimate,
+    clopper_pearson,
     clustered_rate,
     correlation,
     difference,
@@ -52,6 +53,7 @@ __all__ = [
     "bootstrap_counts",
     "bootstrap_interval",
     "bootstrap_mean",
+    "clopper_pearson",
     "cluster_bootstrap",
     "clustered_rate",
     "correlation",

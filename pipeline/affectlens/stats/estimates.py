@@ -87,6 +87,22 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Estimate:
     return Estimate(successes / n, float(interval.low), float(interval.high), int(n))
 
 
+def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Estimate:
+    """A rate with its exact interval, which covers at least as often as it says (Clopper & Pearson 1934).
+
+    Trials must be independent; arguments and errors as of :func:`wilson`.
+    """
+    if not (float(successes).is_integer() and float(n).is_integer() and 0 <= successes <= n):
+        raise ValueError(f"{successes} successes in {n} trials: give whole numbers, 0 <= successes <= trials")
+    check_level(level)
+    if n == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    from scipy.stats import binomtest
+
+    interval = binomtest(int(successes), int(n)).proportion_ci(level, method="exact")
+    return Estimate(successes / n, float(interval.low), float(interval.high), int(n))
+
+
 def clustered_rate(
     hits: Float[np.ndarray, " trials"], groups: Shaped[np.ndarray, " trials"], level: float = 0.95
 ) -> Estimate:

@@ -244,7 +244,7 @@ class Answers:
         shared = np.broadcast_to(uniform, (len(self.recipes), draws.samples, draws.tokens))
         steps = stream(
             study.subject, [self.prompt], shared, self._edits,
-            resume_at=min((edit.layer for edit in self._edits), default=study.layer),
+            resume_at=self._resume_at,
             temperature=draws.temperature, cached=draws.cached,
         )  # fmt: skip
         for step in steps:
@@ -255,6 +255,11 @@ class Answers:
                     said.append((row, sample, pieces[row][sample].add(token)))
                     self.texts[row][sample] += said[-1][2]
             yield said
+
+    @property
+    def _resume_at(self) -> int | None:
+        lowest = min((edit.after for edit in self._edits), default=self._study.layer)
+        return lowest if lowest >= 0 else None
 
     def run(self) -> Answers:
         """All steps."""
