@@ -30,6 +30,7 @@ ROOMS = {
     "writers": {"probing", "stats"},
     "geometry": {"probing", "stats"},
     "causal": {"interventions", "model", "stats"},
+    "circuit_units": {"circuits", "model", "stats"},
     "measure": {"experiments", "model"},
     "grade": {"experiments"},
     "conclude": {"experiments", "stats"},

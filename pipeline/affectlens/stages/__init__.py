@@ -12,6 +12,7 @@ MODULES = (
     "writers",
     "geometry",
     "causal",
+    "circuit_units",
     "measure",
     "grade",
     "conclude",
