@@ -113,8 +113,8 @@ class Anatomy:
                     self.bridge.blocks[layer].get_submodule(name).hook_in  # noqa: B018
                 except AttributeError:
                     raise UserError(
-                        f"`circuits.run`: block {layer} of this model has no `{name}`, so its heads and neurons cannot "
-                        "be told apart; study a model with plain attention and MLP in every block, or leave circuits out"
+                        f"`circuits.run`: block {layer} of this model has no `{name}`, so heads and neurons cannot be "
+                        "told apart; study a model with plain attention and MLP in every block, or leave circuits out"
                     ) from None
 
     @property
