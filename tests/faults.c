@@ -6,9 +6,11 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -60,3 +62,26 @@ WRAP(int, ftruncate64, (int d, off64_t n), (d, n), d, NULL)
 WRAP(int, flock, (int d, int k), (d, k), d, NULL)
 WRAP(int, rename, (const char *a, const char *b), (a, b), AT_FDCWD, b)
 WRAP(int, renameat, (int d, const char *a, int e, const char *b), (d, a, e, b), e, b)
+WRAP(int, unlink, (const char *a), (a), AT_FDCWD, a)
+WRAP(int, unlinkat, (int d, const char *a, int f), (d, a, f), d, a)
+WRAP(int, rmdir, (const char *a), (a), AT_FDCWD, a)
+WRAP(int, mkdir, (const char *a, mode_t m), (a, m), AT_FDCWD, a)
+WRAP(int, mkdirat, (int d, const char *a, mode_t m), (d, a, m), d, a)
+
+/* Opening counts where it may make a file: reading asks nothing of a full disk. */
+#define OPEN(name, parameters, arguments, directory)                         \
+    int name parameters {                                                    \
+        static int(*real) parameters;                                        \
+        mode_t mode = 0;                                                     \
+        if (!real) real = (int(*) parameters)dlsym(RTLD_NEXT, #name);        \
+        if (flags & (O_CREAT | __O_TMPFILE)) {                               \
+            va_list rest;                                                    \
+            va_start(rest, flags), mode = va_arg(rest, mode_t), va_end(rest); \
+        }                                                                    \
+        return flags & O_CREAT && fails(directory, path) ? -1 : real arguments; \
+    }
+
+OPEN(open, (const char *path, int flags, ...), (path, flags, mode), AT_FDCWD)
+OPEN(open64, (const char *path, int flags, ...), (path, flags, mode), AT_FDCWD)
+OPEN(openat, (int directory, const char *path, int flags, ...), (directory, path, flags, mode), directory)
+OPEN(openat64, (int directory, const char *path, int flags, ...), (directory, path, flags, mode), directory)

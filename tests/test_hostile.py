@@ -375,6 +375,54 @@ def test_no_string_of_anybody_runs_in_a_browser(tmp_path: Path):
         assert seen.page.locator("img, svg[onload], iframe").count() == 0
 
 
+PLANTED = r"""(() => {
+  window.planted = [];
+  const script = document.createElement("script");
+  script.textContent = "planted.push('script')";
+  document.body.append(script);
+  const holder = document.createElement("div");
+  holder.innerHTML = "<img src=x: onerror=\"planted.push('handler')\"><a href=\"javascript:planted.push('address')\">a</a>";
+  document.body.append(holder);
+  holder.querySelector("a").click();
+})()"""
+"""What a string would do that had got through the escaping: each way to run is tried by the page itself."""
+WRITTEN = """<script>document.title = "ran"</script><img src="x:" onerror="document.title = 'ran'">
+<svg onload="document.title = 'ran'"></svg>"""
+
+
+def read_page(tmp_path: Path) -> str:
+    """The page of read texts: :func:`affectlens.use.page.render` on a text of three tokens."""
+    from types import SimpleNamespace
+
+    import numpy as np
+    from affectlens.use import page
+
+    values = np.array([[0.5, -1.0], [2.0, 0.0], [1.0, 3.0]])
+    rows = [SimpleNamespace(name=name, kind="concept") for name in ("calm", "sad" + EVIL)]
+    text = SimpleNamespace(name="a" + EVIL, tokens=["It", " rains", EVIL], messages=[], values=values, standard=values)
+    readings = SimpleNamespace(rows=rows, layer=2, neutral_tokens=100, features=())
+    return page.render([text], readings, model="tiny" + EVIL)  # type: ignore[arg-type, list-item]
+
+
+@pytest.mark.parametrize(("page", "ready"), [(hostile_page, "html[data-drawn]"), (read_page, "#panels *")])
+def test_what_gets_through_the_escaping_runs_in_no_browser(page: Any, ready: str, tmp_path: Path):
+    """Neither scripts that stand in the file nor those that are planted on the living page; its own script does."""
+    text = page() if page is hostile_page else page(tmp_path)
+    title = re.search("<title>(.*?)</title>", text, re.DOTALL)
+    assert title and "unsafe" not in text.partition("script-src")[2].partition(";")[0]
+    path = tmp_path / "page.html"
+    path.write_text(text.replace("<body>", f"<body>{WRITTEN}"), encoding="utf-8")
+    with browser() as running, visit(running, path, ready=ready) as seen:
+        seen.page.evaluate(PLANTED)
+        seen.page.wait_for_timeout(300)
+        assert seen.page.evaluate("planted") == []
+        assert seen.page.title() != "ran"
+        assert sum("Content Security Policy" in said for said in seen.errors) >= 5, seen.errors
+        assert all("Content Security Policy" in said for said in seen.errors), seen.errors
+        if page is hostile_page:
+            assert seen.drawn() > 3
+
+
 # Judges and keys
 
 

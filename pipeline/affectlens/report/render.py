@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from affectlens.report import cards, draw, palette, tables
+from affectlens.report import cards, draw, palette, policy, tables
 from affectlens.report.draw import Chart
 from affectlens.report.evidence import OPERATIONS, VECTORS, Evidence
 from affectlens.report.registry import ITEMS, Item
@@ -69,6 +69,7 @@ def render(
     drawn += [each for answers in experiments.values() for answer in answers for each in answer["figures"]]
     figures = {each.name: each.spec for each in drawn if isinstance(each, Chart)}
     page = environment(escape=True).get_template("page.html.j2")
+    script = (HERE / "page.js").read_text(encoding="utf-8")
     return page.render(
         evidence=evidence,
         title=title,
@@ -76,8 +77,9 @@ def render(
         sections={name: SECTIONS[name] for name in SECTIONS if name not in absent},
         experiments=experiments,
         style=palette.stylesheet(colours) + (HERE / "page.css").read_text(encoding="utf-8"),
-        script=(HERE / "page.js").read_text(encoding="utf-8"),
-        plotly=_plotly(),
+        policy=policy.inside(script, _plotly()),
+        script=script,
+        plotly=_packed(_plotly()),
         blocks=blocks,
         specifications=_json({"template": {"layout": draw.TEMPLATE}, "figures": figures}),
         findings=conclusions(evidence),
@@ -129,7 +131,12 @@ def _yaml(config: Mapping[str, Any]) -> str:
 
 @cache
 def _plotly() -> str:
-    """plotly's script, compressed to a third, as text; the page unpacks it without asking anybody."""
     from plotly.offline import get_plotlyjs
 
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), compresslevel=9, mtime=0)).decode()
+    return get_plotlyjs()
+
+
+@cache
+def _packed(script: str) -> str:
+    """A script compressed to a third, as text; the page unpacks it without asking anybody."""
+    return base64.b64encode(gzip.compress(script.encode(), compresslevel=9, mtime=0)).decode()

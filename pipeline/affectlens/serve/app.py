@@ -8,8 +8,6 @@ first, and the answer to that question is no.
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
 import importlib.resources
 import json
 import logging
@@ -27,6 +25,7 @@ from starlette.routing import Route
 
 from affectlens.errors import is_out_of_memory
 from affectlens.report.palette import stylesheet
+from affectlens.report.policy import checksums
 from affectlens.serve.generation import End, Event, Failure
 from affectlens.serve.protocol import ChatRequest, CompletionRequest, Refused, parse
 from affectlens.serve.replies import Replies
@@ -93,10 +92,7 @@ def _page() -> tuple[str, str]:
     text = importlib.resources.files("affectlens.serve").joinpath("page.html").read_text(encoding="utf-8")
     text = text.replace("<style>", f"<style>\n{stylesheet('paper')}", 1)
     allowed = {
-        tag: " ".join(
-            f"'sha256-{base64.b64encode(hashlib.sha256(inner.encode()).digest()).decode()}'"
-            for inner in re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
-        )
+        tag: checksums(*re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL))
         for tag in ("script", "style")
     }
     policy = (

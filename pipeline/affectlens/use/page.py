@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from affectlens.report import palette
+from affectlens.report import palette, policy
 
 if TYPE_CHECKING:
     from affectlens.use.readings import Readings
@@ -41,10 +41,12 @@ def render(readings_of: Sequence[TextReading], readings: Readings, *, model: str
         "first": first or _leading(shown, readings),
         "texts": [_text(reading) for reading in shown],
     }
+    script = (HERE / "page.js").read_text(encoding="utf-8")
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("page.html.j2").render(
         style=palette.stylesheet("paper") + (HERE / "page.css").read_text(encoding="utf-8"),
-        script=(HERE / "page.js").read_text(encoding="utf-8"),
+        policy=policy.inside(script),
+        script=script,
         data=_inside_script(data),
         model=model,
         layer=readings.layer,
