@@ -381,7 +381,8 @@ PLANTED = r"""(() => {
   script.textContent = "planted.push('script')";
   document.body.append(script);
   const holder = document.createElement("div");
-  holder.innerHTML = "<img src=x: onerror=\"planted.push('handler')\"><a href=\"javascript:planted.push('address')\">a</a>";
+  holder.innerHTML = "<img src=x: onerror=\"planted.push('handler')\">" +
+    "<a href=\"javascript:planted.push('address')\">a</a>";
   document.body.append(holder);
   holder.querySelector("a").click();
 })()"""

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from affectlens.tracking.process import environment
+from affectlens.tracking.process import bound_memory, environment, one_line
 
 LIMIT_S = 120.0
 """How long a server may take to answer for all runs of a group, with their tables."""
@@ -81,10 +81,11 @@ def main(name: str, project: str, timeout_s: str) -> None:
     """Print the answer as JSON, and nothing else."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever W&B prints
+    bound_memory()
     try:
         answer = _ask(name, project, float(timeout_s))
     except Exception as error:
-        answer = {"problem": " ".join(str(error).split())[:160] or type(error).__name__}
+        answer = {"problem": one_line(error) or type(error).__name__}
     json.dump(answer, answers)
     answers.close()
     os._exit(0)  # the answer is complete; W&B's helper process ends with this one

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from affectlens.errors import UserError
+from affectlens.model.templates import written
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -207,10 +208,10 @@ def _render(tokenizer: Any, document: Document) -> tuple[str, list[tuple[str, in
     opened = messages[-1]["role"] != "assistant"
     marks = [f"\ue000{number}\ue001" for number in range(len(messages))]
     try:
-        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened)
-        marked = tokenizer.apply_chat_template(
+        rendered = written(tokenizer, messages, add_generation_prompt=opened)
+        marked = written(
+            tokenizer,
             [{**message, "content": mark} for message, mark in zip(messages, marks, strict=True)],
-            tokenize=False,
             add_generation_prompt=opened,
         )
     except Exception as error:  # templates are programs; whatever they raise is about this chat

@@ -91,10 +91,7 @@ def _page() -> tuple[str, str]:
     """The live page, and the policy that lets its own script and style run and nothing else."""
     text = importlib.resources.files("affectlens.serve").joinpath("page.html").read_text(encoding="utf-8")
     text = text.replace("<style>", f"<style>\n{stylesheet('paper')}", 1)
-    allowed = {
-        tag: checksums(*re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL))
-        for tag in ("script", "style")
-    }
+    allowed = {tag: checksums(*re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)) for tag in ("script", "style")}
     policy = (
         f"default-src 'none'; connect-src 'self'; script-src {allowed['script']}; style-src {allowed['style']}; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

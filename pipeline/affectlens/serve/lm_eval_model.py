@@ -16,6 +16,7 @@ from lm_eval.models.utils import handle_stop_sequences
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from affectlens.model.templates import written
 from affectlens.serve.generation import Answer, End, Job, Prompt, Token
 from affectlens.serve.protocol import Refused, Steering
 from affectlens.serve.service import Limits, Service
@@ -97,9 +98,9 @@ class AffectLensLM(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A chat as the model's template writes it."""
-        return self.tokenizer.apply_chat_template(
+        return written(
+            self.tokenizer,
             chat_history,
-            tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )

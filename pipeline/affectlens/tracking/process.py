@@ -24,6 +24,10 @@ PLAIN = frozenset(
 )
 """Variables that say which server and whose account. The others could rename or redirect a run, and are hidden."""
 MARGIN_S = 10.0
+MEMORY = 2 << 30
+"""Bytes that a process that talks to W&B may take, and so its helper: a server can answer without end."""
+SHOWN = 200
+"""Letters of what W&B says that are handed on."""
 
 
 class Process:
@@ -123,6 +127,22 @@ class Process:
             self._answered += 1
             self._answer_time = time.monotonic()
             self._heard(json.loads(line))
+
+
+def bound_memory() -> None:
+    """Let this process and those that it starts take no more than :data:`MEMORY`, where the system can."""
+    if sys.platform == "linux":
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        most = MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+
+
+def one_line(error: BaseException) -> str:
+    """What W&B says, which may be what a server says: one line that can be printed."""
+    text = "".join(letter if letter.isprintable() else " " for letter in str(error))
+    return " ".join(text.split())[:SHOWN]
 
 
 def environment(mode: str, directory: Path) -> dict[str, str]:

@@ -24,6 +24,7 @@ from affectlens import results
 from affectlens.results.tables import Heatmap, Line
 from affectlens.tracking import compat
 from affectlens.tracking.artifact import Artifact
+from affectlens.tracking.process import bound_memory, one_line
 
 TEARDOWN_S = 2.0
 """How long W&B's helper process may take to end once its runs are closed."""
@@ -56,6 +57,7 @@ def main(mode: str, directory: str, timeout_s: str) -> None:
     # Whatever W&B prints goes to the log, which is standard error; only reports go to the caller.
     reports = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
+    bound_memory()
     recorder = Recorder(mode, Path(directory), float(timeout_s))
     for line in sys.stdin:
         reports.write(json.dumps(recorder.serve(json.loads(line))) + "\n")
@@ -106,7 +108,7 @@ class Recorder:
             if opened is not None and self.mode == "offline" and action != "finish":
                 with contextlib.suppress(Exception):
                     opened.finish(exit_code=1)
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200] or 'no message'}"
+            reason = f"{type(error).__name__}: {one_line(error) or 'no message'}"
             if self.mode == "online" and not self._problem:
                 self._problem, self._asked_again = reason, time.monotonic() + PAUSE_S
             return {"run": run, "state": "failed", "reason": self._problem or reason}
