@@ -393,6 +393,7 @@ def _merge(study: Study, stage: AnyStage, space: Workspace, devices: Sequence[st
             "git": manifest.git_revision(),
         },
     )
+    remove_leftovers(space.partial)  # the manifest's own, where the disk refused to take it away
     remove(space.final)  # a folder that has lost its manifest is no result
     os.replace(space.partial, space.final)
     sync_folder(space.final.parent)
