@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from affectlens.model.compat import output_matrix
 from affectlens.model.decoding import Decoder, Opening, Rows
 from affectlens.model.steering import Edit, Span, add, beside, editing, move_to, set_features
 from affectlens.model.subject import ModelConfig, Subject
@@ -20,6 +21,17 @@ def push(seed: int, lead: int) -> list[Edit]:
     vector = torch.randn(1, D, generator=torch.Generator().manual_seed(seed))
     delta = partial(add, direction=vector, strength=torch.ones(1), unit=1.0)
     return [Edit(LAYER, delta, span=Span.text(1, lead))]
+
+
+def push_units(model, lead: int) -> list[Edit]:
+    """At the outputs of heads and of neurons of a later block, so that the residual stream that is read stays."""
+    edits = []
+    for place in ("heads", "neurons"):
+        width = output_matrix(model.bridge, LAYER + 1, place).shape[0]
+        vector = 4 * torch.randn(1, width, generator=torch.Generator().manual_seed(width))
+        delta = partial(add, direction=vector, strength=torch.ones(1), unit=1.0)
+        edits.append(Edit(LAYER + 1, delta, span=Span.text(1, lead), place=place))
+    return edits
 
 
 def spelled_out(model, prompt: list[int], edits: list[Edit], steps: int) -> tuple[list[int], torch.Tensor]:
@@ -43,6 +55,7 @@ def test_rows_come_and_go(tiny_subject, model_folder, tmp_path, family: str, bri
     rows, said, states, under_way = Rows(decoder, LAYER), {}, {}, []
     prompts = [model.led(model.encode(text)) for text in PROMPTS]
     edits = [push(number, model.lead) if number % 2 else [] for number in range(len(PROMPTS))]
+    edits[2] = push_units(model, model.lead)
     for time in range(40):
         if time % 2 == 0 and (number := time // 2) < len(PROMPTS):
             ((logits, seen),) = rows.join([Opening(prompts[number], edits[number])])
@@ -61,7 +74,8 @@ def test_rows_come_and_go(tiny_subject, model_folder, tmp_path, family: str, bri
         expected, residuals = spelled_out(model, prompt, edits[number], steps)
         assert said[number] == expected
         torch.testing.assert_close(torch.stack(states[number]), residuals[:-1], atol=1e-4, rtol=1e-4)
-    assert spelled_out(model, prompts[1], [], steps)[0] != said[1], "the push has to be felt"
+    for number in (1, 2):
+        assert spelled_out(model, prompts[number], [], steps)[0] != said[number], "the push has to be felt"
 
 
 def test_sliding_windows_are_those_of_each_row(tmp_path) -> None:

@@ -21,6 +21,14 @@ PLACES = {"residual": "hook_out", "heads": "attn.o.hook_in", "neurons": "mlp.out
 the activations of its neurons."""
 
 
+def unit_modules(bridge: Any, place: str) -> list[Any]:
+    """The module at a place of every block; none where a block has no such thing, as one that is no attention."""
+    try:
+        return [block.get_submodule(PLACES[place]) for block in bridge.blocks]
+    except AttributeError:
+        return []
+
+
 def output_matrix(bridge: Any, layer: int, place: str) -> Float[Tensor, "inner d_model"]:
     """What one unit at a place writes into the residual stream, before any norm behind the attention or the MLP.
 

@@ -7,17 +7,18 @@ depend on the others beyond rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from affectlens.model.compat import unit_modules
 from affectlens.model.config import ModelConfig
 from affectlens.model.loading import load_tokenizer, load_weights, loading, source
 from affectlens.model.reading import FAMILIES
-from affectlens.model.steering import Edit, beside
+from affectlens.model.steering import Edit, Place, beside
 from affectlens.model.subject import Subject
 from affectlens.model.tokens import pad
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from affectlens.model.kv_cache import RoomyCache
+
+
+UNITS: tuple[Place, ...] = ("heads", "neurons")
 
 
 class Forward(Protocol):
@@ -45,6 +49,7 @@ class Decoder:
         context: most positions of a text; None where the model names no limit.
         forward: its forward pass.
         blocks: a module for each layer whose output is the residual stream after it.
+        units: modules for each layer that get the outputs of its heads, and those of its neurons; by place.
     """
 
     tokenizer: Any
@@ -52,6 +57,7 @@ class Decoder:
     context: int | None
     forward: Forward
     blocks: Sequence[torch.nn.Module]
+    units: Mapping[Place, Sequence[torch.nn.Module]]
 
     @classmethod
     def load(cls, config: ModelConfig, *, device: str, models: Path) -> Decoder:
@@ -68,15 +74,22 @@ class Decoder:
         if settings.model_type not in FAMILIES or config.trust_remote_code:
             return cls.of(Subject.load(config, device=device, models=models))
         model = load_weights(config, device=device, models=models)
-        blocks = list(getattr(model.base_model, FAMILIES[settings.model_type].blocks))
+        family = FAMILIES[settings.model_type]
+        blocks = list(getattr(model.base_model, family.blocks))
+        units: dict[Place, Any] = {
+            "heads": [block.get_submodule(family.heads) for block in blocks],
+            "neurons": [block.get_submodule(family.neurons) for block in blocks],
+        }
         context = getattr(model.config, "max_position_embeddings", None)
-        return cls(load_tokenizer(config, models), device, context, partial(_plain, model), blocks)
+        return cls(load_tokenizer(config, models), device, context, partial(_plain, model), blocks, units)
 
     @classmethod
     def of(cls, subject: Subject) -> Decoder:
         """A subject's bridge: for any family."""
-        blocks = [block.hook_out for block in subject.bridge.blocks]
-        return cls(subject.tokenizer, subject.device, subject.context, partial(_bridged, subject.bridge), blocks)
+        bridge = subject.bridge
+        blocks = [block.hook_out for block in bridge.blocks]
+        units = {place: unit_modules(bridge, place) for place in UNITS}
+        return cls(subject.tokenizer, subject.device, subject.context, partial(_bridged, bridge), blocks, units)
 
 
 def _plain(model: Any, tokens: Tensor, cache: Any, *, last: bool, **layout: Any) -> Tensor:
@@ -213,14 +226,14 @@ class Rows:
     ) -> tuple[Tensor, Tensor]:
         import torch
 
-        with torch.inference_mode(), _edited(self.decoder.blocks, edits, positions, self.layer) as seen:
+        with torch.inference_mode(), _edited(self.decoder, edits, positions, self.layer) as seen:
             logits = self.decoder.forward(tokens, cache, last=last, **layout)
         return logits, seen[0]
 
 
 @contextmanager
 def _edited(
-    blocks: Sequence[Any], edits: Sequence[Edit], positions: Int[Tensor, "rows columns"], read: int
+    decoder: Decoder, edits: Sequence[Edit], positions: Int[Tensor, "rows columns"], read: int
 ) -> Iterator[list[Tensor]]:
     """Within, a batch is edited; what is read, before that, is put into the list."""
     seen: list[Tensor] = []
@@ -231,13 +244,23 @@ def _edited(
             seen.append(residual)
         changed = residual
         for edit in edits:
-            if edit.layer == layer:
+            if (edit.layer, edit.place) == (layer, "residual"):
                 changed = edit.apply(changed, positions)
         if changed is residual:
             return None
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
+    def change_units(layer: int, place: Place, module: Any, given: Any) -> Any:
+        values = given[0]
+        for edit in edits:
+            if (edit.layer, edit.place) == (layer, place):
+                values = edit.apply(values, positions)
+        return (values, *given[1:])
+
     with ExitStack() as stack:
-        for layer in {read, *(edit.layer for edit in edits)}:
-            stack.callback(blocks[layer].register_forward_hook(partial(change, layer)).remove)
+        for layer in {read, *(edit.layer for edit in edits if edit.place == "residual")}:
+            stack.callback(decoder.blocks[layer].register_forward_hook(partial(change, layer)).remove)
+        for layer, place in {(edit.layer, edit.place) for edit in edits if edit.place != "residual"}:
+            module = decoder.units[place][layer]
+            stack.callback(module.register_forward_pre_hook(partial(change_units, layer, place)).remove)
         yield seen

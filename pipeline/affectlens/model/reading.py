@@ -118,18 +118,21 @@ class Family:
     """Names of the modules of an architecture in transformers.
 
     ``attention`` and ``mlp`` are the modules whose output is added to the residual stream: the norms behind the two
-    halves where an architecture has them.
+    halves where an architecture has them. ``heads`` and ``neurons`` are the projections that get the outputs of heads
+    and neurons.
     """
 
     blocks: str = "layers"
     attention: str = "self_attn"
     mlp: str = "mlp"
+    heads: str = "self_attn.o_proj"
+    neurons: str = "mlp.down_proj"
 
 
 _NORMED = Family(attention="post_attention_layernorm", mlp="post_feedforward_layernorm")
 FAMILIES = {
-    "gpt2": Family("h", "attn", "mlp"),
-    "gpt_neox": Family("layers", "attention", "mlp"),
+    "gpt2": Family("h", "attn", "mlp", "attn.c_proj", "mlp.c_proj"),
+    "gpt_neox": Family("layers", "attention", "mlp", "attention.dense", "mlp.dense_4h_to_h"),
     "llama": Family(),
     "mistral": Family(),
     "qwen2": Family(),

@@ -283,7 +283,7 @@ def beside(edits: Sequence[Sequence[Edit]]) -> list[Edit]:
             if others and span is not None:
                 spans = [span, *(edit.span for edit in others if edit.span is not None)]
                 span = Span(torch.cat([each.start for each in spans]), torch.cat([each.end for each in spans]))
-            batch.append(Edit(first.layer, delta, torch.tensor([row for row, _ in alike]), span))
+            batch.append(Edit(first.layer, delta, torch.tensor([row for row, _ in alike]), span, first.place))
     return batch
 
 
@@ -295,7 +295,7 @@ def _kind(edit: Edit) -> Any:
         (name, (value is None, *getattr(value, "shape", ())[1:]) if name in PER_ROW else _identity(value))
         for name, value in sorted(edit.delta.keywords.items())
     )
-    return edit.layer, edit.delta.func, edit.span is None, shared
+    return edit.layer, edit.place, edit.delta.func, edit.span is None, shared
 
 
 def _identity(value: Any) -> Any:
