@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from affectlens.sae.architectures import Architecture, architecture
     from affectlens.stage import Part, Stage
     from affectlens.study import Study
+    from affectlens.use.monitor import Monitor
 
 __version__ = "0.1.0"
 
 HOMES = {
+    "Monitor": "affectlens.use.monitor",
     "OpenStudy": "affectlens.api",
     "Steered": "affectlens.api",
     "open_study": "affectlens.api",
@@ -40,6 +42,7 @@ HOMES = {
 __all__ = [
     "Architecture",
     "Config",
+    "Monitor",
     "OpenStudy",
     "Part",
     "Stage",
