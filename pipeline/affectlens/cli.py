@@ -14,7 +14,7 @@ import typer
 from affectlens import __version__, entry
 from affectlens.entry import Config, Debug, Overrides
 from affectlens.errors import ConfigError, DamagedResult, MissingResult
-from affectlens.everyday import exporting, reading, scanning, steering
+from affectlens.everyday import exploring, exporting, reading, scanning, steering
 
 app = typer.Typer(
     name="affectlens",
@@ -479,6 +479,7 @@ app.command()(scanning.scan)
 app.command()(steering.steer)
 app.command()(exporting.export)
 app.command()(exporting.samples)
+app.command()(exploring.explore)
 
 
 def main() -> None:

@@ -214,6 +214,27 @@ class Subject:
         ranked = logits.argsort(dim=-1, descending=True)[:, : 200 * count].tolist()
         return [self._words(row, count) for row in ranked]
 
+    def lens_extremes(self, vectors: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens whose logits each residual direction raises most, and those that it lowers most (logit lens).
+
+        Args:
+            vectors: array, shape ``directions d_model``.
+            count: tokens each way.
+
+        Returns:
+            Token ids and the logits added, shape ``directions 2*count``: the raised, most first, then the lowered,
+            most first.
+        """
+        import torch
+
+        directions = torch.as_tensor(vectors, dtype=torch.float32, device=self.device) * final_gain(self.bridge)
+        logits = directions @ self.bridge.unembed.W_U.detach().float()
+        raised, lowered = logits.topk(count, dim=-1), logits.topk(count, dim=-1, largest=False)
+        ids, values = (
+            torch.cat([getattr(each, name) for each in (raised, lowered)], dim=-1) for name in ("indices", "values")
+        )
+        return ids.cpu().numpy(), values.cpu().numpy()
+
     def _words(self, ids: Sequence[int], count: int) -> list[str]:
         """The first ``count`` different words among tokens that begin one."""
         words: list[str] = []

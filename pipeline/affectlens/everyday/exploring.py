@@ -1,0 +1,42 @@
+"""``affectlens explore``: every feature, concept and text of a study on pages of their own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from affectlens.entry import Config, Debug
+from affectlens.errors import ConfigError
+from affectlens.everyday.reading import Changes, opened
+
+
+def explore(
+    config: Config,
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("explorer.html"),
+    text: Annotated[
+        bool, typer.Option("--text/--no-text", help="Whether the texts are in it; without, tokens are shown as dots.")
+    ] = True,
+    changes: Changes = None,
+    debug: Debug = False,
+) -> None:
+    """Write the explorer: a page that searches all features, concepts and texts of a study. It opens from disk.
+
+    The stages up to [bold]match[/bold] have to be finished; [bold]causal[/bold] and sampled texts are shown where they
+    are there. No text goes through the model again.
+
+    Example: [bold]affectlens explore quickstart --out explorer.html[/bold]
+    """
+    from affectlens.explorer import page
+
+    path = out.expanduser()
+    if path.is_dir() or not path.parent.is_dir():
+        raise ConfigError(f"--out {out}: give the name of a file in a folder that is there")
+    written = page.build(opened(config, changes), text=text, say=lambda words: print(words, file=sys.stderr)).write(
+        path
+    )
+    print(written[0])
+    if len(written) > 1:
+        print(f"{written[1].parent}: {len(written) - 1} files that belong to it; keep them together", file=sys.stderr)

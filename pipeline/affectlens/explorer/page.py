@@ -1,0 +1,254 @@
+"""Writes the explorer: one HTML file that opens from disk, with shards beside it where a study is large."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from affectlens.errors import MissingResult
+from affectlens.explorer import contents
+from affectlens.explorer.packing import bytes_of_largest, packed, shares
+from affectlens.files import write_bytes
+from affectlens.report import palette
+from affectlens.report.evidence import Rows
+from affectlens.run import manifest
+from affectlens.use.readings import Readings
+
+if TYPE_CHECKING:
+    from affectlens.use.opened import Opened
+
+HERE = Path(__file__).parent
+NEEDED = ("corpus", "activations", "sae", "directions", "match")
+INLINE = 12_000_000
+"""Characters of blocks that the page itself holds; more go into a folder beside it."""
+LISTED = 25
+"""Features listed for a concept."""
+SAMPLES = 6
+"""Sampled texts shown for a concept."""
+ROWS = 8
+"""Rows of readings in a block."""
+TWENTIETHS = 20
+"""Readings are kept as twentieths of a standard deviation, up to 6.35."""
+TABLES = ("match/concepts", "directions/concepts", "directions/layers", "causal/verdicts")
+"""Tables of the study that are shown as they are."""
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Explorer:
+    """The explorer of a study.
+
+    Attributes:
+        base: the block that is needed first.
+        blocks: the others, by name: ``features-<n>`` and ``readings-<n>``.
+        title: names the model and the layer.
+    """
+
+    base: str
+    blocks: Mapping[str, str]
+    title: str
+
+    @property
+    def size(self) -> int:
+        """Characters of all blocks."""
+        return len(self.base) + sum(map(len, self.blocks.values()))
+
+    @cached_property
+    def sharded(self) -> bool:
+        """Whether the blocks lie beside the page."""
+        return self.size > INLINE
+
+    def write(self, path: Path) -> list[Path]:
+        """Write the page, and ``<name>-data/`` where blocks lie beside it; gives the files written, the page first."""
+        written, folder = [path], path.with_name(f"{path.stem}-data")
+        if self.sharded:
+            folder.mkdir(exist_ok=True)
+            for name, block in self.blocks.items():
+                written.append(folder / f"{name}.js")
+                write_bytes(written[-1], f'receive("{name}","{block}");\n'.encode())
+        write_bytes(path, self.html(folder.name).encode())
+        return written
+
+    def html(self, folder: str = "") -> str:
+        """The page.
+
+        Args:
+            folder: name of the folder with the blocks, where they lie beside the page.
+        """
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+        script = (HERE / "page.js").read_text(encoding="utf-8")
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
+        return environment.get_template("page.html.j2").render(
+            title=self.title,
+            style=palette.stylesheet("paper") + (HERE / "page.css").read_text(encoding="utf-8"),
+            script=script,
+            # Only this script runs; where blocks lie beside the page, scripts of its own folder do as well.
+            sources=f"'sha256-{digest}'" + " 'self' file:" * self.sharded,
+            base=self.base,
+            blocks={} if self.sharded else self.blocks,
+            folder=folder if self.sharded else "",
+        )
+
+
+def build(study: Opened, *, text: bool = True, say: Progress = lambda words: None) -> Explorer:
+    """Everything that the explorer shows of a finished study.
+
+    Args:
+        study: with the stages up to ``match``; ``causal`` and sampled texts are shown where they are there.
+        text: whether the texts themselves are in it; without, tokens are shown as dots.
+        say: told what is being done.
+
+    Raises:
+        MissingResult: a stage is not finished, or its parts are gone.
+        UserError: a result folder was opened, which does not say where the model lies.
+    """
+    missing = [name for name in NEEDED if name not in study.folders]
+    if missing:
+        raise MissingResult(f"stage `{missing[0]}` is not finished; run the study first")
+    corpus, match, seed = study.result("corpus"), study.result("match"), int(_record(study, "match").get("seed") or 0)
+    rng = np.random.default_rng(seed)
+    say("texts")
+    texts = contents.texts(study)
+    codes = contents.token_codes(study, match, len(texts.documents))
+    say("detection of every concept by every feature")
+    detected = contents.detection(match, corpus, rng)
+    say("neighbours")
+    decoder = np.asarray(study.sae.decoder, dtype=np.float32)
+    near = contents.neighbours(decoder, codes, rng)
+    say("words")
+    words = contents.written(study, decoder, rng)
+    say("readings")
+    readings = Readings.of(study)
+    values = contents.read_tokens(study, readings, len(texts.documents))
+
+    largest = np.asarray(codes.max(axis=0).todense()).ravel().astype(np.float32)
+    active = np.diff(codes.indptr)
+    used, spelled = np.unique(words.tokens, return_inverse=True)
+    spelled = spelled.reshape(words.tokens.shape)
+    name = study.study.config.model.name if study.study else ""
+    base = {
+        "model": "SmolLM2-135M-Instruct" if name == "embedded" else Path(name).name,
+        "layer": study.layer,
+        "concepts": list(corpus.emotions),
+        "rows": readings.names,
+        "features": len(decoder),
+        "block": contents.BLOCK,
+        "rowsInBlock": ROWS,
+        "documents": texts.documents,
+        "vocabulary": texts.vocabulary if text else [],
+        "first": texts.first,
+        "words": [study.tokenizer.decode([int(token)]) for token in used],
+        "wordsEachWay": contents.WORDS,
+        "chance": {"cosine": near.chance_cosine, "logit": words.chance},
+        "neutralTokens": readings.neutral_tokens,
+        "tables": {each: _table(study, each) for each in TABLES},
+        "confusions": _plain(contents.confusions(study)),
+        "samples": contents.samples(study, SAMPLES) if text else {},
+        "twins": bool(match.random_saes),
+        "stages": {name: _record(study, name).get("fingerprint", "")[:16] for name in NEEDED},
+    }
+    with np.errstate(invalid="ignore"):
+        best = np.nanargmax(np.nan_to_num(detected.selection, nan=-1.0), axis=1)
+    at = np.arange(len(best))
+    arrays = {
+        "pieces": texts.pieces if text else np.zeros(0, np.uint32),
+        "lengths": texts.lengths,
+        "active": active.astype(np.uint32),
+        "largest": largest,
+        "best": best.astype(np.uint16),
+        "bestSelection": shares(detected.selection[at, best]),
+        "bestHeldOut": shares(detected.held_out[at, best]),
+        "raised": spelled[:, : contents.WORDS].astype(np.uint32),
+        "ranked": contents.ranked(detected, LISTED).astype(np.uint32),
+        "chosen": np.asarray(match.best, dtype=np.uint32),
+    }
+    blocks = _feature_blocks(codes, largest, detected, near, spelled, words)
+    whole = np.nan_to_num(values * TWENTIETHS).round().clip(-127, 127).astype(np.int8)
+    for number, mine in enumerate(contents.blocks(values.shape[1], ROWS)):
+        blocks[f"readings-{number}"] = packed({}, {"values": np.ascontiguousarray(whole[:, mine].T)})
+    return Explorer(packed(base, arrays), blocks, f"{base['model']}, layer {base['layer']}")
+
+
+def _feature_blocks(
+    codes: Any,
+    largest: np.ndarray,
+    detected: contents.Detection,
+    near: contents.Neighbours,
+    spelled: np.ndarray,
+    words: contents.Written,
+) -> dict[str, str]:
+    """What is shown of each feature; ``spelled`` holds its words as numbers in the list of words."""
+    blocks = {}
+    for number, mine in enumerate(contents.blocks(codes.shape[1], contents.BLOCK)):
+        some = codes[:, mine]
+        some.sort_indices()
+        each = np.repeat(largest[mine], np.diff(some.indptr))
+        blocks[f"features-{number}"] = packed(
+            {},
+            {
+                "starts": some.indptr.astype(np.uint32),
+                "steps": _steps(some).astype(np.uint32),
+                "values": bytes_of_largest(some.data, each),
+                "selection": shares(detected.selection[mine]),
+                "heldOut": shares(detected.held_out[mine]),
+                "low": shares(detected.low[mine]),
+                "high": shares(detected.high[mine]),
+                "twin": detected.twin[mine].astype(np.uint32),
+                "twinSelection": shares(detected.twin_selection[mine]),
+                "words": spelled[mine].astype(np.uint32),
+                "logits": words.logits[mine].astype(np.float32),
+                "nearest": near.nearest[mine].astype(np.uint32),
+                "cosine": near.cosine[mine].astype(np.float32),
+                "together": near.together[mine].astype(np.uint32),
+                "jaccard": near.jaccard[mine].astype(np.float32),
+                "lift": near.lift[mine].astype(np.float32),
+            },
+        )
+    return blocks
+
+
+def _steps(codes: Any) -> np.ndarray:
+    """Tokens of each column as the first one and the steps from one to the next, which compress well."""
+    steps = np.diff(codes.indices, prepend=0)
+    starts = codes.indptr[:-1][np.diff(codes.indptr) > 0]
+    steps[starts] = codes.indices[starts]
+    return steps
+
+
+def _record(study: Opened, stage: str) -> Mapping[str, Any]:
+    return manifest.read(study.folder(stage)) or {}
+
+
+def _table(study: Opened, name: str) -> dict[str, Any]:
+    """Columns with what they mean, and rows; empty where the stage has not run."""
+    if name not in study.tables:
+        return {"columns": [], "rows": []}
+    rows = Rows.of(study.table(name))
+    declared = rows.declared.columns if rows.declared else ()
+    return {
+        "columns": [{"name": each.name, "help": each.description, "unit": each.unit} for each in declared],
+        "rows": json.loads(json.dumps([[_plain(row[each.name]) for each in declared] for row in rows])),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON of arrays and numbers: NaN is null, four digits."""
+    if isinstance(value, np.ndarray | list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.4g}") if np.isfinite(value) else None
+    return value

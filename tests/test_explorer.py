@@ -1,0 +1,298 @@
+"""The explorer: its numbers against the study's own, and the page as it is used."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import affectlens
+import numpy as np
+import pytest
+from affectlens import stats
+from affectlens.errors import MissingResult
+from affectlens.explorer import contents, packing, page
+from affectlens.probing.match import Match
+from affectlens.use.opened import Opened
+from affectlens.use.readings import Readings
+from browser import browser, visit
+from scipy.sparse import csc_array
+
+WIDTH = 64
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, model_folder):
+    """A finished tiny study up to ``match``, with a story of hostile letters."""
+    import yaml
+    from affectlens.corpus.texts import EMBEDDED, read_jsonl
+
+    folder = tmp_path_factory.mktemp("explorer")
+    stories = [row for row in read_jsonl(EMBEDDED / "stories.jsonl") if row["emotion"] in ("afraid", "calm", "proud")]
+    stories[0]["text"] = "<script>document.title='taken'</script> & \"quoted\" " + stories[0]["text"]
+    write = lambda name, rows: (folder / name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")  # noqa: E731
+    write("stories.jsonl", stories)
+    write("neutral.jsonl", [{"kind": "prose", "text": row["text"]} for row in stories[:10]])
+    values = {
+        "name": "tiny", "cache": str(folder / "cache"),
+        "model": {"name": str(model_folder("llama")), "layer": 2, "dtype": "float32"},
+        "corpus": {
+            "stories": str(folder / "stories.jsonl"), "neutral": str(folder / "neutral.jsonl"),
+            "ablation_topics": ["exam", "kitchen"],
+        },
+        "activations": {"texts_per_part": 8, "pooled_layers": [0], "window": 64},
+        "sae": {"width": WIDTH, "k": 8, "steps": 20, "train_batch_size_tokens": 64, "health_texts": 0},
+        "match": {"texts_per_part": 16, "permutations": 19},
+        "tracking": {"mode": "disabled"}, "compute": {"threads": 1, "device": "cpu"},
+    }  # fmt: skip
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return affectlens.run_study(path, stages=["match", "directions"])
+
+
+@pytest.fixture(scope="module")
+def explorer(study) -> page.Explorer:
+    return page.build(study)
+
+
+@pytest.fixture(scope="module")
+def written(explorer, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "explorer.html"
+    assert explorer.write(path) == [path]
+    return path
+
+
+def test_a_block_comes_back_as_it_was():
+    arrays = {
+        "bytes": np.arange(7, dtype=np.uint8),
+        "few": np.array([[1, -2], [3, 4]], np.int8),
+        "real": np.array([0.5, -1e6], np.float32),
+    }
+    data, found = packing.unpacked(packing.packed({"name": "ä<&"}, arrays))
+    assert data == {"name": "ä<&"}
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(found[name], values.ravel())
+    with pytest.raises(KeyError):
+        packing.packed({}, {"wide": np.zeros(2, np.float64)})
+
+
+def test_token_codes_are_what_the_sae_gives(study):
+    rows, first = study.activations.tokens(study.layer), study.activations.index["first_token"]
+    count = len(study.documents)
+    codes = contents.token_codes(study, study.result("match"), count)
+    expected = np.concatenate([study.sae.encode(rows.of(each)[first:]) for each in range(count)])
+    np.testing.assert_allclose(codes.toarray(), expected, atol=1e-6)
+
+
+def test_the_page_holds_every_activation(study, explorer):
+    codes = contents.token_codes(study, study.result("match"), len(study.documents)).toarray()
+    data, arrays = packing.unpacked(explorer.base)
+    assert data["concepts"] == list(study.concepts) and data["features"] == WIDTH
+    _, block = packing.unpacked(explorer.blocks["features-0"])
+    for feature in range(WIDTH):
+        span = slice(block["starts"][feature], block["starts"][feature + 1])
+        tokens = np.cumsum(block["steps"][span])
+        np.testing.assert_array_equal(tokens, np.flatnonzero(codes[:, feature]))
+        values = block["values"][span] / 255 * arrays["largest"][feature]
+        np.testing.assert_allclose(values, codes[tokens, feature], atol=codes.max() / 255)
+
+
+def test_detection_is_that_of_the_stage_and_held_out_topics_choose_nothing(study):
+    match, corpus = study.result("match"), study.result("corpus")
+    found = contents.detection(match, corpus, np.random.default_rng(0))
+    np.testing.assert_allclose(found.selection, match.auroc(), atol=1e-12)
+    test = corpus.indices("test")
+    expected = stats.auroc(match.codes[test], corpus.labels(test), corpus.topics(test))
+    np.testing.assert_allclose(found.held_out, expected, atol=1e-12)
+    assert (found.low <= 0.5).all() and (found.high >= 0.5).all()
+
+
+def test_a_planted_feature_leaves_its_null_and_noise_does_not(study):
+    """Codes that follow one concept, and codes of nothing: the band holds the second, not the first."""
+    corpus, rng = study.result("corpus"), np.random.default_rng(1)
+    rows = range(len(corpus.documents))
+    codes = rng.random((len(rows), 400))
+    codes[:, 0] += 3 * corpus.labels(rows)[:, 1]
+
+    class Planted:
+        random_saes = ()
+
+        def scores(self, name, rows):
+            return codes[list(rows)]
+
+    found = contents.detection(cast("Any", Planted()), corpus, rng)
+    assert found.selection[0, 1] == 1 > found.high[0]
+    outside = (found.selection[1:] > found.high[1:, None]) | (found.selection[1:] < found.low[1:, None])
+    assert 0.02 < outside.mean() < 0.09
+
+
+def test_neighbours_of_planted_rows():
+    """Features 0 and 1 share a row and never a token; features 2 and 3 the reverse."""
+    rng = np.random.default_rng(0)
+    decoder = rng.standard_normal((12, 40)).astype(np.float32)
+    decoder[1] = decoder[0] * 3
+    codes = (rng.random((500, 12)) < 0.1) * rng.random((500, 12))
+    codes[:, 1] *= codes[:, 0] == 0
+    codes[:, 3] = codes[:, 2] * 2
+    found = contents.neighbours(decoder, csc_array(codes), rng)
+    assert found.nearest[0, 0] == 1 and found.cosine[0, 0] == pytest.approx(1)
+    assert found.together[2, 0] == 3 and found.jaccard[2, 0] == pytest.approx(1)
+    assert found.lift[2, 0] == pytest.approx(500 / np.count_nonzero(codes[:, 2]))
+    assert 1 not in found.together[0][found.jaccard[0] > 0]
+    assert found.chance_cosine < 0.6
+
+
+def test_words_are_the_extremes_of_the_unembedding(study):
+    import torch
+    from affectlens.model.compat import final_gain
+
+    decoder = np.asarray(study.sae.decoder)[:5]
+    found = contents.written(study, decoder, np.random.default_rng(0))
+    unit = torch.nn.functional.normalize(torch.tensor(decoder), dim=1)
+    logits = (unit * final_gain(study.subject.bridge)) @ study.subject.bridge.unembed.W_U.detach()
+    np.testing.assert_allclose(found.logits[:, 0], logits.max(dim=1).values.numpy(), atol=1e-5)
+    np.testing.assert_allclose(found.logits[:, contents.WORDS], logits.min(dim=1).values.numpy(), atol=1e-5)
+    assert found.chance > 0
+
+
+def test_readings_are_those_of_read(study, explorer):
+    readings = Readings.of(study)
+    data, _ = packing.unpacked(explorer.base)
+    values = contents.read_tokens(study, readings, len(data["documents"]))
+    _, block = packing.unpacked(explorer.blocks["readings-0"])
+    kept = block["values"].reshape(-1, len(values)) / page.TWENTIETHS
+    np.testing.assert_allclose(kept[0], values[:, 0].clip(-6.35, 6.35), atol=0.026)
+
+
+def test_the_same_study_gives_the_same_bytes(study, explorer):
+    assert page.build(study).html() == explorer.html()
+
+
+def test_parts_that_are_gone_are_said(study, tmp_path):
+    folder = tmp_path / "match"
+    folder.mkdir()
+    match = study.result("match")
+    moved = object.__new__(Match)
+    moved.__dict__.update(match.__dict__, folder=folder)
+    with pytest.raises(MissingResult, match="--stage match --mode force"):
+        contents.token_codes(study, moved, len(study.documents))
+    bare = Opened(study.study, {name: path for name, path in study.folders.items() if name != "match"})
+    with pytest.raises(MissingResult, match="stage `match` is not finished"):
+        page.build(bare)
+
+
+def test_without_text_no_word_of_a_story_is_in_the_file(study):
+    data, arrays = packing.unpacked(page.build(study, text=False).base)
+    assert data["vocabulary"] == [] and data["samples"] == {} and not len(arrays["pieces"])
+
+
+@pytest.fixture(scope="module")
+def running():
+    with browser() as opened:
+        yield opened
+
+
+def open_page(running, path: Path, where: str = "#/", **more):
+    return visit(running, path.resolve().as_uri() + where, **more)
+
+
+def test_a_reader_goes_from_the_start_to_a_feature_a_concept_and_a_text(running, written, explorer):
+    data, arrays = packing.unpacked(explorer.base)
+    index = int(arrays["ranked"][0])
+    with open_page(running, written) as seen:
+        look = seen.page
+        assert look.title() == f"{look.inner_text('h1')} · AffectLens"
+        look.fill("#query", str(index))
+        look.press("#query", "Enter")
+        look.wait_for_selector(f"h1:text-is('Feature {index}')")
+        look.wait_for_selector(".passage .token")
+        assert look.evaluate("document.documentElement.dataset.drawn")
+        assert "held-out topic" in look.inner_text("main")
+        look.select_option("#coloured", label=f"direction of {data['concepts'][0]}")
+        look.wait_for_timeout(200)
+        look.hover(".passage .token.peak >> nth=0")
+        assert " sd" in look.inner_text("#detail") and f"feature {index}" in look.inner_text("#detail")
+        look.focus(".passage .token.peak >> nth=0")
+        look.keyboard.press("ArrowRight")
+        assert look.evaluate("document.activeElement.previousElementSibling.classList.contains('peak')")
+        look.click(f"main a:text-is('{data['concepts'][0]}') >> nth=0")
+        look.wait_for_selector(f"h1:text-is('{data['concepts'][0]}')")
+        look.click("text=Its direction on stories")
+        look.wait_for_selector("h1:has-text('Direction of')")
+        look.wait_for_selector(".passage .token")
+        look.click(".where a >> nth=0")
+        look.wait_for_selector("h1:has-text('Text ')")
+        look.fill("#number", str(index))
+        look.wait_for_timeout(200)
+        look.go_back()
+        look.wait_for_selector("h1:has-text('Direction of')")
+        assert not seen.errors
+        assert [each for each in seen.requests if not each.startswith(("file:", "blob:", "data:"))] == []
+
+
+def test_words_and_texts_are_found_and_tables_saved(running, written, explorer, tmp_path):
+    data, arrays = packing.unpacked(explorer.base)
+    word = data["words"][int(arrays["raised"][0])].strip()
+    with open_page(running, written) as seen:
+        look = seen.page
+        look.fill("#query", word)
+        look.press("#query", "Enter")
+        look.wait_for_selector("caption:has-text('Features that raise it')")
+        assert "feature 0" in look.inner_text("main")
+        look.fill("#query", "document.title")
+        look.press("#query", "Enter")
+        look.wait_for_selector("caption:has-text('Texts with it')")
+        assert look.title() != "taken"
+        look.goto(written.resolve().as_uri() + "#/concept/calm")
+        look.wait_for_selector("h1:text-is('calm')")
+        with look.expect_download() as waiting:
+            look.click("text=Save as CSV >> nth=0")
+        lines = Path(waiting.value.path()).read_text(encoding="utf-8").splitlines()
+        assert lines[0].startswith('"Feature"') and len(lines) > page.LISTED // 2
+        assert not seen.errors
+
+
+@pytest.mark.parametrize(
+    "hash",
+    ["#/feature/9999", "#/feature/x", "#/concept/nobody", "#/text/-1", "#/%E0%A4%A", "#/constructor/1", "#/feature/"],
+)
+def test_an_address_of_nothing_says_so(running, written, hash):
+    with open_page(running, written, hash) as seen:
+        assert seen.page.inner_text("h1") == "Nothing there"
+        assert not seen.errors
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_it_fits_a_phone(running, written, explorer, dark):
+    _, arrays = packing.unpacked(explorer.base)
+    for hash in ("#/", f"#/feature/{int(arrays['ranked'][0])}", "#/concept/calm", "#/direction/calm", "#/text/0"):
+        with open_page(running, written, hash, width=390, height=800, dark=dark, phone=True) as seen:
+            assert seen.overflow() <= 0, hash
+            assert not seen.errors
+
+
+def test_injected_markup_does_not_run(running, written):
+    """The policy lets this page's script run alone."""
+    html = written.read_text(encoding="utf-8").replace(
+        "</main>", "</main><img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
+    )
+    path = written.with_name("injected.html")
+    path.write_text(html, encoding="utf-8")
+    with open_page(running, path) as seen:
+        assert seen.page.title() != "taken" and seen.page.inner_text("h1")
+
+
+def test_blocks_beside_the_page_are_read_when_they_are_needed(running, explorer, tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "INLINE", 0)
+    large = dataclasses.replace(explorer)
+    path = tmp_path / "large.html"
+    written = large.write(path)
+    assert written[1:] and all(each.parent == tmp_path / "large-data" for each in written[1:])
+    with open_page(running, path, "#/feature/1") as seen:
+        assert seen.page.inner_text("h1") == "Feature 1"
+        assert not seen.errors
+    for each in written[1:]:
+        each.unlink()
+    with open_page(running, path, "#/feature/1") as seen:
+        assert "keep the folder beside this page" in seen.page.inner_text("main")
