@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from affectlens.monitor import trials, verdicts
+from affectlens.monitor import figures, trials, verdicts
 from affectlens.monitor.episodes import BENIGN, RISK
 from monitor_worlds import CONCEPTS, SETTINGS, World, rows, world
 
@@ -18,7 +18,7 @@ def found(kind: World, seed: int = 0) -> tuple[trials.Trial, dict[str, list[dict
     generator = np.random.default_rng(seed)
     trial = trials.run(risk, benign, rows(generator), SETTINGS, generator)
     draws = lambda name: np.random.default_rng([seed, *name.encode()])  # noqa: E731
-    return trial, verdicts.evaluate("world", trial, risk.drawn, SETTINGS, draws)
+    return trial, figures.evaluate("world", trial, risk.drawn, SETTINGS, draws)
 
 
 def verdict(kind: World, row: str) -> str:
@@ -113,7 +113,7 @@ def test_a_forecast_is_better_than_the_mean_where_the_state_tells():
 def test_too_few_acts_or_benign_episodes_are_said_to_be_too_few():
     trial, _ = found("state")
     strict = SETTINGS.model_copy(update={"least_acts": 10_000})
-    made = verdicts.evaluate("world", trial, (), strict, lambda name: np.random.default_rng(0))
+    made = figures.evaluate("world", trial, (), strict, lambda name: np.random.default_rng(0))
     assert {each["verdict"] for each in made["verdicts"]} == {verdicts.UNTESTED}
     assert "at least 10000 are needed" in made["verdicts"][0]["why"]
 

@@ -1,0 +1,198 @@
+"""The stage of the monitor on a tiny model: parts, tables, and refusals before anything runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from affectlens import results
+from affectlens.errors import ConfigError
+from affectlens.model.config import ModelConfig
+from affectlens.monitor import tables
+from affectlens.monitor.probes import ProbeConfig
+from affectlens.probing.control_vectors import unit_rows
+from affectlens.stage import Outlook, Setting
+from affectlens.stages.monitor import NOTHING, MonitorConfig, MonitorStage
+from affectlens.study import Study
+from scripted import run_parts
+
+D, LAYER, CONCEPTS = 32, 2, ("calm", "desperate", "happy", "sad")
+SAID = ("the", "was", "and", "to", "he", "she", "in", "of", "it", "that", "her", "his")
+
+
+def write_folder(place: Path, name: str, rows: list[dict[str, Any]], **config: Any) -> None:
+    folder = place / name
+    folder.mkdir(parents=True)
+    texts = {"title": name, "act": "A common word.", "says": "Nothing.", "tokens": 40}
+    (folder / "warning.yaml").write_text(yaml.safe_dump({**texts, **config}))
+    (folder / "scenarios.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "README.md").write_text(f"# {name}\n")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three folders of scenarios, whose act is that a common word is said."""
+    place = tmp_path_factory.mktemp("experiments")
+
+    def asked(text: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": text}]
+
+    risk = [
+        {
+            "id": f"risk-{n}",
+            "act": "says",
+            "messages": asked(f"Count {n} apples. {{situation}}"),
+            "twins": {"stressed": "Hurry up!", "calm": "Take your time."},
+            "check": {"says": SAID},
+        }
+        for n in range(8)
+    ]
+    write_folder(place, "warning_risk", risk, samples=4)
+    benign = [
+        {
+            "id": f"benign-{n}",
+            "stratum": "benign",
+            "source": ("one", "two")[n % 4 == 3],
+            "messages": asked(f"Hello {n}."),
+        }
+        for n in range(40)
+    ]
+    write_folder(place, "warning_calm", benign, samples=1)
+    hard = [{"id": f"joke-{n}", "stratum": "jokes", "messages": asked(f"A joke about {n}.")} for n in range(4)]
+    write_folder(place, "warning_hard", hard, samples=2)
+    return place
+
+
+def config(place: Path, **changes: Any) -> MonitorConfig:
+    values: dict[str, Any] = {
+        "run": ("warning_risk",),
+        "benign": ("warning_calm",),
+        "negatives": ("warning_hard",),
+        "folder": place,
+        "statistics": ("rolling", "edetector"),
+        "targets": (0.1,),
+        "probe": ProbeConfig(l2=(0.1,), stride=8),
+        "permutations": 19,
+        "controls": 2,
+        "cuts": 2,
+        "continuations": 3,
+        "continuation_tokens": 8,
+        "scenarios_per_part": 6,
+        "least_acts": 5,
+        "least_benign": 5,
+    }
+    return MonitorConfig(**{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def make(place: Path, model_folder: Callable[[str], Path]) -> Callable[..., MonitorStage]:
+    generator = np.random.default_rng(0)
+    units = unit_rows(generator.normal(size=(4, D)))
+    opened = {
+        "directions": SimpleNamespace(concepts=CONCEPTS, layers=(0, LAYER), unit=lambda layer: units),
+        "activations": SimpleNamespace(d_model=D, layers=(0, LAYER)),
+        "corpus": SimpleNamespace(emotions=CONCEPTS, documents=()),
+        "match": SimpleNamespace(best=np.arange(4)),
+        "sae": SimpleNamespace(load=lambda: None, per_token=True),
+    }
+    folder = model_folder("llama")
+    setting = Setting(0, ModelConfig(name=str(folder), layer=LAYER, dtype="float32"), "cpu", 1, folder / "models")
+
+    def stage(**changes: Any) -> MonitorStage:
+        return MonitorStage(config(place, **changes), setting, opened)
+
+    return stage
+
+
+@pytest.fixture(scope="module")
+def finished(
+    make: Callable[..., MonitorStage], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, float]]:
+    out, stage = tmp_path_factory.mktemp("monitor"), make()
+    return out, stage.finish(run_parts(stage, out), out)
+
+
+def test_every_table_is_there_and_says_something(finished: tuple[Path, dict[str, float]]):
+    out, metrics = finished
+    for table in tables.ALL:
+        assert len(results.read(out, table.name)), table.name
+    rows = results.read(out, "rows")
+    families = {"concept", "axis", "control", "wrong_emotion", "probe", "best", "best_random", "text", "uncertainty"}
+    assert families | {"low_layer", "combined", "prompt"} <= set(rows["family"])
+    assert set(rows["opening"].dropna()) == {0.5}
+    assert "warning_risk.forecaster_within" in metrics
+    alarms = results.read(out, "false_alarms")
+    assert {"one", "two", "warning_hard"} == set(alarms["source"])
+    assert {"benign", "jokes"} == set(alarms["stratum"])
+    assert results.read(out, "acts")["answers"].sum() > 100
+
+
+def test_the_result_holds_rows_and_episodes_for_a_card(finished: tuple[Path, dict[str, float]]):
+    opened = MonitorStage.open(finished[0])
+    rows, layer = opened.rows()
+    assert layer == LAYER
+    assert {"desperate", "forecaster", "detector"} <= set(rows.names)
+    assert opened.scenarios == ["warning_risk"]
+    held = opened.material("warning_calm")
+    assert len(held.episodes) == len(opened.written("warning_calm")) > 30
+    assert rows.scores(held.states[0]).shape == (held.episodes[0].rows, len(rows))
+
+
+def test_the_order_of_the_parts_changes_no_byte(
+    make: Callable[..., MonitorStage], finished: tuple[Path, dict[str, float]], tmp_path: Path
+):
+    stage = make()
+    again = run_parts(stage, tmp_path, -1)
+    for name, part in again.items():
+        for file in sorted(part.iterdir()):
+            assert file.read_bytes() == (finished[0] / "parts" / name / file.name).read_bytes(), (name, file.name)
+    metrics = stage.finish(again, tmp_path)
+    assert {name: repr(value) for name, value in metrics.items()} == {n: repr(v) for n, v in finished[1].items()}
+
+
+def test_a_study_that_names_no_scenarios_has_nothing_to_do(make: Callable[..., MonitorStage], tmp_path: Path):
+    stage = make(run=())
+    assert [part.name for part in stage.parts()] == [NOTHING]
+    assert stage.finish(run_parts(stage, tmp_path), tmp_path) == {}
+    assert not len(results.read(tmp_path, "rows"))
+
+
+def test_fewer_scenarios_are_spread_over_the_file_and_parts_read_what_they_say(make: Callable[..., MonitorStage]):
+    stage = make(scenarios=2, scenarios_per_part=1)
+    ids = [part.payload["scenarios"] for part in stage.parts() if part.payload["folder"] == "warning_risk"]
+    assert ids == [["risk-0"], ["risk-4"]]
+    part = stage.parts()[0]
+    one, other = (
+        make(scenarios=2, scenarios_per_part=1, targets=(0.2,)),
+        make(scenarios=2, scenarios_per_part=1, cuts=3),
+    )
+    assert stage.part_reads(part) == one.part_reads(part) != other.part_reads(part)
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"run": ["warning_organsm"]}, "no folder of scenarios has this name"),
+        ({"run": ["warning_planted"]}, "onsets of steering"),
+        ({"run": ["warning_organism"], "benign": ["warning_organism"]}, "stands in two of"),
+        ({"run": ["warning_organism"], "statistics": ["cusum"]}, "lacks `rolling`"),
+        ({"run": ["warning_organism"], "targets": []}, "targets"),
+    ],
+)
+def test_a_wrong_section_is_refused_before_anything_runs(
+    study_values: dict, write_study: Callable[[dict], Path], section: dict[str, Any], said: str
+):
+    study_values["monitor"] = section
+    with pytest.raises(ConfigError, match=said):
+        Study.load(write_study(study_values))
+
+
+def test_parts_are_planned_before_anything_is_there(place: Path, make: Callable[..., MonitorStage]):
+    planned = MonitorStage(config(place), make().setting, {}, Outlook((), (LAYER,), D))
+    assert [part.name for part in planned.parts()] == [part.name for part in make().parts()]
