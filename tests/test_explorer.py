@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -11,8 +12,8 @@ import affectlens
 import numpy as np
 import pytest
 from affectlens import stats
-from affectlens.errors import MissingResult
-from affectlens.explorer import contents, packing, page
+from affectlens.errors import MissingResult, UserError
+from affectlens.explorer import contents, exchange, packing, page
 from affectlens.probing.match import Match
 from affectlens.use.opened import Opened
 from affectlens.use.readings import Readings
@@ -52,8 +53,13 @@ def study(tmp_path_factory, model_folder):
 
 
 @pytest.fixture(scope="module")
-def explorer(study) -> page.Explorer:
-    return page.build(study)
+def found(study) -> contents.Contents:
+    return contents.gather(study)
+
+
+@pytest.fixture(scope="module")
+def explorer(found) -> page.Explorer:
+    return page.build(found)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +172,77 @@ def test_readings_are_those_of_read(study, explorer):
 
 
 def test_the_same_study_gives_the_same_bytes(study, explorer):
-    assert page.build(study).html() == explorer.html()
+    assert page.build(contents.gather(study)).html() == explorer.html()
+
+
+FEATURE = {
+    "neg_str": list, "neg_values": list, "pos_str": list, "pos_values": list, "frac_nonzero": float,
+    "freq_hist_data_bar_heights": list, "freq_hist_data_bar_values": list, "logits_hist_data_bar_heights": list,
+    "logits_hist_data_bar_values": list, "decoder_weights_dist": list, "neuron_alignment_indices": list,
+    "neuron_alignment_values": list, "neuron_alignment_l1": list, "correlated_neurons_indices": list,
+    "correlated_neurons_pearson": list, "correlated_neurons_l1": list, "correlated_features_indices": list,
+    "correlated_features_pearson": list, "correlated_features_l1": list,
+}  # fmt: skip
+"""Fields that a feature has in both layouts."""
+NEURONPEDIA = {
+    "release.jsonl": {"name": str, "description": str, "creatorName": str, "creatorId": str},
+    "model.jsonl": {"id": str, "instruct": bool, "creatorId": str},
+    "sourceset.jsonl": {"modelId": str, "name": str, "creatorName": str, "creatorId": str, "description": str},
+    "source.jsonl": {"id": str, "modelId": str, "setName": str, "creatorId": str},
+    "features/batch-0.jsonl.gz": FEATURE
+    | {"modelId": str, "layer": str, "index": str, "sourceSetName": str, "creatorId": str, "maxActApprox": float}
+    | {"hasVector": bool, "vector": list, "hookName": str, "topkCosSimIndices": list, "topkCosSimValues": list},
+    "activations/batch-0.jsonl.gz": {
+        "id": str, "tokens": list, "index": str, "layer": str, "modelId": str, "maxValue": float,
+        "maxValueTokenIndex": int, "minValue": float, "values": list, "creatorId": str, "binMin": float,
+        "binMax": float, "binContains": float, "qualifyingTokenIndex": int,
+    },
+}  # fmt: skip
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    raw = path.read_bytes()
+    text = gzip.decompress(raw) if path.suffix == ".gz" else raw
+    return [json.loads(line) for line in text.decode().splitlines()]
+
+
+def test_neuronpedia_files_hold_their_fields_and_the_activations(found, tmp_path):
+    out = exchange.neuronpedia(found, tmp_path, "me")
+    for name, fields in NEURONPEDIA.items():
+        for row in read_lines(out / name):
+            for field, kind in fields.items():
+                assert isinstance(row[field], kind), (name, field)
+    dense = found.codes.toarray()
+    features = read_lines(out / "features/batch-0.jsonl.gz")
+    assert [row["index"] for row in features] == [str(number) for number in range(WIDTH)]
+    for row in features:
+        mine = dense[:, int(row["index"])]
+        assert row["frac_nonzero"] == pytest.approx((mine > 0).mean())
+        assert sum(row["freq_hist_data_bar_heights"]) == np.count_nonzero(mine)
+    activations = read_lines(out / "activations/batch-0.jsonl.gz")
+    identifiers = [row["id"] for row in activations]
+    assert len(set(identifiers)) == len(identifiers) and {len(each) for each in identifiers} == {25}
+    for row in activations:
+        text = int(row["dataIndex"])
+        mine = dense[found.starts[text] :, int(row["index"])]
+        assert row["values"][row["maxValueTokenIndex"]] == row["maxValue"] == max(row["values"])
+        assert row["maxValue"] == pytest.approx(mine[: found.texts.lengths[text] - found.texts.first].max(), abs=1e-3)
+        assert len(row["tokens"]) == len(row["values"])
+        assert row["binMin"] == -1 or row["binMin"] - 1e-3 < row["maxValue"] < row["binMax"] + 1e-3
+    with pytest.raises(UserError, match="--creator"):
+        exchange.neuronpedia(found, tmp_path, "")
+
+
+def test_saedashboard_batches_hold_their_fields(found, tmp_path):
+    folder = exchange.saedashboard(found, tmp_path / "batches")
+    (batch,) = (json.loads(path.read_text(encoding="utf-8")) for path in folder.iterdir())
+    assert {"model_id", "layer", "sae_set", "sae_id_suffix", "features"} == set(batch)
+    for number, row in enumerate(batch["features"]):
+        assert row["feature_index"] == number
+        assert all(isinstance(row[field], kind) for field, kind in FEATURE.items())
+        for each in row["activations"]:
+            assert each["values"][each["qualifying_token_index"]] == max(each["values"])
+            assert each["bin_contains"] == -1 or 0 < each["bin_contains"] <= 1
 
 
 def test_parts_that_are_gone_are_said(study, tmp_path):
@@ -179,11 +255,11 @@ def test_parts_that_are_gone_are_said(study, tmp_path):
         contents.token_codes(study, moved, len(study.documents))
     bare = Opened(study.study, {name: path for name, path in study.folders.items() if name != "match"})
     with pytest.raises(MissingResult, match="stage `match` is not finished"):
-        page.build(bare)
+        contents.gather(bare)
 
 
-def test_without_text_no_word_of_a_story_is_in_the_file(study):
-    data, arrays = packing.unpacked(page.build(study, text=False).base)
+def test_without_text_no_word_of_a_story_is_in_the_file(found):
+    data, arrays = packing.unpacked(page.build(found, text=False).base)
     assert data["vocabulary"] == [] and data["samples"] == {} and not len(arrays["pieces"])
 
 

@@ -19,6 +19,13 @@ def explore(
     text: Annotated[
         bool, typer.Option("--text/--no-text", help="Whether the texts are in it; without, tokens are shown as dots.")
     ] = True,
+    neuronpedia: Annotated[
+        Path | None, typer.Option(help="Also write all features into this folder, laid out for Neuronpedia's import.")
+    ] = None,
+    saedashboard: Annotated[
+        Path | None, typer.Option(help="Also write all features into this folder as batches of SAEDashboard.")
+    ] = None,
+    creator: Annotated[str, typer.Option(help="Your creator id at Neuronpedia.")] = "",
     changes: Changes = None,
     debug: Debug = False,
 ) -> None:
@@ -29,14 +36,16 @@ def explore(
 
     Example: [bold]affectlens explore quickstart --out explorer.html[/bold]
     """
-    from affectlens.explorer import page
+    from affectlens.explorer import contents, exchange, page
 
     path = out.expanduser()
     if path.is_dir() or not path.parent.is_dir():
         raise ConfigError(f"--out {out}: give the name of a file in a folder that is there")
-    written = page.build(opened(config, changes), text=text, say=lambda words: print(words, file=sys.stderr)).write(
-        path
-    )
+    found = contents.gather(opened(config, changes), lambda words: print(words, file=sys.stderr))
+    written = page.build(found, text=text).write(path)
     print(written[0])
     if len(written) > 1:
         print(f"{written[1].parent}: {len(written) - 1} files that belong to it; keep them together", file=sys.stderr)
+    for form, folder in (("neuronpedia", neuronpedia), ("saedashboard", saedashboard)):
+        if folder is not None:
+            print(exchange.FORMATS[form](found, folder.expanduser(), creator))

@@ -7,7 +7,7 @@ neighbours, and what features write through the unembedding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from einops import rearrange
 from affectlens import stats
 from affectlens.errors import MissingResult
 from affectlens.probing import text_features
+from affectlens.run import manifest
 from affectlens.run.workspace import PARTS
 from affectlens.use.readings import Readings
 from affectlens.use.texts import spell
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from affectlens.probing.match import Match
     from affectlens.use.opened import Opened
 
+NEEDED = ("corpus", "activations", "sae", "directions", "match")
+"""Stages that have to be finished."""
 NEIGHBOURS = 6
 """Features listed as nearest by decoder row, and by co-activation."""
 WORDS = 8
@@ -300,3 +303,63 @@ def samples(study: Opened, most: int) -> dict[str, list[dict[str, Any]]]:
         if row["concept"] and len(listed) < most:
             listed.append({key: row[key] for key in ("source", "family", "strength", "prompt", "text")})
     return {concept: listed for concept, listed in found.items() if concept}
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """All of it.
+
+    Attributes:
+        study: that was read.
+        texts: the documents.
+        codes: every feature's activation at every encoded token, sparse [tokens, features] by columns, sorted.
+        largest: activation of each feature.
+        detected: how features detect concepts.
+        decoder: the SAE's rows.
+        near: features next to each other.
+        words: what they write.
+    """
+
+    study: Opened
+    texts: Texts
+    codes: Any
+    largest: Float[np.ndarray, " features"]
+    detected: Detection
+    decoder: Float[np.ndarray, "features d_model"]
+    near: Neighbours
+    words: Written
+
+    @property
+    def starts(self) -> Int[np.ndarray, " docs"]:
+        """The first encoded token of each document."""
+        return np.concatenate([[0], np.cumsum(self.texts.lengths.astype(np.int64) - self.texts.first)[:-1]])
+
+
+def gather(study: Opened, say: Callable[[str], None] = lambda words: None) -> Contents:
+    """Everything known of every feature and text of a finished study.
+
+    Args:
+        study: with the stages up to ``match``.
+        say: told what is being done.
+
+    Raises:
+        MissingResult: a stage is not finished, or its parts are gone.
+        UserError: a result folder was opened, which does not say where the model lies.
+    """
+    missing = [name for name in NEEDED if name not in study.folders]
+    if missing:
+        raise MissingResult(f"stage `{missing[0]}` is not finished; run the study first")
+    corpus, match = study.result("corpus"), study.result("match")
+    rng = np.random.default_rng(int((manifest.read(study.folder("match")) or {}).get("seed") or 0))
+    say("texts")
+    told = texts(study)
+    codes = token_codes(study, match, len(told.documents))
+    codes.sort_indices()
+    largest = np.asarray(codes.max(axis=0).todense()).ravel().astype(np.float32)
+    say("detection of every concept by every feature")
+    detected = detection(match, corpus, rng)
+    say("neighbours")
+    decoder = np.asarray(study.sae.decoder, dtype=np.float32)
+    near = neighbours(decoder, codes, rng)
+    say("words")
+    return Contents(study, told, codes, largest, detected, decoder, near, written(study, decoder, rng))

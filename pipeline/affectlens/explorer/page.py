@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from affectlens.errors import MissingResult
 from affectlens.explorer import contents
 from affectlens.explorer.packing import bytes_of_largest, packed, shares
 from affectlens.files import write_bytes
+from affectlens.model.config import shown_name
 from affectlens.report import palette
 from affectlens.report.evidence import Rows
+from affectlens.report.policy import checksums
 from affectlens.run import manifest
 from affectlens.use.readings import Readings
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from affectlens.use.opened import Opened
 
 HERE = Path(__file__).parent
-NEEDED = ("corpus", "activations", "sae", "directions", "match")
 INLINE = 12_000_000
 """Characters of blocks that the page itself holds; more go into a folder beside it."""
 LISTED = 25
@@ -39,7 +37,6 @@ TWENTIETHS = 20
 """Readings are kept as twentieths of a standard deviation, up to 6.35."""
 TABLES = ("match/concepts", "directions/concepts", "directions/layers", "causal/verdicts")
 """Tables of the study that are shown as they are."""
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,58 +83,36 @@ class Explorer:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
         script = (HERE / "page.js").read_text(encoding="utf-8")
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
         return environment.get_template("page.html.j2").render(
             title=self.title,
             style=palette.stylesheet("paper") + (HERE / "page.css").read_text(encoding="utf-8"),
             script=script,
             # Only this script runs; where blocks lie beside the page, scripts of its own folder do as well.
-            sources=f"'sha256-{digest}'" + " 'self' file:" * self.sharded,
+            sources=checksums(script) + " 'self' file:" * self.sharded,
             base=self.base,
             blocks={} if self.sharded else self.blocks,
             folder=folder if self.sharded else "",
         )
 
 
-def build(study: Opened, *, text: bool = True, say: Progress = lambda words: None) -> Explorer:
-    """Everything that the explorer shows of a finished study.
+def build(found: contents.Contents, *, text: bool = True) -> Explorer:
+    """The explorer of what was gathered of a study.
 
     Args:
-        study: with the stages up to ``match``; ``causal`` and sampled texts are shown where they are there.
+        found: by :func:`~affectlens.explorer.contents.gather`; ``causal`` and sampled texts are shown where the study
+            has them.
         text: whether the texts themselves are in it; without, tokens are shown as dots.
-        say: told what is being done.
-
-    Raises:
-        MissingResult: a stage is not finished, or its parts are gone.
-        UserError: a result folder was opened, which does not say where the model lies.
     """
-    missing = [name for name in NEEDED if name not in study.folders]
-    if missing:
-        raise MissingResult(f"stage `{missing[0]}` is not finished; run the study first")
-    corpus, match, seed = study.result("corpus"), study.result("match"), int(_record(study, "match").get("seed") or 0)
-    rng = np.random.default_rng(seed)
-    say("texts")
-    texts = contents.texts(study)
-    codes = contents.token_codes(study, match, len(texts.documents))
-    say("detection of every concept by every feature")
-    detected = contents.detection(match, corpus, rng)
-    say("neighbours")
-    decoder = np.asarray(study.sae.decoder, dtype=np.float32)
-    near = contents.neighbours(decoder, codes, rng)
-    say("words")
-    words = contents.written(study, decoder, rng)
-    say("readings")
-    readings = Readings.of(study)
+    study, texts, codes, detected = found.study, found.texts, found.codes, found.detected
+    near, words, largest, decoder = found.near, found.words, found.largest, found.decoder
+    corpus, match, readings = study.result("corpus"), study.result("match"), Readings.of(study)
     values = contents.read_tokens(study, readings, len(texts.documents))
-
-    largest = np.asarray(codes.max(axis=0).todense()).ravel().astype(np.float32)
     active = np.diff(codes.indptr)
     used, spelled = np.unique(words.tokens, return_inverse=True)
     spelled = spelled.reshape(words.tokens.shape)
-    name = study.study.config.model.name if study.study else ""
     base = {
-        "model": "SmolLM2-135M-Instruct" if name == "embedded" else Path(name).name,
+        "model": shown_name(study.model_name),
         "layer": study.layer,
         "concepts": list(corpus.emotions),
         "rows": readings.names,
@@ -155,7 +130,7 @@ def build(study: Opened, *, text: bool = True, say: Progress = lambda words: Non
         "confusions": _plain(contents.confusions(study)),
         "samples": contents.samples(study, SAMPLES) if text else {},
         "twins": bool(match.random_saes),
-        "stages": {name: _record(study, name).get("fingerprint", "")[:16] for name in NEEDED},
+        "stages": {name: _record(study, name).get("fingerprint", "")[:16] for name in contents.NEEDED},
     }
     with np.errstate(invalid="ignore"):
         best = np.nanargmax(np.nan_to_num(detected.selection, nan=-1.0), axis=1)
@@ -191,7 +166,6 @@ def _feature_blocks(
     blocks = {}
     for number, mine in enumerate(contents.blocks(codes.shape[1], contents.BLOCK)):
         some = codes[:, mine]
-        some.sort_indices()
         each = np.repeat(largest[mine], np.diff(some.indptr))
         blocks[f"features-{number}"] = packed(
             {},

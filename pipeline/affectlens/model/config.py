@@ -299,3 +299,10 @@ def _processor_has(*flags: str) -> bool:
         return False
     line = next((x for x in info.read_text().splitlines() if x.startswith("flags")), "")
     return any(flag in line.split() for flag in flags)
+
+
+def shown_name(model: str) -> str:
+    """How the page names a model: a hub name as it is, a folder by its last part, the embedded one by its own name."""
+    if model == "embedded":
+        return "SmolLM2-135M-Instruct"
+    return Path(model).name if Path(model).expanduser().is_dir() else model

@@ -13,6 +13,7 @@ from pydantic import Field
 from affectlens import results
 from affectlens.config import Config
 from affectlens.errors import DamagedResult
+from affectlens.model.config import shown_name
 from affectlens.stage import MANIFEST, METRICS, Metrics, Part, Progress, Stage, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.compare import CompareStage
@@ -156,10 +157,3 @@ def result_folder(folder: Path) -> Path:
         if (candidate / MANIFEST).is_file():
             return candidate
     raise DamagedResult(f"{folder}: the manifest of this result is gone; run its stage again with --mode force")
-
-
-def shown_name(model: str) -> str:
-    """How the page names a model: a hub name as it is, a folder by its last part, the embedded one by its own name."""
-    if model == "embedded":
-        return "SmolLM2-135M-Instruct"
-    return Path(model).name if Path(model).expanduser().is_dir() else model
