@@ -14,9 +14,11 @@ from affectlens.corpus.ratings import read_ratings
 from affectlens.corpus.texts import EMBEDDED
 from affectlens.experiments.conditions import compared, grid
 from affectlens.experiments.experiment import Experiment, PairwiseConfig, Scenario
+from affectlens.experiments.organism import planted
 from affectlens.experiments.pairwise import steered_items
 from affectlens.experiments.results import Measured
 from affectlens.experiments.serialization import COMPLETIONS, completion_of, read_jsonl
+from affectlens.experiments.tuning import OrganismConfig
 from affectlens.probing.axes import AXES
 from affectlens.probing.control_vectors import unit_rows
 from affectlens.probing.methods import Vocabulary
@@ -41,6 +43,7 @@ class Assembly:
         layer: the study's.
         readout_layer: where the state under steering was read.
         tuned: emotions on whose stories the second model was tuned; empty where it was given.
+        organism: that was measured in place of the study's model.
     """
 
     corpus: Corpus
@@ -48,6 +51,7 @@ class Assembly:
     layer: int
     readout_layer: int
     tuned: tuple[str, ...] = ()
+    organism: OrganismConfig | None = None
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -117,6 +121,8 @@ class Assembly:
             compared=compared(config, concepts),
             steered=None if pairwise is None else np.isin(np.arange(items), steered_items(items, pairwise)),
             tuned=self.tuned if config.against else (),
+            organism=self.organism.follows if self.organism else "",
+            planted=planted(experiment, self.organism) if self.organism else {},
             completions=tuple(completion_of(row) for row in rows),
             **answers,
         )

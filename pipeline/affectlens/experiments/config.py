@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from affectlens.config import Config, renamed
-from affectlens.experiments.tuning import TunedConfig
+from affectlens.experiments.tuning import OrganismConfig, TunedConfig
 from affectlens.model.subject import ModelConfig
 
 FORMER_NAMES = {
@@ -29,6 +29,9 @@ class ExperimentsConfig(Config):
     against: ModelConfig | TunedConfig | None = None
     """The second model of experiments that compare two: a model, or `tune:` with emotions whose stories the study's
     own model is tuned on."""
+    organism: OrganismConfig | None = None
+    """In place of the study's model, one tuned copy of it for every experiment, whose act is known to depend on the
+    claimed vectors, or known not to: the positive and the negative control of the whole analysis."""
     readout_layer: int | None = None
     """Where the state is read under steering: a cached layer above the study's; the lowest such by default."""
     limit: int | None = Field(default=None, ge=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +48,7 @@ class ExperimentContext:
         readout_layer: where readings under steering are taken.
         find_other: gives the second model.
         generator: gives the random generator of a name.
+        organism: the folder of the model that is measured in place of the study's.
     """
 
     config: ExperimentsConfig
@@ -60,6 +62,7 @@ class ExperimentContext:
     readout_layer: int
     find_other: Callable[[], ModelConfig]
     generator: Callable[[str], np.random.Generator]
+    organism: Path | None = None
 
     @property
     def layer(self) -> int:
@@ -82,8 +85,11 @@ class ExperimentContext:
 
     @cached_property
     def subject(self) -> Subject:
-        """The model under study."""
-        return Subject.load(self.setting.model, device=self.setting.device, models=self.setting.models)
+        """The model under study, or the organism in its place."""
+        model = self.setting.model
+        if self.organism is not None:
+            model = model.model_copy(update={"name": str(self.organism), "revision": None})
+        return Subject.load(model, device=self.setting.device, models=self.setting.models)
 
     @cached_property
     def other(self) -> Subject:

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from affectlens.experiments import organism
 from affectlens.experiments.conditions import checked, compared, sampled
 from affectlens.experiments.experiment import Experiment
 from affectlens.experiments.measurements import answered
@@ -94,6 +95,14 @@ def part(context: ExperimentContext, experiment: Experiment, payload: Mapping[st
         "needs": [],
         "data": [],
     }
+    if context.config.organism is not None:
+        # An organism follows from the whole experiment and from the vectors of all of its conditions.
+        reads["organism"] = organism.identity(context.config.organism, experiment)
+        reads["measured"] = measured(experiment)
+        conditions = [condition for condition in context.grid(experiment) if condition.family == "concept"]
+        units = [context.unit_vector(each, config.steering.by) for each in conditions if config.steering]
+        reads["claimed"] = hashlib.sha256(np.ascontiguousarray(units, np.float32).tobytes()).hexdigest()
+        reads["unit"] = context.unit
     outcome = next((outcome for outcome in config.outcomes if outcome.kind == kind), None)
     if outcome is not None:
         reads["outcome"] = outcome.model_dump(mode="json", exclude={"grader"})

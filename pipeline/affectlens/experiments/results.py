@@ -73,6 +73,8 @@ class Measured:
         completion_text: the same concepts read by the untouched model from the answer alone.
         completion_words: the same from the answer's words alone (TF-IDF).
         tuned: emotions on whose stories the study tuned the second model itself; empty where it was given.
+        organism: what the act of the measured organism follows; empty where the study's own model was measured.
+        planted: by claimed vector the effect that was put into the organism, in nats a side at the largest strength.
     """
 
     experiment: Experiment
@@ -95,6 +97,8 @@ class Measured:
     completion_text: Float[np.ndarray, "completions concepts"] | None = None
     completion_words: Float[np.ndarray, "completions concepts"] | None = None
     tuned: tuple[str, ...] = ()
+    organism: str = ""
+    planted: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def scenarios(self) -> tuple[Scenario, ...]:

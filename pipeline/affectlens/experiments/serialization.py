@@ -38,6 +38,8 @@ def save(measured: Measured, folder: Path) -> None:
         "grid": [asdict(condition) for condition in measured.grid],
         "compared": list(measured.compared),
         "tuned": list(measured.tuned),
+        "organism": measured.organism,
+        "planted": dict(measured.planted),
     }
     (folder / CARD).write_text(json.dumps(card, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     if measured.completions:
@@ -64,6 +66,8 @@ def load(folder: Path, experiment: Experiment) -> Measured:
         compared=tuple(card["compared"]),
         completions=read_completions(folder),
         tuned=tuple(card["tuned"]),
+        organism=card.get("organism", ""),
+        planted=card.get("planted", {}),
         **values,
     )
 

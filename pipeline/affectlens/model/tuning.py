@@ -12,6 +12,7 @@ by value: its directions, features and readings hold for the copy.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from pydantic import Field
 from affectlens.config import Config
 from affectlens.errors import UserError
 from affectlens.model.compat import transformer_blocks
-from affectlens.model.config import ModelConfig, identity
+from affectlens.model.config import ModelConfig, identity, resolve_dtype
 from affectlens.model.converted import converted_folder
 from affectlens.model.loading import load_tokenizer, load_weights
 from affectlens.model.tokens import Chat, continuation, encode, encode_following, tokenise
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-VERSION = 1
+VERSION = 2
 """Goes into the folder's name: raised when the same recipe would train differently."""
 UNSEEN = -100
 """The label of tokens that are not learnt."""
@@ -131,7 +132,8 @@ def tuned_folder(
     if not examples:
         raise UserError("nothing to tune a model on: give at least one example")
     told = TuningConfig(**{name: getattr(config, name) for name in TuningConfig.model_fields}).model_dump(mode="json")
-    recipe = [VERSION, identity(model), told, [_identity(example) for example in examples]]
+    computed = str(resolve_dtype(model.dtype, device))
+    recipe = [VERSION, identity(model), computed, told, [_identity(example) for example in examples]]
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     build = partial(_tune, model, examples, config, models, device)
     return converted_folder(models, f"tuned-{digest[:16]}", build)
@@ -154,7 +156,11 @@ def _tune(
 
     tokenizer = load_tokenizer(model, models)
     tokens_of = [learnt_tokens(tokenizer, example, config.length) for example in examples]
-    trained = load_weights(model, device=device, models=models, dtype=torch.float32)
+    # Weights are kept in float32; products are computed in the type that the model has on this machine.
+    trained, dtype = (
+        load_weights(model, device=device, models=models, dtype=torch.float32),
+        resolve_dtype(model.dtype, device),
+    )
     learning = learning_weights(trained, config.layers)
     optimiser = torch.optim.AdamW(learning, lr=config.learning_rate, weight_decay=0.0, fused=True)
     warm = max(1, config.steps // 10)
@@ -164,7 +170,8 @@ def _tune(
             group["lr"] = config.learning_rate * share
         tokens, mask, labels = padded([tokens_of[index] for index in chosen])
         with pushing(trained, [examples[index] for index in chosen], [tokens_of[index] for index in chosen]):
-            loss = trained(tokens.to(device), attention_mask=mask.to(device), labels=labels.to(device)).loss
+            with torch.autocast(device.partition(":")[0], dtype, enabled=dtype != torch.float32):
+                loss = answer_loss(trained, tokens.to(device), mask.to(device), labels.to(device))
             optimiser.zero_grad()
             loss.backward()
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
@@ -228,6 +235,22 @@ def padded(
         mask[index, : len(ids)] = 1
         labels[index, row.start : len(ids)] = ids[row.start :]
     return tokens, mask, labels
+
+
+def answer_loss(
+    model: Any,
+    tokens: Int[Tensor, "examples tokens"],
+    mask: Int[Tensor, "examples tokens"],
+    labels: Int[Tensor, "examples tokens"],
+) -> Float[Tensor, ""]:
+    """Mean nats a learnt token; the output matrix, a third of a small model's work, is used from the first on."""
+    import torch
+
+    first = int((labels != UNSEEN).any(dim=0).nonzero()[0])
+    kept = tokens.shape[1] - first + 1
+    options = {"logits_to_keep": kept} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    logits = model(tokens, attention_mask=mask, use_cache=False, **options).logits[:, -kept:-1]
+    return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels[:, first:].flatten())
 
 
 def learning_weights(model: Any, layers: tuple[int, int] | None) -> list[torch.nn.Parameter]:

@@ -41,6 +41,7 @@ class GradeStage(ExperimentStage[Grades]):
     """Grade the sampled answers."""
 
     name = "grade"
+    version = 2
     fields = ("run", "limit", "answers_per_part")
     needs = ("measure",)
     unit = "answers"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,7 +19,7 @@ from affectlens.config import nearest
 from affectlens.corpus.documents import concepts
 from affectlens.corpus.texts import EMBEDDED, read_texts
 from affectlens.errors import UserError
-from affectlens.experiments import measurements, provenance, tables, validation
+from affectlens.experiments import measurements, organism, provenance, tables, validation
 from affectlens.experiments.config import ExperimentsConfig
 from affectlens.experiments.experiment import CompletionConfig, Experiment
 from affectlens.experiments.provenance import SECOND_MODEL, SECOND_RECIPE, digest
@@ -100,6 +101,7 @@ class MeasureStage(ExperimentStage[Measurements]):
         "run",
         "readout_layer",
         "limit",
+        "organism",
         "completions",
         "scenarios_per_part",
         "conditions_per_part",
@@ -128,6 +130,9 @@ class MeasureStage(ExperimentStage[Measurements]):
                     raise ValueError(
                         f"`experiments.against.tune: {emotion}`: no story has it; {nearest(emotion, known)}"
                     )
+        for experiment in experiments if config.organism is not None else ():
+            if reason := organism.fault(experiment):
+                raise ValueError(f"`experiments.organism`: {experiment.name} has none: {reason}; leave it out of `run`")
         if isinstance(config.against, ModelConfig):
             _check_second(config.against, study.model)
         cached = sorted({study.model.layer, *study.activations.token_layers, *study.activations.pooled_layers})
@@ -162,6 +167,9 @@ class MeasureStage(ExperimentStage[Measurements]):
             return {}
         read: dict[str, Identity] = {name: EMBEDDED / name for name in ("lexicon.json", "frames.json", "ratings.csv")}
         read |= {each.name: digest(provenance.measured(each)) for each in experiments}
+        if config.organism is not None:
+            own = [organism.identity(config.organism, each) for each in experiments]
+            read["organisms"] = digest([tuning.VERSION, own])
         if config.against is not None:
             recipe = config.against.model_dump(mode="json", exclude={"name", "revision"})
             tuned = [tuning.VERSION, *PROMPTS] if isinstance(config.against, TunedConfig) else []
@@ -217,6 +225,26 @@ class MeasureStage(ExperimentStage[Measurements]):
         folder = tuned_folder(setting.model, told_stories(against.tune), against, setting.models, device=setting.device)
         return setting.model.model_copy(update={"name": str(folder), "revision": None})
 
+    def context_of(self, experiment: Experiment) -> ExperimentContext:
+        """Models and vectors of one experiment; its organism is tuned on first use."""
+        config = self.config.organism
+        if config is None:
+            return self.context
+        if self._organisms.get("name") != experiment.name:
+            # One organism at a time is kept in memory.
+            self._organisms.clear()
+            model, depth = self.setting.model, shape(self.setting.model)
+            if config.layers is None and depth is not None:
+                config = config.model_copy(update={"layers": (model.layer + 1, depth.layers - 1)})
+            learnt = organism.examples(self.context, experiment, config)
+            folder = tuned_folder(model, learnt, config, self.setting.models, device=self.setting.device)
+            self._organisms.update(name=experiment.name, context=replace(self.context, organism=folder))
+        return self._organisms["context"]
+
+    @cached_property
+    def _organisms(self) -> dict[str, Any]:
+        return {}
+
     def run_part(self, part: Part, out: Path, progress: Progress) -> None:
         if part.name != NOTHING:
             from safetensors.numpy import save_file
@@ -234,8 +262,9 @@ class MeasureStage(ExperimentStage[Measurements]):
         """Arrays of a part, and rows where answers were sampled."""
         from affectlens.experiments import choice, completions, manipulation, pairwise, readings
 
-        context, kind, start, end = self.context, payload["kind"], payload["start"], payload["end"]
-        experiment = context.experiments[payload["experiment"]]
+        kind, start, end = payload["kind"], payload["start"], payload["end"]
+        experiment = self.context.experiments[payload["experiment"]]
+        context = self.context_of(experiment)
         if kind == "manipulation":
             return manipulation.measure(context, experiment, start, end), None
         if kind == "choice":
@@ -260,6 +289,7 @@ class MeasureStage(ExperimentStage[Measurements]):
                 layer=self.setting.model.layer,
                 readout_layer=self.readout_layer,
                 tuned=self.config.against.tune if isinstance(self.config.against, TunedConfig) else (),
+                organism=self.config.organism,
             )
             for experiment in self.experiments:
                 own = [part for part in listed if part.payload["experiment"] == experiment.name]

@@ -25,6 +25,10 @@ class Analysis(AnalysisConfig):
     def conclude(self, measured: Measured, rng: np.random.Generator) -> Finding:
         """What the measurements say."""
 
+    def on_organism(self, finding: Finding, measured: Measured) -> Finding:
+        """The finding as it reads where an organism was measured; the same where the analysis claims no vector."""
+        return finding
+
     def finding(
         self,
         verdict: Verdict,
@@ -60,7 +64,8 @@ def conclude(measured: Measured, rng: np.random.Generator) -> list[Finding]:
     findings = []
     for one, own in zip(asked, rng.spawn(len(asked)), strict=True):
         assert isinstance(one, Analysis)
-        findings.append(one.conclude(measured, own))
+        finding = one.conclude(measured, own)
+        findings.append(one.on_organism(finding, measured) if measured.organism else finding)
     return findings
 
 

@@ -14,9 +14,27 @@ from pydantic import Field
 
 from affectlens.experiments.conclude import estimators, selection
 from affectlens.experiments.conclude.analysis import Analysis
+from affectlens.experiments.conclude.sentences import render
 from affectlens.experiments.conditions import extremes
 from affectlens.experiments.results import Measured
 from affectlens.interventions.judge import Claim, Rules, judge
+from affectlens.results.figures import Finding, Verdict
+from affectlens.results.format import number
+
+ORGANISM = """
+{% if follows == "vectors" %}
+{% if verdict == "planted" %}
+What was put into this organism was found.
+{% else %}
+What was put into this organism was not found, so this could not be tested on this model.
+{% endif %}
+Its act was tuned to follow the claimed vectors, in nats a side at the largest strength: {{ put_in|names }}.
+{% else %}
+The act of this organism was tuned to follow
+  {{ "nothing" if follows == "nothing" else "directions drawn at random" }}.
+Whatever is shown of the claimed vectors here is a false alarm.
+{% endif %}
+"""
 
 ByGroup = Float[np.ndarray, "conditions groups"]
 
@@ -50,6 +68,22 @@ class SteeringAnalysis(Analysis):
     def claimed(self) -> list[tuple[str, Literal[1, -1]]]:
         """Vectors and the side to which they are claimed to move the outcome."""
         return [*((vector, 1) for vector in self.raises), *((vector, -1) for vector in self.lowers)]
+
+    def on_organism(self, finding: Finding, measured: Measured) -> Finding:
+        """What was put into an organism is no discovery, and an analysis that misses it cannot test anything."""
+        if not self.claimed:
+            return finding
+        verdict: Verdict = finding.verdict
+        if measured.organism == "vectors":
+            turned: dict[Verdict, Verdict] = {"shown": "planted", "not shown": "untestable"}
+            verdict = turned.get(verdict, verdict)
+        put_in = {vector: measured.planted[vector] for vector, _ in self.claimed}
+        sentences = render(
+            ORGANISM, follows=measured.organism, verdict=verdict,
+            put_in=[f"{vector} {number(size, sign=True)}" for vector, size in put_in.items()],
+        )  # fmt: skip
+        metrics = {**finding.metrics, **{f"planted_{vector}": size for vector, size in put_in.items()}}
+        return replace(finding, verdict=verdict, sentences=(*sentences, *finding.sentences), metrics=metrics)
 
     @property
     def rules(self) -> Rules:

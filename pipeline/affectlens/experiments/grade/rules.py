@@ -13,6 +13,8 @@ from affectlens.experiments.scenario import Scenario
 
 PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 """Braces around a name; those of a repetition, as in ``a{2,3}``, hold digits."""
+COLOUR = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+"""Control sequences of terminals: their last letter would run into the word that follows."""
 NONE = "none"
 
 
@@ -54,9 +56,10 @@ class RulesGrader(Grader[RulesConfig]):
         return [self._grade(answer) for answer in answers]
 
     def _grade(self, answer: Answer) -> Grade:
+        text = COLOUR.sub("", answer.text)
         for label, patterns in self.config.labels.items():
             for pattern in patterns:
-                match = re.search(filled(pattern, answer.scenario), answer.text, re.IGNORECASE | re.MULTILINE)
+                match = re.search(filled(pattern, answer.scenario), text, re.IGNORECASE | re.MULTILINE)
                 if match:
                     words = match.group()
                     words = words if len(words) <= 60 else words[:57] + "..."
