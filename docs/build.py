@@ -19,8 +19,9 @@ PAGE = Path(__file__).parent / "study_file.md"
 HEAD = """# The study file
 
 Every key of a study file, generated from the config classes. A study names what differs from the defaults; only `name`
-must be there. On the command line any key can be changed as `section.key=value`. A wrong key, a wrong value or a
-contradiction is answered before any model loads.
+must be there. On the command line any key can be changed: every command takes `--set section.key=value`, and those
+that take no texts the same without `--set`. A wrong key, a wrong value or a contradiction is answered before any model
+loads.
 """
 
 

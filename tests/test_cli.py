@@ -72,6 +72,23 @@ def test_every_command_prints_tracebacks_on_demand(tmp_path, monkeypatch):
     assert plain.returncode == debug.returncode == 2
 
 
+def test_every_command_that_reads_a_study_takes_changes_by_set(study):
+    """Alike everywhere, and the same as an argument where arguments are no texts; the option wins."""
+    readers = {
+        name: {option for parameter in command.params for option in parameter.opts}
+        for name, command in get_command(app).commands.items()  # pyright: ignore[reportAttributeAccessIssue]
+        if any(parameter.name in ("config", "studies") for parameter in command.params)
+    }
+    assert {"run", "status", "serve", "read", "steer", "compare"} <= set(readers)
+    assert [name for name, options in readers.items() if "--set" not in options] == []
+    as_given = [
+        CliRunner().invoke(app, ["status", study.source, "--json", *given]).output
+        for given in ([], ["seed=5"], ["--set", "seed=5"], ["seed=4", "--set", "seed=5"])
+    ]
+    assert as_given[0] != as_given[1] == as_given[2] == as_given[3]
+    assert "sede" in str(CliRunner().invoke(app, ["run", study.source, "--dry-run", "--set", "sede=5"]).exception)
+
+
 def test_stages_are_named_together_or_again(study):
     for given in (["--stage", "corpus,activations"], ["--stage", "corpus", "--stage", "activations"]):
         result = CliRunner().invoke(app, ["run", study.source, "--dry-run", *given])

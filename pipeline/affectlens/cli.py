@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from affectlens import __version__, entry
-from affectlens.entry import Config, Debug, Overrides
+from affectlens.entry import Changes, Config, Debug, Overrides
 from affectlens.errors import ConfigError, DamagedResult, MissingResult
 from affectlens.everyday import exploring, exporting, reading, scanning, steering
 
@@ -60,6 +60,7 @@ def init(
 def run(
     config: Config,
     overrides: Overrides = None,
+    changes: Changes = None,
     stage: Annotated[
         list[str] | None, typer.Option(help="Only these stages, separated by commas, and what they need.")
     ] = None,
@@ -119,7 +120,9 @@ def run(
 
 
 @app.command()
-def rescore(config: Config, overrides: Overrides = None, sweep: Sweep = False, debug: Debug = False) -> None:
+def rescore(
+    config: Config, overrides: Overrides = None, changes: Changes = None, sweep: Sweep = False, debug: Debug = False
+) -> None:
     """Grade and conclude the experiments again after a grader, an analysis or a claim has changed.
 
     The same as [bold]affectlens run --stage conclude[/bold]: only what read the change is computed, and nothing is
@@ -132,6 +135,7 @@ def rescore(config: Config, overrides: Overrides = None, sweep: Sweep = False, d
 def status(
     config: Config,
     overrides: Overrides = None,
+    changes: Changes = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
     sweep: Sweep = False,
     debug: Debug = False,
@@ -171,7 +175,7 @@ def status(
 
 
 @app.command()
-def report(config: Config, overrides: Overrides = None, debug: Debug = False) -> None:
+def report(config: Config, overrides: Overrides = None, changes: Changes = None, debug: Debug = False) -> None:
     """Write the page of a finished study again and print where it lies; nothing else is computed."""
     from affectlens.run import runner
     from affectlens.tracking.observer import WandbObserver
@@ -188,6 +192,7 @@ def report(config: Config, overrides: Overrides = None, debug: Debug = False) ->
 def serve(
     config: Config,
     overrides: Overrides = None,
+    changes: Changes = None,
     host: Annotated[
         str, typer.Option(help="Address to listen at; only this machine reaches the default.")
     ] = "127.0.0.1",
@@ -222,9 +227,7 @@ def compare(
             metavar="A",
         ),
     ],
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value for every study file; may be given again.")
-    ] = None,
+    changes: Changes = None,
     to_json: Annotated[
         str | None, typer.Option("--json", metavar="PATH|-", help="Write all of it as JSON; - for standard output.")
     ] = None,
@@ -268,6 +271,7 @@ def experiments(
         Path | None, typer.Argument(help="A study file; without one, the folder `experiments` is listed.")
     ] = None,
     overrides: Overrides = None,
+    changes: Changes = None,
     table: Annotated[
         Path | None,
         typer.Option(
@@ -305,7 +309,7 @@ def experiments(
 
 
 @app.command()
-def verify(config: Config, overrides: Overrides = None, debug: Debug = False) -> None:
+def verify(config: Config, overrides: Overrides = None, changes: Changes = None, debug: Debug = False) -> None:
     """Read every file of a study's results again and compare it with its checksum.
 
     What is damaged is named and set aside: the next run computes just that again. What cannot be read now is named and
@@ -347,6 +351,7 @@ def verify(config: Config, overrides: Overrides = None, debug: Debug = False) ->
 def submit(
     config: Config,
     overrides: Overrides = None,
+    changes: Changes = None,
     cluster: Annotated[
         str,
         typer.Option(
@@ -400,7 +405,9 @@ def submit(
 
 
 @app.command()
-def cancel(config: Config, overrides: Overrides = None, sweep: Sweep = False, debug: Debug = False) -> None:
+def cancel(
+    config: Config, overrides: Overrides = None, changes: Changes = None, sweep: Sweep = False, debug: Debug = False
+) -> None:
     """Cancel a study's batch jobs, waiting and running. Finished parts stay; jobs that other studies need go on."""
     from affectlens.cluster import submission
 

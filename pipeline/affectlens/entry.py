@@ -34,10 +34,34 @@ Debug = Annotated[
 ]
 """The option that every command has."""
 Config = Annotated[Path, typer.Argument(help="The study file, for example configs/quickstart.yaml.", metavar="CONFIG")]
+SET = "affectlens.set"
+"""Where a command's context keeps what `--set` has given."""
+
+
+def _keep_changes(context: typer.Context, given: list[str] | None) -> list[str]:
+    context.meta[SET] = list(given or ())
+    return context.meta[SET]
+
+
+def _with_changes(context: typer.Context, given: list[str] | None) -> list[str]:
+    return [*(given or ()), *context.meta.get(SET, ())]
+
+
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", callback=_keep_changes, is_eager=True, metavar="KEY=VALUE",
+        help="A change to the study: --set sae.k=16; may be given again.",
+    ),
+]  # fmt: skip
+"""The option that changes the study, in every command that reads one."""
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Changes to the study: sae.k=16 model.layer=10 ...", metavar="[KEY=VALUE]..."),
+    typer.Argument(
+        callback=_with_changes, metavar="[KEY=VALUE]...", help="Changes to the study, as --set takes them: sae.k=16 ..."
+    ),
 ]
+"""The same as arguments, in commands that take no texts; what ``--set`` has given comes behind them."""
 
 
 def start(app: typer.Typer) -> NoReturn:

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from affectlens.entry import Config, Debug
+from affectlens.entry import Changes, Config, Debug
 from affectlens.errors import ConfigError
-from affectlens.everyday.reading import Changes, opened
+from affectlens.everyday.reading import opened
 
 
 def export(

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from affectlens.entry import Config, Debug
+from affectlens.entry import Changes, Config, Debug
 from affectlens.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from affectlens.use.opened import Opened
     from affectlens.use.readings import Readings
 
-Changes = Annotated[list[str] | None, typer.Option("--set", help="key=value for the study; may be given again.")]
 Features = Annotated[
     str | None,
     typer.Option(
@@ -83,7 +82,7 @@ def read(
 
 
 def refuse_change(argument: str) -> None:
-    """Say that ``key=value``, which other commands take as it is, needs ``--set`` where texts are arguments.
+    """Say that ``key=value``, which commands without texts take as it is, needs ``--set`` here.
 
     Raises:
         ConfigError: the argument names a key of study files.

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from affectlens.entry import Config, Debug
+from affectlens.entry import Changes, Config, Debug
 from affectlens.errors import ConfigError
-from affectlens.everyday.reading import Changes, Features, chosen, opened
+from affectlens.everyday.reading import Features, chosen, opened
 
 if TYPE_CHECKING:
     from affectlens.use.scanning import State

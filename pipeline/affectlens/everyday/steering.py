@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from affectlens.entry import Config, Debug
+from affectlens.entry import Changes, Config, Debug
 from affectlens.errors import ConfigError
-from affectlens.everyday.reading import Changes, opened, refuse_change
+from affectlens.everyday.reading import opened, refuse_change
 
 if TYPE_CHECKING:
     import numpy as np
