@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import signal
@@ -173,3 +174,37 @@ def test_paths_are_not_markup(study_values, write_study, tmp_path, capsys):
         outcomes = runner.run(study, only=["corpus"], reporter=shown)
         shown.close(study, outcomes)
     assert str(Path(folder)) in capsys.readouterr().out
+
+
+def test_keys_are_listed_with_type_default_and_meaning():
+    said = affectlens("config", "sae.k")
+    assert "sae.k: whole number (16)\n    Active features per token" in said.stdout
+    said = affectlens("config", "corpus").stdout
+    assert "corpus.emotions" in said and "sae." not in said
+    wrong = affectlens("config", "sae.kk")
+    assert wrong.returncode == 2 and "did you mean `sae.k`?" in wrong.stderr
+
+
+def test_the_schema_takes_every_shipped_study_and_refuses_a_wrong_key():
+    jsonschema = pytest.importorskip("jsonschema")
+    import yaml
+    from affectlens.shipped import folder
+
+    schema = json.loads(affectlens("config", "--schema").stdout)
+    taken = 0
+    for path in sorted(folder("configs").glob("*.yaml")):
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if "name" in values and "program" not in values:
+            jsonschema.validate(values, schema)
+            taken += 1
+    assert taken >= 4
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"name": "x", "model": {"layr": 3}}, schema)
+
+
+def test_concepts_are_listed_with_their_stories_and_ratings():
+    (row,) = json.loads(affectlens("concepts", "desp", "--json").stdout)
+    assert row["concept"] == "desperate" and row["stories"] == row["topics"] == 11 and row["valence"] < 5
+    assert len(affectlens("concepts").stdout.splitlines()) == 172
+    wrong = affectlens("concepts", "schadenfreude")
+    assert wrong.returncode == 2 and "no concept has `schadenfreude` in its name" in wrong.stderr

@@ -14,7 +14,7 @@ import typer
 from affectlens import __version__, entry
 from affectlens.entry import Changes, Config, Debug, Overrides
 from affectlens.errors import ConfigError, DamagedResult, MissingResult
-from affectlens.everyday import exploring, exporting, reading, scanning, steering
+from affectlens.everyday import exploring, exporting, keys, reading, scanning, steering
 
 app = typer.Typer(
     name="affectlens",
@@ -487,6 +487,8 @@ app.command()(steering.steer)
 app.command()(exporting.export)
 app.command()(exporting.samples)
 app.command()(exploring.explore)
+app.command()(keys.config)
+app.command()(keys.concepts)
 
 
 def main() -> None:

@@ -51,6 +51,11 @@ class EvaluateConfig(Config):
     def _by_file(cls, value: Any) -> Any:
         return {"stories": value} if isinstance(value, str) else value
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> dict[str, Any]:
+        """A file's name stands for itself, which no validator tells a schema."""
+        return {"anyOf": [{"type": "string"}, handler.resolve_ref_schema(handler(core))]}
+
     @property
     def writer(self) -> str:
         """The writer's name."""
