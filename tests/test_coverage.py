@@ -1,83 +1,54 @@
-"""Intervals hold what they say, through the project's own functions, on stories whose dependence is known."""
+"""Every kind of interval that is printed holds as often as it says, in simulated studies (:mod:`simulated`)."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import numpy as np
 import pytest
+import simulated
 from affectlens import stats
-from affectlens.corpus.documents import Fold
-from affectlens.probing import detection, matching, methods
 
-FEATURES, CONCEPTS, STUDIES = 64, 24, 100
-
-
-def design(topics: int) -> tuple[Any, np.ndarray, np.ndarray]:
-    """One story a concept and topic, every topic the test once."""
-    concept, topic = np.tile(np.arange(CONCEPTS), topics), np.repeat(np.arange(topics), CONCEPTS)
-    sides = [(np.flatnonzero(topic != name), np.flatnonzero(topic == name)) for name in range(topics)]
-    corpus = SimpleNamespace(
-        documents=concept,
-        emotions=tuple(range(CONCEPTS)),
-        folds=tuple(Fold(tuple(train.tolist()), tuple(test.tolist())) for train, test in sides),
-        labels=lambda rows: concept[np.asarray(rows)][:, None] == np.arange(CONCEPTS),
-        topics=lambda rows: topic[np.asarray(rows)],
-        indices=lambda *splits: list(range(len(concept))),
-    )
-    return corpus, concept, topic
-
-
-def activations(rng: np.random.Generator, means: np.ndarray, concept: np.ndarray, topic: np.ndarray) -> np.ndarray:
-    """Concepts, topics, concepts within topics, a part common to all columns, and noise."""
-    topics = int(topic.max()) + 1
-    values = means[concept] + 0.6 * rng.normal(size=(topics, FEATURES))[topic]
-    values += 0.6 * rng.normal(size=(topics, CONCEPTS, FEATURES))[topic, concept]
-    return values + 0.15 * rng.normal(size=(len(concept), 1)) + rng.normal(size=(len(concept), FEATURES))
+CAUTIOUS = {
+    "AUROC of the best feature", "Difference of two methods", "Best feature of one concept",
+    "Halves of the prompts agree (r)", "AUROC of one concept", "Rate of a label or of right answers",
+    "Same-words pairs told apart", "Change of a rate",
+}  # fmt: skip
+"""What may hold more often than it says: searched features, rates that only a few groups can tell, and what is read
+almost without a fault."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("topics", "effect"), [(11, 0.5), (6, 0.5), (11, 0.25)])
-def test_intervals_of_detection_hold_on_left_out_topics(topics, effect):
-    """The target is the mean over studies of what is estimated: new topics, directions built and features chosen anew.
-
-    Coverage of 95% is seen in 0.89 to 0.99 of 100 studies.
-    """
-    corpus, concept, topic = design(topics)
-    means = effect * np.random.default_rng(1).normal(size=(CONCEPTS, FEATURES))
-    labels, found = corpus.labels(range(len(concept))), {"direction": [], "feature": [], "difference": []}
-    for study in range(STUDIES):
-        values = activations(np.random.default_rng(study), means, concept, topic)
-
-        def read(fold: Fold, values: np.ndarray = values) -> np.ndarray:
-            fitted = methods.difference_of_means(values[list(fold.train)], corpus.labels(fold.train))
-            return fitted.scores(values[list(fold.test)])
-
-        scores = {
-            "direction": detection.held_out(corpus.folds, len(concept), CONCEPTS, read),
-            "feature": matching.search(lambda rows, values=values: values[list(rows)], corpus).scores,
-        }
-        cells = {name: detection.within_topics(each, labels, topic) for name, each in scores.items()}
-        direction, feature = detection.describe(cells, cross_validated=True, searched={"feature"})
-        found["direction"].append(direction.mean)
-        found["feature"].append(feature.mean)
-        found["difference"].append(feature.difference)
-    for name, estimates in found.items():
-        target = np.mean([each.value for each in estimates])
-        covered = float(np.mean([each.low <= target <= each.high for each in estimates]))
-        print(f"{topics} topics, effect {effect}: {name} {target:.3f} covered {covered:.2f}")
-        assert covered >= 0.89, name
+@pytest.mark.parametrize("name", list(simulated.INTERVALS))
+def test_intervals_hold(name: str) -> None:
+    """Coverage of 0.95 is seen in at least 0.93 of the intervals, less three Monte-Carlo errors; in at most 0.97, more
+    three of them, unless the interval is known to be cautious."""
+    for row in simulated.INTERVALS[name]():
+        print(row)
+        assert row.covered >= 0.93 - 3 * row.error, row
+        assert row.covered <= 0.97 + 3 * row.error or row.figure in CAUTIOUS, row
 
 
 @pytest.mark.slow
-def test_an_interval_over_few_topics_holds_where_a_bootstrap_does_not():
-    rng, held = np.random.default_rng(0), {"t": 0, "bootstrap": 0}
-    for _ in range(STUDIES):
-        cells = 0.1 * rng.normal(size=(1, 3)) + 0.1 * rng.normal(size=(CONCEPTS, 3))
+def test_an_interval_over_few_topics_holds_where_a_bootstrap_does_not() -> None:
+    rng, held, studies = np.random.default_rng(0), {"t": 0, "bootstrap": 0}, 200
+    for _ in range(studies):
+        cells = 0.1 * rng.normal(size=(1, 3)) + 0.1 * rng.normal(size=(simulated.CONCEPTS, 3))
         held["t"] += (found := stats.t_interval(cells)).low <= 0 <= found.high
-        topic = np.tile(np.arange(3), CONCEPTS)
+        topic = np.tile(np.arange(3), simulated.CONCEPTS)
         boot = stats.cluster_bootstrap(cells.reshape(-1), topic, rng=rng, n_boot=300)
         held["bootstrap"] += boot.low <= 0 <= boot.high
-    assert 0.9 <= held["t"] / STUDIES <= 0.99
-    assert held["bootstrap"] / STUDIES < 0.85
+    assert 0.9 <= held["t"] / studies <= 0.99
+    assert held["bootstrap"] / studies < 0.85
+
+
+@pytest.mark.slow
+def test_a_share_near_one_holds_where_a_bootstrap_does_not() -> None:
+    rng, held, studies = np.random.default_rng(1), {"score": 0, "bootstrap": 0}, 200
+    groups = np.repeat(np.arange(11), 20)
+    for _ in range(studies):
+        right = (rng.random(220) < simulated.rates_of(rng, 11, 0.96, 0.3)[groups]).astype(float)
+        found = stats.clustered_rate(right, groups)
+        boot = stats.cluster_bootstrap(right, groups, rng=rng, n_boot=300)
+        held["score"] += found.low <= 0.96 <= found.high
+        held["bootstrap"] += boot.low <= 0.96 <= boot.high
+    assert held["score"] / studies > 0.93
+    assert held["bootstrap"] / studies < 0.9

@@ -127,7 +127,14 @@ def study(concepts: tuple[str, ...] = CONCEPTS, story: str = "She waited.") -> E
     per["best SAE feature"][concepts[1]] = 0.99
     tables = {
         "directions/concepts": [
-            {"concept": c, "auroc_test": 0.95 - 0.01 * i, "low": 0.9 - 0.01 * i, "high": 0.99, "words": "dread it"}
+            {
+                "concept": c,
+                "auroc_test": 0.95 - 0.01 * i,
+                "low": 0.9 - 0.01 * i,
+                "high": 0.99,
+                "p": 1e-6,
+                "words": "dread it",
+            }
             | {"neutral_energy": 0.2}
             for i, c in enumerate(concepts)
         ],

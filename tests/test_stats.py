@@ -523,6 +523,31 @@ class TestClusteredRate:
                 stats.clustered_rate(hits, groups)
 
 
+class TestShareOverGroups:
+    def test_figures_without_a_fault_are_not_certain(self):
+        found = stats.share_over_groups(np.full(11, 1 + 1e-16))
+        assert found.value == found.high == 1.0
+        assert found.low == pytest.approx(stats.clustered_rate(np.ones(11), np.arange(11)).low)
+        more = stats.share_over_groups(np.ones(11), trials=15)
+        assert found.low < more.low < 1
+
+    def test_in_the_middle_it_is_about_the_t_interval(self):
+        values = np.random.default_rng(0).uniform(0.4, 0.6, size=24)
+        ours, theirs = (
+            stats.share_over_groups(values, cross_validated=True),
+            stats.t_interval(values, cross_validated=True),
+        )
+        assert ours[:3] == pytest.approx(theirs[:3], abs=0.003)
+        assert math.isnan(stats.share_over_groups(values[:1]).low)
+
+    def test_the_t_test_is_that_of_scipy(self):
+        values = np.random.default_rng(1).normal(0.6, 0.1, size=11)
+        expected = scipy.stats.ttest_1samp(values, 0.5, alternative="greater").pvalue
+        assert stats.t_above(values, 0.5) == pytest.approx(expected)
+        assert stats.t_above(values, 0.5, cross_validated=True) > expected
+        assert math.isnan(stats.t_above(values[:1], 0.5))
+
+
 class TestTwoWayBootstrap:
     def test_covers_the_mean_of_a_crossed_design(self):
         rng, both, rows_only = np.random.default_rng(0), [], []

@@ -4,21 +4,19 @@ The first study is what the others are held against. A difference of a metric is
 
 ``paired``: the metric is the mean of one value a concept, and both studies have values for at least
 :data:`LEAST_SHARED` concepts in common. The difference is the mean over these concepts of the second study's value
-minus the first's, with a 95% bootstrap interval in which concepts are drawn and both studies' values stay together; it
-is marked when 0 lies outside. What the studies share (words, texts, topics) cancels; what varies is the concepts,
+minus the first's, with a 95% t interval in which concepts are the sample and both studies' values stay together; it is
+marked when 0 lies outside. What the studies share (words, texts, topics) cancels; what varies is the concepts,
 not the topics.
 
 ``intervals``: otherwise, where both studies give the metric an interval, the difference is marked when these do not
 overlap. For two independent means with sound intervals that is strict: 95% intervals that only just touch differ at p
-of about 0.006. It is as sound as they are: most are drawn over held-out topics, and with three topics they are too
-narrow (see ``affectlens.stats.resampling``), so a mark by this rule alone wants more topics before it is believed.
+of about 0.006.
 
 Other metrics have no interval, and their differences no mark.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -179,12 +177,9 @@ def _difference(name: str, first: Findings, other: Findings, a: Value, b: Value)
     if len(shared) >= LEAST_SHARED:
         import numpy as np
 
-        from affectlens.stats import bootstrap_mean
+        from affectlens.stats import t_interval
 
-        found = bootstrap_mean(
-            np.array([new[concept] - old[concept] for concept in shared]),
-            rng=int(hashlib.sha256(name.encode()).hexdigest()[:12], 16),
-        )
+        found = t_interval(np.array([new[concept] - old[concept] for concept in shared]))
         exceeds = found.low > 0 or found.high < 0
         return Difference(found.value, found.low, found.high, "paired", exceeds, len(shared))
     if a.bounded and b.bounded:

@@ -17,7 +17,7 @@ from affectlens.interventions.effects import Ablated, Injected
 from affectlens.interventions.judge import Claim, Verdict, judge
 from affectlens.results import Table
 from affectlens.results.format import number, p_value
-from affectlens.stats import Estimate, t_interval, wilson
+from affectlens.stats import t_interval
 
 Rows = list[dict[str, Any]]
 NAMES: Mapping[str, str] = {
@@ -94,7 +94,8 @@ def summarise(
                 for j, column in enumerate(concepts)
             ],
         )
-        summary.metrics |= _metrics(vector, verdicts)
+        each = np.arange(len(concepts))
+        summary.metrics |= _metrics(vector, injected.effect[own, reference][each, :, each], verdicts)
         above = effects.largest_control(injected.families, vector, injected.effect[:, reference].mean(axis=1))
         summary.metrics |= {
             f"above_controls_expected_{vector}": effects.expected_above(matrix, above),
@@ -344,21 +345,24 @@ def _against(above: bool, verdict: Verdict) -> str:
     return f"{'more' if above else 'not more'} than all control vectors (corrected p {p_value(verdict.p_adjusted)})"
 
 
-def _metrics(vector: Family, verdicts: Rows) -> dict[str, float]:
+def _metrics(vector: Family, effect: Float[np.ndarray, "concepts frames"], verdicts: Rows) -> dict[str, float]:
+    """Figures over the concepts: shares of verdicts, and the mean effect of a concept's own vector on its words.
+
+    Shares are counts of the studied concepts and have no interval: all verdicts of a study share vectors, contexts and
+    a correction. Wilson's interval over concepts covers 0.63 to 0.8 in simulation instead of 0.95.
+    """
     metrics: dict[str, float] = {}
     for column in SHARES:
         metrics |= _share(f"share_{column}_{vector}", [row[column] for row in verdicts])
-    metrics |= _with_interval(f"effect_{vector}", t_interval(np.array([row["effect"] for row in verdicts])))
+    # Concepts and frames are both samples: frames are common to all concepts.
+    mean = t_interval(effect, random_rows=True)
+    name = f"effect_{vector}"
+    metrics |= {name: mean.value, f"{name}_low": mean.low, f"{name}_high": mean.high, f"{name}_n": float(mean.n)}
     metrics[f"perplexity_ratio_{vector}"] = float(np.mean([row["perplexity_ratio"] for row in verdicts]))
     return metrics
 
 
 def _share(name: str, flags: Sequence[bool | None]) -> dict[str, float]:
-    """The share of concepts for which something holds, of those where it could be tested."""
+    """The share of concepts for which something holds, and of how many it could be tested."""
     tested = [each for each in flags if each is not None]
-    return _with_interval(name, wilson(sum(tested), len(tested))) if tested else {}
-
-
-def _with_interval(name: str, estimate: Estimate) -> dict[str, float]:
-    ends = {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high, f"{name}_n": estimate.n}
-    return {key: float(value) for key, value in ends.items()}
+    return {name: float(np.mean(tested)), f"{name}_n": float(len(tested))} if tested else {}

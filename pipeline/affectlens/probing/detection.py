@@ -2,7 +2,9 @@
 
 The figure is AUROC *within a topic*: of the stories of one topic, the share of pairs of a story of the concept and a
 story of another one that the readout ranks rightly. What differs between topics can neither help nor blur it. Every
-topic gives one number a concept, and intervals are Student's t over topics (:func:`affectlens.stats.t_interval`).
+topic gives one number a concept. Intervals of means over concepts are Student's t over topics
+(:func:`affectlens.stats.t_interval`), those of a single concept, which is often read almost without a fault, score
+intervals over topics (:func:`affectlens.stats.share_over_groups`).
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from affectlens.stats import Estimate
 
 ESTIMAND = "AUROC within a topic that had no part in building or choosing, mean over topics and concepts"
 """What every detection figure is."""
+COMPARISONS = 15
+"""Comparisons that the AUROC of one concept in one topic is worth at the least, fewer where there are fewer concepts:
+calibrated in simulation (docs/statistics.md), where one comparison makes intervals near 1 needlessly wide."""
 
 
 def held_out(
@@ -99,6 +104,7 @@ class Detection:
         cells: AUROC within each topic.
         mean: over concepts, with its interval over topics.
         concepts: each concept's mean over topics, with its interval.
+        p: that each concept is read no better than one half; one-sided, not corrected.
         difference: of the mean from that of the first method, paired within concepts and topics; None for the first.
         better, worse: concepts that this method reads better, or worse, than the first.
     """
@@ -107,6 +113,7 @@ class Detection:
     cells: Float[np.ndarray, "concepts topics"]
     mean: Estimate
     concepts: tuple[Estimate, ...]
+    p: tuple[float, ...]
     difference: Estimate | None = None
     better: int = 0
     worse: int = 0
@@ -129,14 +136,16 @@ def describe(
     first, rows = next(iter(cells)), []
     for name, values in cells.items():
         mean = stats.t_interval(values, cross_validated=cross_validated, random_rows=name in searched)
-        concepts = tuple(stats.t_interval(row, cross_validated=cross_validated) for row in values)
+        worth = max(1, min(COMPARISONS, len(values) - 1))
+        concepts = tuple(stats.share_over_groups(row, trials=worth, cross_validated=cross_validated) for row in values)
+        p = tuple(stats.t_above(row, 0.5, cross_validated=cross_validated) for row in values)
         if name == first:
-            rows.append(Detection(name, values, mean, concepts))
+            rows.append(Detection(name, values, mean, concepts, p))
             continue
         gaps = values - cells[first]
         random = name in searched or first in searched
         difference = stats.t_interval(gaps, cross_validated=cross_validated, random_rows=random)
         per_concept = np.nansum(gaps, axis=1)
         better, worse = int((per_concept > 1e-12).sum()), int((per_concept < -1e-12).sum())
-        rows.append(Detection(name, values, mean, concepts, difference, better, worse))
+        rows.append(Detection(name, values, mean, concepts, p, difference, better, worse))
     return rows

@@ -10,7 +10,6 @@ from affectlens.report import tables
 from affectlens.report.evidence import OPERATIONS, VECTORS, Evidence, Figure, Row, Tally
 from affectlens.report.tables import Cell, Column, Table
 from affectlens.results.format import finite, number
-from affectlens.stats import wilson
 
 RULE = "beyond every family of controls at a corrected 5%; half: more than every control, and not by that rule"
 READ = {
@@ -27,11 +26,8 @@ CAUSES = {
 
 
 def rate(tally: Tally) -> Figure:
-    """The share of concepts for which something is shown, with its Wilson interval."""
-    if not tally.total:
-        return None, None, None
-    share = wilson(len(tally.shown), tally.total)
-    return share.value, share.low, share.high
+    """The share of concepts for which something is shown: a count of the studied ones, without an interval."""
+    return (len(tally.shown) / tally.total if tally.total else None), None, None
 
 
 def scale(figure: Figure, reference: float | None = None, ends: tuple[float, float] | None = None) -> dict[str, Any]:

@@ -220,18 +220,13 @@ class Evidence:
 
         ``weak``: the interval lies above chance, without correction.
         """
-        from scipy.special import stdtr, stdtrit
-
         from affectlens.stats import benjamini_hochberg
 
-        rows = {c: row for c, row in self.by_concept("directions/concepts").items() if finite(row["low"]) is not None}
+        rows = {c: row for c, row in self.by_concept("directions/concepts").items() if finite(row["p"]) is not None}
         if not rows:
             return self.tally({})
-        degrees = max(len(self.tested) - 1, 1)
-        errors = [max((row["high"] - row["low"]) / 2 / stdtrit(degrees, 0.975), 1e-12) for row in rows.values()]
-        t = [(row["auroc_test"] - 0.5) / error for row, error in zip(rows.values(), errors, strict=True)]
-        p = benjamini_hochberg(stdtr(degrees, [-each for each in t]))
-        decided = {concept: bool(each <= SIGNIFICANT) for concept, each in zip(rows, p, strict=True)}
+        adjusted = benjamini_hochberg([row["p"] for row in rows.values()])
+        decided = {concept: bool(each <= SIGNIFICANT) for concept, each in zip(rows, adjusted, strict=True)}
         return self.tally(decided, {concept: row["low"] > 0.5 for concept, row in rows.items()})
 
     @cached_property

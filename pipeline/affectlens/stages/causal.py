@@ -46,7 +46,7 @@ class CausalStage(Stage[CausalConfig, Causal]):
     """Inject and ablate directions and features."""
 
     name = "causal"
-    version = 5
+    version = 6
     config_class = CausalConfig
     needs = ("corpus", "activations", "sae", "directions", "match")
     reads_model = True

@@ -27,7 +27,7 @@ class MatchStage(Stage[MatchConfig, Match]):
     """Encode every text, choose features in every fold, and read the topics that had no part in the choice."""
 
     name = "match"
-    version = 4
+    version = 5
     config_class = MatchConfig
     needs = ("corpus", "activations", "sae")
     seeded = True

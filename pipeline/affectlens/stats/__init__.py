@@ -10,6 +10,7 @@ from affectlens.stats.estimates import (
     difference,
     fisher_interval,
     residuals,
+    share_over_groups,
     wilson,
 )
 from affectlens.stats.permutation import (
@@ -35,6 +36,7 @@ from affectlens.stats.resampling import (
     bootstrap_mean,
     cluster_bootstrap,
     prediction_interval,
+    t_above,
     t_interval,
     two_way_bootstrap,
 )
@@ -67,7 +69,9 @@ __all__ = [
     "prediction_interval",
     "rank_features",
     "residuals",
+    "share_over_groups",
     "standardized_mean_difference",
+    "t_above",
     "t_interval",
     "two_way_bootstrap",
     "wilson",

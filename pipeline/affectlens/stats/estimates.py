@@ -104,7 +104,11 @@ def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Estimate:
 
 
 def clustered_rate(
-    hits: Float[np.ndarray, " trials"], groups: Shaped[np.ndarray, " trials"], level: float = 0.95
+    hits: Float[np.ndarray, " trials"],
+    groups: Shaped[np.ndarray, " trials"],
+    *,
+    equal: bool = False,
+    level: float = 0.95,
 ) -> Estimate:
     """The share of trials that succeeded with its interval, where trials of one group are not independent.
 
@@ -119,11 +123,12 @@ def clustered_rate(
     Args:
         hits: 1 for a success, 0 for a failure, anything between for a part of one.
         groups: of the trials.
+        equal: whether groups count alike, whatever their size; otherwise trials do.
         level: coverage of the interval.
 
     Returns:
-        The share of all trials, with n = groups; without an interval below two of them. All trials one half, which is
-        what a readout gives that cannot know, have an interval without width.
+        The share, with n = groups; without an interval below two of them. All trials one half, which is what a readout
+        gives that cannot know, have an interval without width.
 
     Raises:
         ValueError: no trial, a hit outside [0, 1], or shapes that do not fit.
@@ -134,22 +139,68 @@ def clustered_rate(
     check_level(level)
     codes = np.unique(groups, return_inverse=True)[1]
     sizes = np.bincount(codes)
-    count, share, rate = len(sizes), sizes / len(hits), float(hits.mean())
+    own, count = np.bincount(codes, weights=hits) / sizes, len(sizes)
+    weight = np.full(count, 1 / count) if equal else sizes / len(hits)
+    rate = float(own.mean() if equal else hits.mean())
     if count < 2 or (hits == 0.5).all():
         end = math.nan if count < 2 else rate
         return Estimate(rate, end, end, count)
+    # Worth in independent trials: at least the groups, were each all right or all wrong; at most all trials.
+    least, most = 1 / float((weight**2).sum()), 1 / float((weight**2 / sizes).sum())
+    variance = float((weight**2 * (own - rate) ** 2 / (1 - weight)).sum())
+    low, high = _score_interval(own, rate, variance, least, most, max(least - 1, 1.0), level)
+    return Estimate(rate, low, high, count)
+
+
+def share_over_groups(
+    shares: Float[np.ndarray, " groups"], *, trials: int = 1, cross_validated: bool = False, level: float = 0.95
+) -> Estimate:
+    """The mean of figures between 0 and 1, such as AUROC within each topic, with its score interval over groups.
+
+    That of :func:`clustered_rate`, of groups that count alike and whose own trials are not known. Near 1 a t interval
+    over 11 topics covers 0.5 to 0.85 instead of 0.95, since most topics are read without a fault and a few are not.
+
+    Args:
+        shares: one a group; NaN is left out.
+        trials: that a group is worth at the least. It tells only where nearly all groups are 1, or 0.
+        cross_validated: as in :func:`affectlens.stats.t_interval`.
+        level: coverage of the interval.
+
+    Returns:
+        n = groups; without an interval below two.
+    """
+    check_level(level)
+    own = np.asarray(shares, dtype=float)
+    own = own[np.isfinite(own)]
+    count = len(own)
+    if count < 2:
+        return Estimate(float(own.mean()) if count else math.nan, math.nan, math.nan, count)
+    factor = 1 / count + cross_validated / (count - 1)
+    rate = float(own.mean())
+    low, high = _score_interval(own, rate, factor * float(own.var(ddof=1)), trials / factor, math.inf, count - 1, level)
+    return Estimate(rate, low, high, count)
+
+
+def _score_interval(
+    own: Float[np.ndarray, " groups"],
+    rate: float,
+    variance: float,
+    least: float,
+    most: float,
+    freedom: float,
+    level: float,
+) -> tuple[float, float]:
+    """Wilson's interval for a rate that is worth between ``least`` and ``most`` independent trials."""
     from scipy.special import stdtrit
 
-    own = np.bincount(codes, weights=hits) / sizes
-    worth = 1 / float((share**2).sum())
-    variance = float((share**2 * (own - rate) ** 2 / (1 - share)).sum())
-    mixed = min(1.0, min(int((own < 1).sum()), int((own > 0).sum())) / MIXED)
-    trials = min(len(hits), rate * (1 - rate) / variance) if variance > 0 else float(len(hits))
-    trials = 1 / (mixed / trials + (1 - mixed) / worth)
-    square = float(stdtrit(max(worth - 1, 1.0), (1 + level) / 2)) ** 2
+    spread = max(0.0, rate * (1 - rate))  # below 0 by rounding
+    trials = min(most, spread / variance) if variance > 0 else most
+    known = min(1.0, min(int((own < 1).sum()), int((own > 0).sum())) / MIXED)
+    trials = 1 / (known / max(trials, 1e-9) + (1 - known) / least)
+    square = float(stdtrit(freedom, (1 + level) / 2)) ** 2
     centre = (rate + square / trials / 2) / (1 + square / trials)
-    half = math.sqrt(square * (rate * (1 - rate) / trials + square / trials**2 / 4)) / (1 + square / trials)
-    return Estimate(rate, min(rate, max(0.0, centre - half)), max(rate, min(1.0, centre + half)), count)
+    half = math.sqrt(square * (spread / trials + square / trials**2 / 4)) / (1 + square / trials)
+    return min(rate, max(0.0, centre - half)), max(rate, min(1.0, centre + half))
 
 
 def difference(first: Estimate, second: Estimate) -> Estimate:

@@ -227,6 +227,22 @@ def t_interval(
     return Estimate(point, point - half, point + half, groups)
 
 
+def t_above(values: Float[np.ndarray, " groups"], null: float, *, cross_validated: bool = False) -> float:
+    """One-sided p of the t test over groups that their mean is no larger than ``null``.
+
+    The standard error is that of :func:`t_interval`. NaN below two groups; values that are all alike give 0, 0.5 or 1.
+    """
+    from scipy.special import stdtr
+
+    values = np.asarray(values, dtype=float)
+    values = values[np.isfinite(values)]
+    count = len(values)
+    if count < 2:
+        return math.nan
+    error = float(values.std(ddof=1)) * math.sqrt(1 / count + cross_validated / (count - 1))
+    return float(stdtr(count - 1, (null - values.mean()) / max(error, np.finfo(float).tiny)))
+
+
 def prediction_interval(values: Float[np.ndarray, " groups"], level: float = 0.95) -> Estimate:
     """The mean of some groups' figures, and where the figure of one further group is expected to lie.
 

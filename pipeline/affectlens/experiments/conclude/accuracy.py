@@ -81,9 +81,9 @@ class Accuracy(Analysis):
             change = estimators.contrast(estimators.paired(right[rows], groups, own, neutral), self, rng, rates=True)
             odds = estimators.paired(outcome[rows], groups, own, neutral)
             framings.append(
-                {"framing": name, "right": estimators.mean(right[rows][own], groups[own], self, rng, rates=True),
+                {"framing": name, "right": estimators.share(right[rows][own], groups[own], self),
                  "change": change,
-                 "odds": estimators.mean(odds, None, self, rng) if logged else estimators.undefined()}
+                 "odds": estimators.mean(odds, None, self) if logged else estimators.undefined()}
             )  # fmt: skip
             cause = own[both].astype(float)
             indirect, p = mediation(cause, readings[both], outcome[rows][both], groups[both], self, rng)
@@ -91,7 +91,7 @@ class Accuracy(Analysis):
                 {"framing": name, "reading of": concept, "indirect effect": effect, "p": each}
                 for concept, effect, each in zip(measured.concepts, indirect, p.tolist(), strict=True)
             ]
-        base = estimators.mean(right[rows][neutral], groups[neutral], self, rng, rates=True)
+        base = estimators.share(right[rows][neutral], groups[neutral], self)
         changes: list[Contrast] = [each["change"] for each in framings]
         for each, p in zip(framings, holm(np.array([change.p for change in changes])), strict=True):
             each["corrected p"] = float(p)

@@ -84,8 +84,8 @@ class Dissociation(SteeringAnalysis):
         if answers is None:
             return self.untestable("fewer than three unsteered answers were sampled and read, which leaves no scale")
         usual = answers.where(answers.condition == 0)
-        parted = estimators.mean(usual.parted, usual.groups, self, rng, rates=True)
-        opposed = estimators.mean(usual.opposed, usual.groups, self, rng)
+        parted = estimators.share(usual.parted, usual.groups, self)
+        opposed = estimators.share(usual.opposed, usual.groups, self)
         state, text = usual.state.argmax(axis=1), usual.text.argmax(axis=1)
         orders = permuted_within(np.zeros(len(text)), self.permutations, rng)
         null = (state != text[orders]).mean(axis=1)
@@ -123,8 +123,8 @@ class Dissociation(SteeringAnalysis):
             own = answers.where(answers.condition == index)
             rows.append(
                 {"vector": pushes.label_of(measured, index), "strength": measured.grid[index].strength,
-                 "parted": estimators.mean(own.parted, own.groups, self, rng),
-                 "opposite signs": estimators.mean(own.opposed, own.groups, self, rng), "answers": len(own.groups)}
+                 "parted": estimators.share(own.parted, own.groups, self),
+                 "opposite signs": estimators.share(own.opposed, own.groups, self), "answers": len(own.groups)}
             )  # fmt: skip
         tables = (
             DataTable.of("State and text", rows, "Readings in standard deviations of the unsteered answers."),

@@ -97,8 +97,8 @@ class Dose(SteeringAnalysis):
         groups = selection.groups(measured, rows)
         probability = None
         if outcome is not None and not per_token and not outcome.lead_in:
-            probability = estimators.mean(1 / (1 + np.exp(-choice[0, rows])), groups, self, rng)
-        base = estimators.mean(choice[0, rows], groups, self, rng)
+            probability = estimators.share(1 / (1 + np.exp(-choice[0, rows])), groups, self)
+        base = estimators.mean(choice[0, rows], groups, self)
         action = f"move the {'difference of log-likelihoods' if per_token else 'log-odds'} of the target"
         sentences = render(
             TEMPLATE, **steering.said(vectors, self, action, unit, gate, order), bends=bends, alpha=self.alpha,
@@ -122,7 +122,7 @@ class Dose(SteeringAnalysis):
         for vector in dict.fromkeys(each.vector for each in measured.grid if each.family == "concept"):
             own = pushes.conditions_of(measured, vector)
             points = {0.0: Estimate(0.0, 0.0, 0.0, 0)}
-            points |= {measured.grid[i].strength: estimators.mean(change[i], None, self, rng) for i in own}
+            points |= {measured.grid[i].strength: estimators.mean(change[i], None, self) for i in own}
             series.append(Series.of(vector, sorted(points), [points[strength] for strength in sorted(points)]))
             doses += [
                 {"vector": vector, "strength": strength, f"change, {unit}": points[strength],
@@ -135,7 +135,7 @@ class Dose(SteeringAnalysis):
             slope, note = estimators.undefined(), "outside the coherence window"
             if (strengths**2).sum() > 0:
                 # Least squares through the unsteered model, per tenth of the mean residual norm.
-                slope = estimators.mean(strengths @ change[inside] / (strengths**2).sum() / 10, None, self, rng)
+                slope = estimators.mean(strengths @ change[inside] / (strengths**2).sum() / 10, None, self)
                 check = pushes.manipulation(measured, vector, self)
                 note = check.reason or f"passed; {check.ahead} other concepts' words rise more"
             slopes.append({"vector": vector, f"{unit} per tenth of the norm": slope, "manipulation check": note})
@@ -205,7 +205,7 @@ def non_monotonicity(
     scaled = strengths / np.abs(strengths).max()
     # The row of the pseudo-inverse that gives each group's own coefficient of the squared strength.
     weights = np.linalg.pinv(np.stack([np.ones_like(scaled), scaled, scaled**2], axis=1))[2]
-    quadratic = estimators.mean(curves @ weights, None, spec, rng)
+    quadratic = estimators.mean(curves @ weights, None, spec)
     peak, beyond, p_turn = math.nan, estimators.undefined(), 1.0
     tried = 2 * (len(strengths) - 2)
     for sign in (1, -1):
@@ -216,7 +216,7 @@ def non_monotonicity(
             p = min(1.0, tried * float(stdtr(len(ends) - 1, -score).max()))
             if p < p_turn:
                 nearer = ends[:, int(ends.mean(axis=0).argmin())]
-                peak, beyond, p_turn = float(strengths[place]), estimators.mean(nearer, None, spec, rng), p
+                peak, beyond, p_turn = float(strengths[place]), estimators.mean(nearer, None, spec), p
     own = (change[check.push.plus] + change[check.push.minus]) / 2
     side = 1 if np.nanmean(own) >= 0 else -1
     # Sizes against sizes: to which side the shared part goes was seen by looking at it.

@@ -25,10 +25,11 @@ from affectlens.stats import (
     auroc_interval,
     bootstrap_counts,
     bootstrap_interval,
-    bootstrap_mean,
+    clustered_rate,
     fisher_interval,
     permutation_p,
     permuted_within,
+    t_interval,
 )
 
 Figures = dict[str, Estimate | float | None]
@@ -56,14 +57,13 @@ def mean(
     values: Float[np.ndarray, " rows"],
     groups: Shaped[np.ndarray, " rows"] | None,
     spec: AnalysisConfig,
-    rng: np.random.Generator,
     *,
     rates: bool = False,
 ) -> Estimate:
-    """Mean over groups of the groups' means, with its bootstrap interval; without ``groups`` every row is one.
+    """Mean over groups of the groups' means, with its t interval over groups; without ``groups`` every row is one.
 
-    Of ``rates`` on which all groups agree, so that a bootstrap has no width, the interval is as wide as if one of two
-    more groups did not agree.
+    Of differences of ``rates`` on which all groups agree, so that they have no spread, the interval is as wide as if
+    one of two more groups did not agree.
     """
     means = np.asarray(values, dtype=float)
     if groups is not None and len(means):
@@ -71,13 +71,21 @@ def mean(
     means = means[np.isfinite(means)]
     if not len(means):
         return undefined()
-    figure = bootstrap_mean(means, rng=rng, n_boot=spec.draws, level=spec.coverage)
+    figure = t_interval(means, level=spec.coverage)
     if not rates or figure.n < 2 or figure.high > figure.low:
         return figure
     from scipy.special import stdtrit
 
     half = float(stdtrit(figure.n - 1, 1 - spec.alpha / 2)) * standard_error(means, rates=True)
     return Estimate(figure.value, figure.value - half, figure.value + half, figure.n)
+
+
+def share(values: Float[np.ndarray, " rows"], groups: Shaped[np.ndarray, " rows"], spec: AnalysisConfig) -> Estimate:
+    """A share of rows, groups counting alike, with its score interval over groups (``stats.clustered_rate``)."""
+    known = np.isfinite(np.asarray(values, dtype=float))
+    if not known.any():
+        return undefined()
+    return clustered_rate(np.asarray(values)[known], np.asarray(groups)[known], equal=True, level=spec.coverage)
 
 
 def bootstrap(
@@ -207,7 +215,7 @@ def contrast(
     floor = max(floor, 2.0 ** (1 - count))
     error = standard_error(differences, rates=rates)
     smallest = smallest_effect(error, count, spec)
-    return Contrast(differences, mean(differences, None, spec, rng, rates=rates), float(p), floor, smallest)
+    return Contrast(differences, mean(differences, None, spec, rates=rates), float(p), floor, smallest)
 
 
 def rank_trend(

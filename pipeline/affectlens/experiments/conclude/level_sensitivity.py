@@ -89,7 +89,7 @@ class LevelSensitivity(Analysis):
         p = estimators.jointly(beyond.p, p_others)
         shown = beyond.estimate.value > 0 and p <= self.alpha
         verdict = self.verdict(shown, beyond.smallest if beyond.floor <= self.alpha else math.nan)
-        alone = estimators.mean(own, None, self, rng)
+        alone = estimators.mean(own, None, self)
         steep, others = np.abs(trends)[weights != 0], np.abs(trends)[weights == 0]
         typical = float(np.nanmedian(steep))
         sentences = render(

@@ -110,7 +110,7 @@ class ModelDifference(Analysis):
             verdict = estimators.overall([each["verdict"] for each in claims], "all")
         consistent = self._split_halves(means, rng)
         same = np.sign((means.sum(axis=0) - means) / (len(means) - 1)) == np.sign(means)
-        agreeing = estimators.mean(same.mean(axis=1), None, self, rng)
+        agreeing = estimators.mean(same.mean(axis=1), None, self)
         order = np.argsort([-each.value for each in differences])
         ends = [f"{names[i]} {differences[i].value:+.3f}" for i in order]
         sentences = render(

@@ -100,7 +100,7 @@ class Persistence(Analysis):
             return self.untestable(f"{few} name too few emotions in too few groups; two of each are the least")
         values = in_own_spread(places[:, rows][:, :, concepts])
         texts = in_own_spread(np.nan_to_num(np.asarray(measured.words, dtype=float))[None, rows][:, :, concepts])
-        words = estimators.mean(own_excess(texts, target)[:, 0], groups, self, rng)
+        words = estimators.mean(own_excess(texts, target)[:, 0], groups, self)
         who = np.array([str(value) for value in selection.factor(measured, self.who, rows)])
         chosen = {"all": np.ones(len(rows), dtype=bool)}
         chosen |= {name: who == name for name in dict.fromkeys(who.tolist()) if len(set(who)) > 1}
@@ -113,7 +113,7 @@ class Persistence(Analysis):
         for a, b in combinations(holders, 2):
             both = np.array([a.curves[name] - b.curves[name] for name in a.curves if name in b.curves])
             columns = both.reshape(-1, len(self.readings)).T
-            contrasts[f"{a.who} less {b.who}"] = [estimators.mean(column, None, self, rng) for column in columns]
+            contrasts[f"{a.who} less {b.who}"] = [estimators.mean(column, None, self) for column in columns]
 
         follows = whole.p <= self.alpha and whole.excess[0].value > 0
         fades = whole.fall is None or (whole.fall.p <= self.alpha and whole.fall.estimate.value > 0)
@@ -159,7 +159,7 @@ class Persistence(Analysis):
         shuffled = permuted_labels(target, groups, self.permutations, rng)
         null = [own_excess(values[:1], labels)[:, 0].mean() for labels in shuffled]
         p, floor = permutation_p(float(excess[:, 0].mean()), np.array(null))
-        estimates = tuple(estimators.mean(column, None, self, rng) for column in curves.T)
+        estimates = tuple(estimators.mean(column, None, self) for column in curves.T)
         fall = estimators.contrast(curves[:, 0] - curves[:, -1], self, rng) if len(values) > 1 else None
         # Where nothing is shown to be there, there is nothing that could decay.
         decay = estimators.undefined(len(curves))

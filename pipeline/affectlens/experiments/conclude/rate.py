@@ -16,7 +16,7 @@ from affectlens.experiments.conclude.pushes import SteeringAnalysis
 from affectlens.experiments.conclude.sentences import render
 from affectlens.experiments.results import GradedCompletion, Measured
 from affectlens.results.figures import Chart, DataTable, Finding, Series
-from affectlens.stats import Estimate, wilson
+from affectlens.stats import Estimate, clustered_rate, wilson
 
 TEMPLATE = (
     """
@@ -27,7 +27,7 @@ This could not be tested: {{ ungraded|percent }} of {{ answers }} answers could 
 """
     + steering.TEMPLATE
     + """
-Unsteered, {{ base|share }} of {{ base.n }} graded answers are `{{ label }}`.
+Unsteered, {{ base|share }} of {{ unsteered }} graded answers are `{{ label }}`.
 {% if not vectors %}
 No vector is claimed to change that.
 {% endif %}
@@ -43,7 +43,7 @@ In {{ groups }} independent groups that leaves up to {{ most|percent }} of all s
 The judges {{ judges|names }} cannot be compared.
 {% endif %}
 {% if judges and kappa is not none %}
-The judges {{ judges|names }} agree on {{ agreement|share }} of {{ agreement.n }} answers.
+The judges {{ judges|names }} agree on {{ agreement|share }} of {{ heard }} answers.
 Their kappa, agreement beyond chance, is {{ kappa|measured }}.
 {% endif %}
 {% if judges %}
@@ -88,13 +88,14 @@ class Rate(SteeringAnalysis):
             names=names, order=order, rates=True,
         )  # fmt: skip
         gate = order.gate if vectors else ""
-        base = counted(answers, 0, self.label)
+        base, unsteered = counted(answers, 0, self.label, measured)
         never, groups = not np.nansum(shares[:, rows]), int(np.isfinite(by_group[0]).sum())
         judged, figures = agreement(answers, measured, self, rng)
         action = f"change the rate of `{self.label}`"
         sentences = render(
             TEMPLATE, **steering.said(vectors, self, action, "of the answers", gate, order), **judged,
             ungraded=ungraded, most_ungraded=self.most_ungraded, answers=len(answers), base=base,
+            unsteered=unsteered,
             label=self.label, never=never, groups=groups, most=wilson(0, groups).high if groups else math.nan,
         )  # fmt: skip
         figures |= {"ungraded": ungraded, "answers": len(answers)}
@@ -109,12 +110,12 @@ class Rate(SteeringAnalysis):
             own = [answer for answer in answers if answer.condition == index]
             if not own:
                 continue
-            rate, change = counted(answers, index, self.label), estimators.undefined()
+            (rate, graded), change = counted(answers, index, self.label, measured), estimators.undefined()
             if index:
-                change = estimators.mean(by_group[index] - by_group[0], None, self, rng, rates=True)
+                change = estimators.mean(by_group[index] - by_group[0], None, self, rates=True)
             rates.append(
                 {"vector": pushes.label_of(measured, index), "strength": each.strength, f"rate of {self.label}": rate,
-                 "difference to unsteered": change, "graded": rate.n,
+                 "difference to unsteered": change, "graded": graded,
                  "not graded": sum(answer.grade.get("label") is None for answer in own),
                  "perplexity ratio": float(measured.manipulation["perplexity"][index])}
             )  # fmt: skip
@@ -124,7 +125,7 @@ class Rate(SteeringAnalysis):
         for vector in dict.fromkeys(vector for vector, _ in points if vector):
             curve = sorted((strength, rate) for (name, strength), rate in points.items() if name in ("", vector))
             series.append(Series.of(vector, [strength for strength, _ in curve], [rate for _, rate in curve]))
-        note = "Rates with Wilson intervals, as if answers were independent; differences paired by scenario."
+        note = "Rates with score intervals, differences paired by scenario with t intervals, all over groups."
         tables = (
             DataTable.of(f"How often answers are {self.label}", rates, note),
             labels_table(measured, answers),
@@ -148,12 +149,13 @@ def label_shares(
     return np.where(totals > 0, hits / np.where(totals > 0, totals, 1), np.nan)
 
 
-def counted(answers: Sequence[GradedCompletion], index: int, label: str) -> Estimate:
-    """The rate of a label under a steering condition, as if its answers were independent."""
-    labels = [
-        each.grade["label"] for each in answers if each.condition == index and each.grade.get("label") is not None
-    ]
-    return wilson(sum(each == label for each in labels), len(labels))
+def counted(answers: Sequence[GradedCompletion], index: int, label: str, measured: Measured) -> tuple[Estimate, int]:
+    """The rate of a label under a steering condition, groups of scenarios the sample, and the answers it is of."""
+    own = [each for each in answers if each.condition == index and each.grade.get("label") is not None]
+    if not own:
+        return estimators.undefined(), 0
+    groups = selection.groups(measured, np.array([each.scenario for each in own]))
+    return clustered_rate(np.array([each.grade["label"] == label for each in own]), groups), len(own)
 
 
 def labels_table(measured: Measured, answers: Sequence[GradedCompletion]) -> DataTable:
@@ -189,7 +191,8 @@ def agreement(
     if heard:
         groups = selection.groups(measured, np.array([row for *_, row in heard]))
         figures["kappa"] = kappa([a for a, *_ in heard], [b for _, b, _ in heard], groups, spec, rng)
-        figures["agreement"] = wilson(sum(a == b for a, b, _ in heard), len(heard))
+        figures["agreement"] = clustered_rate(np.array([a == b for a, b, _ in heard]), groups)
+        told["heard"] = len(heard)
     return told | figures, figures
 
 

@@ -98,7 +98,7 @@ def positive_control(
         name: by_name(selection.rows(measured, (name,))) for name in dict.fromkeys((*spec.asked, spec.irrelevant, *own))
     }
     prompts = {
-        name: estimators.mean(np.array(list(change.values())), None, spec, rng)
+        name: estimators.mean(np.array(list(change.values())), None, spec)
         for name, each in means.items()
         if (change := less(each, base))
     }
@@ -212,12 +212,12 @@ def steered_vectors(
         effects = [None if each is None else change[each] for each in (check.push.plus, check.push.minus)]
         effects.insert(0, check.push.effect(change) if check.push else None)
         effect, added, removed = (
-            estimators.undefined() if each is None else estimators.mean(each, None, spec, rng, rates=rates)
+            estimators.undefined() if each is None else estimators.mean(each, None, spec, rates=rates)
             for each in effects
         )
         twin = None if beyond_twin is None else estimators.undefined()
         if beyond_twin is not None and check.push and beyond_twin.shape[1]:
-            twin = estimators.mean(check.push.effect(beyond_twin), None, spec, rng, rates=rates)
+            twin = estimators.mean(check.push.effect(beyond_twin), None, spec, rates=rates)
         found, least = judged.get(index), smallest.get(index, math.nan)
         verdict, reason = concluded(check.reason, found, twin, excluded, least, spec)
         vectors.append(

@@ -110,7 +110,7 @@ class Trajectory(Analysis):
             p, adjusted = (value if sign else min(1.0, 2 * value) for value in (found.p, found.p_adjusted))
             rows.append(
                 {"concept": concept, "claimed to": {1: "rise", -1: "fall"}.get(sign, ""),
-                 "change, sd": estimators.mean(values, None, self, rng),
+                 "change, sd": estimators.mean(values, None, self),
                  "p, other concepts": p, "corrected p": adjusted, f"found with {self.power:.0%} power": smallest}
             )  # fmt: skip
             if sign:
@@ -143,7 +143,7 @@ class Trajectory(Analysis):
         for concept, column in columns.items():
             for name, chosen in conditions.items():
                 groups = selection.groups(measured, chosen)
-                points = [estimators.mean(place[chosen, column], groups, self, rng) for place in places]
+                points = [estimators.mean(place[chosen, column], groups, self) for place in places]
                 if len(chosen):
                     rows.append({"concept": concept, "condition": name} | dict(zip(self.readings, points, strict=True)))
                     series.append(Series.of(f"{concept}, {name}", self.readings, points))
