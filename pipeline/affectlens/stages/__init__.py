@@ -13,6 +13,7 @@ MODULES = (
     "geometry",
     "causal",
     "circuit_units",
+    "modulation",
     "monitor",
     "measure",
     "grade",
