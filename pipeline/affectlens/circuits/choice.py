@@ -1,8 +1,9 @@
 """Which emotion a modulated text is of, asked blind: forced choice among all emotions, and which texts are broken.
 
 Who chooses sees the text alone: neither the event that it answers to, nor what was done to the model, nor which emotion
-was wanted. The options come in an order drawn for each text. In a second score every word of any emotion's list is
-masked, so that a text is no hit for naming its emotion. A broken text is a failure, whatever is chosen for it.
+was wanted. Where the options are listed, they come in an order drawn for each text. In a second score every word of any
+emotion's list is masked, so that a text is no hit for naming its emotion. A broken text is a failure, whatever is
+chosen for it.
 """
 
 from __future__ import annotations
@@ -52,11 +53,13 @@ class Chooser(Protocol):
 
 @dataclass
 class OwnChoice:
-    """The model itself, untouched, by the log-probabilities of the names as its answer to the question.
+    """The model itself, untouched, by how likely each name is to follow a sentence about whoever said the text.
+
+    The names are not listed, so no order of them can matter.
 
     Attributes:
         subject: the model.
-        tokens_per_batch: tokens of options that are read together.
+        tokens_per_batch: tokens of names that are read together.
     """
 
     subject: Subject
@@ -66,29 +69,19 @@ class OwnChoice:
     def scores(
         self, texts: Sequence[str], options: Sequence[Sequence[str]], names: Sequence[str]
     ) -> Float[np.ndarray, "texts names"]:
-        """Log-probability of each name. The same question is asked once."""
-        asked: dict[tuple[str, tuple[str, ...]], list[float]] = {}
+        """Log-probability of each name. The same text is read once."""
+        labels = [self.subject.encode(f" {name}") for name in names]
+        lengths = np.array([len(label) for label in labels])
+        read: dict[str, Float[np.ndarray, "names"]] = {}
+        for text in texts:
+            if text not in read:
+                prompt = self.subject.led(self.subject.encode(f'"{text}"\n\nThe person who said this felt'))
+                read[text] = -lengths * np.array(losses(self.subject, prompt, labels, self.tokens_per_batch))
         found = np.full((len(texts), len(names)), np.nan)
         for row, (text, shown) in enumerate(zip(texts, options, strict=True)):
-            question = (text, tuple(shown))
-            if question not in asked:
-                asked[question] = self._ask(text, shown)
-            found[row, [names.index(name) for name in shown]] = asked[question]
+            columns = [names.index(name) for name in shown]
+            found[row, columns] = read[text][columns]
         return found
-
-    def _ask(self, text: str, shown: Sequence[str]) -> list[float]:
-        from affectlens.model.tokens import Chat, tokenise
-
-        subject = self.subject
-        question = f'Somebody said: "{text}"\n\nHow did they feel? Answer with one of these words: {", ".join(shown)}.'
-        if subject.tokenizer.chat_template:
-            prompt = tokenise(subject.tokenizer, Chat(({"role": "user", "content": question},)))
-            ids, answers = [*prompt.lead, *prompt.ids.tolist()], [name.capitalize() for name in shown]
-        else:
-            ids, answers = subject.led(subject.encode(f"{question}\nAnswer:")), [f" {name}" for name in shown]
-        labels = [subject.encode(answer) for answer in answers]
-        nats = losses(subject, ids, labels, self.tokens_per_batch)
-        return [-each * len(label) for each, label in zip(nats, labels, strict=True)]
 
 
 @dataclass(frozen=True)
