@@ -400,7 +400,7 @@ def hostile() -> dict[str, tuple[bytes, set[int]]]:
 def test_hostile_requests_are_refused_and_harm_nobody(address, service, client):
     """Each is answered in OpenAI's form with a state of its own; afterwards an honest request is answered as before."""
     before, cases = chat(client, max_tokens=5).choices[0].message.content, hostile()
-    assert len(cases) >= 200
+    assert len({body for body, _ in cases.values()}) >= 200
     made = service.engine.tokens
     with httpx.Client(base_url=address, timeout=20) as raw:
         for name, (body, states) in cases.items():
@@ -482,8 +482,8 @@ def test_the_command_tells_what_is_wrong_before_it_loads_a_model(computed_study,
 
 
 @pytest.mark.slow
-def test_memory_stays_flat_over_many_requests(address, client):
-    """After a third of 900 requests, streamed, whole and abandoned ones, the process grows by less than 30 MB."""
+def test_memory_stays_flat_over_many_requests(address, client, record_property):
+    """Over 1,000 requests, streamed, whole and abandoned, after 200 others, the process grows by less than 30 MB."""
     import psutil
 
     def ask(number: int) -> None:
@@ -497,9 +497,11 @@ def test_memory_stays_flat_over_many_requests(address, client):
             chat(client, **options)
 
     process = psutil.Process()
-    for number in range(300):
+    for number in range(200):
         ask(number)
     before = process.memory_info().rss
-    for number in range(300, 900):
+    for number in range(200, 1200):
         ask(number)
-    assert process.memory_info().rss - before < 30e6
+    grown = process.memory_info().rss - before
+    record_property("bytes_grown", grown)
+    assert grown < 30e6

@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +24,8 @@ from affectlens.use.readings import Readings
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
+
+    from affectlens.sae.model import Dictionary
 
 log = logging.getLogger(__name__)
 PROMPT_TOKENS = 2048
@@ -53,6 +55,8 @@ class Engine:
         self.most_rows, self.most_waiting = rows, waiting
         self.ending = frozenset(decoder.tokenizer.all_special_ids)
         self.tokens = 0
+        self.sae: Dictionary | None = None
+        """Whose features may be read, too; set before a job asks for one."""
         self._kept = Rows(decoder, readings.layer)
         self._rows: list[Row] = []
         self._waiting: deque[Generation] = deque()
@@ -188,7 +192,7 @@ class Engine:
             scores = tuple(scored(logits[:-1], job.prompt[1:], job.logprobs or 0)) if job.echo else None
             values = None
             if job.read_prompt and job.rows:
-                values = self.readings.values(states[list(job.kept)])[:, list(job.rows)]
+                values = self._values(states[list(job.kept)], job.rows)[:, list(job.rows)]
             told.append(Prompt(scores, values))
         for generation, event in zip(generations, told, strict=True):
             generation.tell(event)
@@ -204,7 +208,8 @@ class Engine:
         """One token further in every row."""
         logits, states = self._kept.step([row.last for row in self._rows])
         wanted = [place for place, row in enumerate(self._rows) if row.pending is not None]
-        values = self.readings.values(states[wanted]) if wanted else ()
+        asked = {number for place in wanted for number in self._rows[place].job.rows}
+        values = self._values(states[wanted], asked) if wanted else ()
         for place, found in zip(wanted, values, strict=True):
             self._rows[place].read(found[list(self._rows[place].job.rows)])
         going = [place for place, row in enumerate(self._rows) if not row.reason]
@@ -212,6 +217,15 @@ class Engine:
             if row.reason:
                 row.end()
         self._sample([self._rows[place] for place in going], [logits[place] for place in going])
+
+    def _values(
+        self, states: Float[Tensor, "tokens d_model"], asked: Collection[int]
+    ) -> Float[np.ndarray, "tokens rows"]:
+        """All readings; those of features, which come behind the others, only where one is asked for."""
+        values = self.readings.values(states)
+        if self.sae is None or max(asked, default=0) < values.shape[1]:
+            return values
+        return np.concatenate([values, self.sae.encode(states.float().cpu().numpy())], axis=1)
 
     def _sample(self, rows: Sequence[Row], logits: Sequence[Float[Tensor, "vocabulary"]]) -> None:
         """Draw the next token of every row."""

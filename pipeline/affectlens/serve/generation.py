@@ -31,7 +31,7 @@ class Job:
         stop: strings that end an answer; they are not part of its text.
         logprobs: so many likeliest tokens with log-probabilities at every token; None for no log-probabilities at all.
         echo: log-probabilities of the prompt's tokens, too.
-        rows: indices of the readings that are wanted at every token.
+        rows: indices of the readings that are wanted at every token; behind the last comes the SAE's first feature.
         read_prompt: those of the prompt, too.
     """
 

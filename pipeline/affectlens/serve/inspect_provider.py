@@ -54,7 +54,9 @@ class AffectLensAPI(ModelAPI):
     Args:
         model_name: the study.
         vectors: strength of each vector, as a share of the mean residual norm.
-        cap: what is held at most at a value, likewise.
+        out: what is taken away: names, or several of them separated by commas.
+        clamp: what is held at a value, likewise; of a feature, its activation.
+        cap: what is held at most at a value.
         readings: what is kept token by token: names, or several of them separated by commas.
         overrides: ``key=value`` changes of the study.
         max_tokens: of an answer, at most, and where the task names no number.
@@ -68,6 +70,8 @@ class AffectLensAPI(ModelAPI):
         config: GenerateConfig = GenerateConfig(),  # noqa: B008
         *,
         vectors: Mapping[str, float] | None = None,
+        out: str | Sequence[str] = (),
+        clamp: Mapping[str, float] | None = None,
         cap: Mapping[str, float] | None = None,
         readings: str | Sequence[str] = (),
         overrides: str | Sequence[str] = (),
@@ -76,7 +80,8 @@ class AffectLensAPI(ModelAPI):
         super().__init__(model_name, base_url, api_key, [], config)
         self.service = Service(Opened(*finished(model_name, *_names(overrides))), Limits(tokens=max_tokens))
         self.kept = _names(readings)
-        self.steering: dict[str, Any] = {"vectors": dict(vectors or {}), "cap": dict(cap or {})}
+        held = {"clamp": dict(clamp or {}), "cap": dict(cap or {})}
+        self.steering: dict[str, Any] = {"vectors": dict(vectors or {}), "out": _names(out), **held}
         names = self.service.readings.names
         self._ask([{"role": "user", "content": "-"}], {}, self.kept)  # a wrong name is told at once
         self.steering["readings"] = [*self.kept, *(name for name in names if name not in self.kept)]

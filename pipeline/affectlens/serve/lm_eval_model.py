@@ -7,7 +7,7 @@ model first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from affectlens.model.templates import written
 from affectlens.serve.generation import Answer, End, Job, Prompt, Token
-from affectlens.serve.protocol import Refused, Steering
+from affectlens.serve.protocol import Refused, Steering, strengths
 from affectlens.serve.service import Limits, Service
 from affectlens.use.opened import Opened, finished
 
@@ -68,7 +68,7 @@ class AffectLensLM(TemplateLM):
         self.service = Service(opened, Limits(rows=rows, waiting=2 * rows))
         self.tokenizer, self.max_gen_toks, self._study = opened.tokenizer, max_gen_toks, study
         try:
-            self._edits = self.service.edits(Steering(vectors=_strengths(vectors), cap=_strengths(cap)))
+            self._edits = self.service.edits(Steering(vectors=strengths(vectors), cap=strengths(cap)))
         except Refused as error:
             raise ValueError(str(error)) from None
 
@@ -108,12 +108,17 @@ class AffectLensLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        found = []
-        for key, context, continuation in tqdm(requests, disable=disable_tqdm, desc="Running loglikelihood requests"):
-            found.append(self._score(context, continuation))
+        found = self._together(lambda request: self._score(*request[1:]), requests, "loglikelihood", disable_tqdm)
+        for (key, _, _), score in zip(requests, found, strict=True):
             if key is not None:
-                self.cache_hook.add_partial("loglikelihood", key, found[-1])
+                self.cache_hook.add_partial("loglikelihood", key, score)
         return found
+
+    def _together(self, work: Callable[[Any], Any], requests: Sequence[Any], kind: str, silent: bool) -> list[Any]:
+        """The work on all requests, as many at a time as are read or decoded at once."""
+        with ThreadPoolExecutor(self.service.limits.rows) as pool:
+            done = pool.map(work, requests)
+            return list(tqdm(done, total=len(requests), disable=silent, desc=f"Running {kind} requests"))
 
     def _score(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
         """Log-probability of a continuation, and whether it is what the model would say."""
@@ -139,9 +144,7 @@ class AffectLensLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Answers, decoded together."""
-        with ThreadPoolExecutor(self.service.limits.rows) as pool:
-            texts = pool.map(lambda request: self._generate(*request.args), requests)
-            found = list(tqdm(texts, total=len(requests), disable=disable_tqdm, desc="Running generate_until requests"))
+        found = self._together(lambda request: self._generate(*request.args), requests, "generate_until", disable_tqdm)
         for request, text in zip(requests, found, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)
         return found
@@ -174,21 +177,6 @@ class AffectLensLM(TemplateLM):
             return tuple(ids[-most:])
         own = list(ids[1:] if ids and ids[0] == bos else ids)
         return (bos, *own[-(most - 1) :])
-
-
-def _strengths(given: str | Mapping[str, float] | None) -> dict[str, float]:
-    """Names with numbers.
-
-    Raises:
-        ValueError: one has no number.
-    """
-    if given is None or isinstance(given, Mapping):
-        return {name: float(value) for name, value in (given or {}).items()}
-    pairs = [each.rpartition(":") for each in given.split("+") if each]
-    try:
-        return {name: float(value) for name, _, value in pairs}
-    except ValueError:
-        raise ValueError(f"`{given}`: write vectors as desperate:0.1+calm:-0.05") from None
 
 
 def main() -> None:

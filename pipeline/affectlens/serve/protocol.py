@@ -7,15 +7,18 @@ A parameter that cannot be honoured is refused, never ignored. One that says wha
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 MOST_NAMES = 256
 """Vectors, caps and readings of one request."""
 LARGEST = 4.0
-"""Strengths and caps, as shares of the mean residual norm; at 1 texts have long fallen apart."""
+"""Strengths and values, as shares of the mean residual norm; at 1 texts have long fallen apart."""
+LARGEST_CODE = 10_000.0
+"""Values of features, in activations of the SAE."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (), "best_of": (1,), "frequency_penalty": (0,), "function_call": ("none",), "functions": ([],),
     "logit_bias": ({},), "metadata": ({},), "min_p": (0,), "modalities": (["text"],),
@@ -58,11 +61,25 @@ Strength = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 
 
+def _within_reach(values: dict[str, float]) -> dict[str, float]:
+    """Values that something may be held at; a feature's is an activation."""
+    for name, value in values.items():
+        most = LARGEST_CODE if name.startswith("feature:") else LARGEST
+        if not -most <= value <= most:
+            raise ValueError(f"{name}: between {-most:g} and {most:g}")
+    return values
+
+
+Values = Annotated[dict[Name, float], Field(max_length=MOST_NAMES), AfterValidator(_within_reach)]
+
+
 class Steering(_Strict):
     """The request's ``affectlens`` object.
 
     Attributes:
         vectors: strength of each named vector of the study, as a share of the mean residual norm.
+        out: what is taken away.
+        clamp: what is held at a value: a share of the mean residual norm; of a feature, its activation.
         cap: what is held at most at a value, likewise.
         readings: what every token of the answer is read for.
         prompt: the prompt's tokens, too.
@@ -70,10 +87,32 @@ class Steering(_Strict):
     """
 
     vectors: dict[Name, Strength] = Field(default={}, max_length=MOST_NAMES)
-    cap: dict[Name, Strength] = Field(default={}, max_length=MOST_NAMES)
+    out: list[Name] = Field(default=[], max_length=MOST_NAMES)
+    clamp: Values = {}
+    cap: Values = {}
     readings: list[Name] = Field(default=[], max_length=MOST_NAMES)
     prompt: bool = False
     monitor: None = None
+
+    @property
+    def done(self) -> dict[str, Any]:
+        """What is done to the model."""
+        return {name: getattr(self, name) for name in ("vectors", "out", "clamp", "cap")}
+
+
+def strengths(given: str | Mapping[str, float] | None) -> dict[str, float]:
+    """Names with numbers: a mapping, or ``desperate:0.1+calm:-0.05``.
+
+    Raises:
+        ValueError: one has no number.
+    """
+    if given is None or isinstance(given, Mapping):
+        return {name: float(value) for name, value in (given or {}).items()}
+    pairs = [each.rpartition(":") for each in given.split("+") if each]
+    try:
+        return {name: float(value) for name, _, value in pairs}
+    except ValueError:
+        raise ValueError(f"`{given}`: write vectors as desperate:0.1+calm:-0.05") from None
 
 
 class StreamOptions(_Strict):

@@ -15,7 +15,7 @@ import numpy as np
 
 from affectlens.serve.generation import Answer, End, Event, Prompt, Scored, Token
 from affectlens.serve.protocol import ChatRequest, CompletionRequest
-from affectlens.serve.service import Asked, Service, readings_of, steered
+from affectlens.serve.service import Asked, Service, readings_of
 from affectlens.use.readings import SHARE
 
 
@@ -94,9 +94,9 @@ class Replies:
 
     def _own(self) -> dict[str, Any]:
         own = self._request.affectlens
-        if not (own.vectors or own.cap or own.readings):
+        if not (own.readings or any(own.done.values())):
             return {}
-        return {"layer": self._service.readings.layer, "unit": SHARE, **steered(own)}
+        return {"layer": self._service.readings.layer, "unit": SHARE, **own.done}
 
     def _prompt_readings(self, asked: Asked, event: Prompt | None) -> dict[str, Any]:
         if event is None or event.values is None:

@@ -108,6 +108,7 @@ class Service:
         ]
         own = {
             "layer": readings.layer, "unit": SHARE, "vectors": self._vectors.names, "readings": rows,
+            "features": "sae" in self._study.folders,
             "neutral_tokens": readings.neutral_tokens, "context": self.engine.decoder.context,
             "max_tokens": self.limits.tokens, "monitor": None,
         }  # fmt: skip
@@ -184,15 +185,14 @@ class Service:
         Raises:
             Refused: the study has no such vector.
         """
-        for group, names in (("vectors", steering.vectors), ("cap", steering.cap)):
+        for group, names in steering.done.items():
             for name in names:
                 try:
                     self._vectors.unit(name, self.readings.layer)
                 except UserError as error:
                     raise Refused(str(error), param=f"affectlens.{group}", code="unknown_vector") from None
-        if not steering.vectors and not steering.cap:
-            return []
-        return self._vectors.edits([Recipe(pushes(steering.vectors, cap=steering.cap))])
+        recipe = Recipe(pushes(steering.vectors, steering.out, steering.clamp, steering.cap))
+        return self._vectors.edits([recipe]) if recipe.pushes else []
 
     def spelled(self, asked: Asked) -> list[str]:
         """The prompt's own tokens."""
@@ -217,6 +217,18 @@ class Service:
         if max(ids) >= len(self._tokenizer):
             raise Refused(f"`prompt`: there is no token {max(ids)}", param="prompt", code="invalid_value")
         return Text((), np.array(ids, dtype=np.int64), np.arange(len(ids)))
+
+    def _row(self, name: str) -> int:
+        """The place of a reading; features come behind the concepts and axes.
+
+        Raises:
+            UserError: there is no such reading.
+        """
+        number = self._vectors.feature(name)
+        if number is None:
+            return self.readings.index(name)
+        self.engine.sae = self._study.sae
+        return len(self.readings.rows) + number
 
     def _most(self, wanted: int) -> int:
         if wanted > self.limits.tokens:
@@ -243,7 +255,7 @@ class Service:
             raise Refused("`stream_options` needs `stream: true`", param="stream_options", code="invalid_value")
         own = request.affectlens
         try:
-            rows = tuple(self.readings.index(name) for name in own.readings)
+            rows = tuple(map(self._row, own.readings))
         except UserError as error:
             raise Refused(str(error), param="affectlens.readings", code="unknown_reading") from None
         if own.prompt and not rows:
@@ -279,8 +291,3 @@ def mean_readings(readings: Mapping[str, Sequence[float | None]]) -> dict[str, f
 
 def _round(value: float) -> float | None:
     return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
-
-
-def steered(steering: Steering) -> Mapping[str, Any]:
-    """What was done, for a reply."""
-    return {"vectors": steering.vectors, "cap": steering.cap}

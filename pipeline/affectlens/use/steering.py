@@ -69,6 +69,7 @@ class Vectors:
 
     def __init__(self, study: Opened) -> None:
         self._study = study
+        self._units: dict[tuple[str, int], np.ndarray] = {}
         self._centres: dict[int, Any] = {}
         """Of each layer one tensor, by which edits of many rows are known to be of one kind."""
 
@@ -96,6 +97,8 @@ class Vectors:
         Raises:
             UserError: the study has no such vector, or not at this layer.
         """
+        if (name, layer) in self._units:
+            return self._units[name, layer]
         study, number = self._study, self.feature(name)
         if number is not None:
             if layer != study.layer:
@@ -109,7 +112,8 @@ class Vectors:
             raise UserError(
                 f"there are directions at layers {there}, not at {layer}; add it to `activations.pooled_layers`"
             )
-        return (study.directions(layer) | study.axes(layer))[name]
+        self._units |= {(each, layer): unit for each, unit in (study.directions(layer) | study.axes(layer)).items()}
+        return self._units[name, layer]
 
     def edits(self, recipes: Sequence[Recipe]) -> list[Edit]:
         """What is done to a batch whose rows follow the recipes, at every position behind the begin token.
