@@ -8,6 +8,7 @@ same folders from a seed. Each library opens the folder, encodes and decodes the
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,14 @@ def weights() -> dict[str, np.ndarray]:
     }  # fmt: skip
     drawn = {name: 0.5 * random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     return drawn | {"threshold": np.abs(drawn["threshold"])}
+
+
+def whitening() -> dict[str, np.ndarray]:
+    """A mean, a map to other coordinates of other lengths, and its inverse."""
+    random = np.random.default_rng(5)
+    turned = np.linalg.qr(random.standard_normal((WIDTH, WIDTH)))[0] * random.uniform(0.5, 2, WIDTH)
+    maps = {"mean": random.standard_normal(WIDTH), "matrix": turned, "inverse_matrix": np.linalg.inv(turned)}
+    return {name: np.ascontiguousarray(values, dtype=np.float32) for name, values in maps.items()}
 
 
 PARAMETERS = {
@@ -74,6 +83,14 @@ SAE_LENS: dict[str, dict[str, Any]] = {
         "matryoshka_batchtopk", "expected_average_only_in", matryoshka_widths=[4, FEATURES],
         rescale_acts_by_decoder_norm=True,
     ),
+    **{
+        f"sae-lens {name} whitened checkpoint": _sae_lens(name.partition(",")[0], "covariance_whitening", **more)
+        for name, more in {
+            "standard": {}, "standard, input not centred": {"apply_b_dec_to_input": False}, "jumprelu": {},
+            "gated, input not centred": {"apply_b_dec_to_input": False}, "batchtopk": {},
+            "topk": {"rescale_acts_by_decoder_norm": True},
+        }.items()
+    },
     "sae-lens 3 relu": {
         "d_in": WIDTH, "d_sae": FEATURES, "dtype": "torch.float32", "activation_fn_str": "relu",
         "normalize_activations": "none", "apply_b_dec_to_input": True, "hook_layer": LAYER, **HOOK,
@@ -125,6 +142,10 @@ def write(root: Path, case: str) -> Path:
         if architecture not in PARAMETERS:  # a checkpoint amid training
             kept["topk_threshold"] = np.array(0.4, dtype=np.float64)
         save_file(kept, folder / "sae_weights.safetensors")
+        if settings["normalize_activations"] == "covariance_whitening":
+            scaler = {"scaling_factor": None, "has_whitening": True}
+            (folder / "activation_scaler.json").write_text(json.dumps(scaler), encoding="utf-8")
+            save_file(whitening(), folder / "activation_whitening.safetensors")
     else:
         name = settings["trainer"]["dict_class"]
         linear = encoder | {"decoder.weight": drawn["W_dec"].T.copy()}
@@ -169,8 +190,16 @@ def _recorded(folder: Path, case: str) -> tuple[Any, Any]:
         return codes, dictionary.decode(codes)
     from sae_lens import SAE, TrainingSAE
 
-    if CASES[case].get("architecture") in ("batchtopk", "matryoshka_batchtopk"):
+    whitened = CASES[case].get("normalize_activations") == "covariance_whitening"
+    if whitened or CASES[case].get("architecture") in ("batchtopk", "matryoshka_batchtopk"):
         trained: Any = TrainingSAE.load_from_disk(folder)
+        if whitened:  # as its trainer does at the end
+            maps = [torch.from_numpy(values) for values in whitening().values()]
+            mean, matrix, inverse = maps
+            during = trained.decode(trained.encode((x - mean) @ matrix)) @ inverse + mean
+            trained.fold_activation_whitening(*maps)
+            if "batchtopk" not in CASES[case]["architecture"]:  # whose trained encoder looks at the whole batch
+                assert torch.allclose(trained.decode(trained.encode(x)), during, atol=1e-4), "the library disagrees"
         if trained.cfg.normalize_activations == "expected_average_only_in":
             trained.fold_activation_norm_scaling_factor(SCALE)
         folder = folder.with_name("finished")
@@ -182,12 +211,12 @@ def _recorded(folder: Path, case: str) -> tuple[Any, Any]:
     return codes, sae.decode(codes)
 
 
-def main() -> None:
-    """Record every case anew."""
+def main(cases: list[str]) -> None:
+    """Record these cases anew; without any, all."""
     import tempfile
 
-    found = {}
-    for case in CASES:
+    found = json.loads(RECORDED.read_text(encoding="utf-8")) if cases else {}
+    for case in cases or CASES:
         with tempfile.TemporaryDirectory() as folder:
             codes, rebuilt = _recorded(write(Path(folder), case), case)
         found[case] = {
@@ -200,4 +229,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -115,6 +115,40 @@ def test_templates_are_filled_with_the_same_words_and_half_of_them_grade(tmp_pat
         read_pairs(path)
 
 
+GOOD = {"words": {"thing": ["ring", "key"]}, "templates": [{**ROW, "text_a": "{thing} a b", "text_b": "b a {thing}"}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "not JSON"),
+        (json.dumps(GOOD).encode("utf-16"), "save the file as UTF-8"),
+        (b"[" * 100_000, "not JSON"),
+        (json.dumps(GOOD)[:-20].encode(), "line 1: not JSON"),
+        (json.dumps([GOOD]).encode(), "an object with `words` and `templates`"),
+        (json.dumps({**GOOD, "words": {"thing": "ring"}}).encode(), "must be a list of texts"),
+        (json.dumps({**GOOD, "words": {"thing": [1, 2]}}).encode(), "must be a list of texts"),
+        (json.dumps({**GOOD, "templates": ["x"]}).encode(), "a template is an object"),
+        (json.dumps({**GOOD, "templates": [{**ROW, "text_a": 5}]}).encode(), "has no 'text_a'"),
+        (b'{"words": {}, "words": {}}', "stands twice"),
+    ],
+)
+def test_a_file_of_templates_that_is_none_is_one_sentence(content: bytes, said: str, tmp_path):
+    path = tmp_path / "templates.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=said) as refused:
+        read_pairs(path)
+    assert str(refused.value).startswith(str(path)) and "codec" not in str(refused.value)
+
+
+def test_a_template_is_filled_and_not_run(tmp_path):
+    """Other braces are text: no attribute is read, no width is filled."""
+    texts = {"text_a": "{thing} {thing.__class__} {thing:>99999999999} { }", "text_b": "{thing} 0 class"}
+    path = tmp_path / "templates.json"
+    path.write_text(json.dumps({**GOOD, "templates": [{**ROW, **texts, "text_b": texts["text_a"]}]}), encoding="utf-8")
+    assert read_pairs(path)[0].text_a == "Ring {thing.__class__} {thing:>99999999999} { }"
+
+
 def planted_pairs(groups: int, each: int) -> list[Pair]:
     return [
         Pair(f"{group}-{n}", "happy", "sad", "order", "a b", "b a", f"t{group}", grades=n % 2 == 0)

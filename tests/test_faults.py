@@ -1,8 +1,8 @@
 """A disk that fails once, or a kill, at every request of every stage: the next run ends with the undisturbed bytes.
 
 A small study is run once undisturbed. Then each stage is computed again and again, and each time another one of its
-writes, renames, fsyncs, locks, new or removed files and folders fails. Whatever that run said, the same command follows,
-without a fault.
+writes, renames, fsyncs or locks fails, or a file or folder cannot be made or removed. Whatever that run said, the same
+command follows, without a fault.
 ``AFFECTLENS_FAULTS=all`` tries every request of every stage, which takes two hours on an idle core; by default some of
 each. ``AFFECTLENS_FAULTS_DONE=FILE`` keeps in a file what was tried and cost nothing, and a later sweep goes on there.
 """

@@ -68,8 +68,8 @@ def test_each_format_gives_the_codes_and_reconstructions_that_its_own_library_ga
     check_source(load, MODEL, Shape(4, record_codes.WIDTH))
     sae, rows = Dictionary(loading.load(load, mean_norm=record_codes.MEAN_NORM)), record_codes.rows()
     codes, rebuilt = sae.encode(rows), sae.reconstruct(rows)
-    np.testing.assert_allclose(codes, RECORDED[case]["codes"], atol=1e-5)
-    np.testing.assert_allclose(rebuilt, RECORDED[case]["rebuilt"], atol=1e-5)
+    np.testing.assert_allclose(codes, RECORDED[case]["codes"], atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(rebuilt, RECORDED[case]["rebuilt"], atol=1e-5, rtol=1e-5)
     assert codes.dtype == rebuilt.dtype == sae.decoder.dtype == np.float32
     # What ablating a feature takes out is what it contributes to the reconstruction.
     x, module = torch.from_numpy(rows), sae.load()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -97,3 +99,14 @@ def test_a_fork_has_a_child_of_its_own(writer: Writer):
         os._exit(0 if right else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert writer.write("{{ 3 }}", CHAT, {}) == "3" and writer._process is here
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
+def test_it_starts_where_memory_is_limited_already():
+    """As under a batch system, or ``ulimit -v``."""
+    program = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
+        "from affectlens.model.templates import Writer\n"
+        "print(Writer().write('{{ 1 + 1 }}', [], {}))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "2\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from affectlens.corpus.texts import read_jsonl
+from affectlens.corpus.texts import read_json, read_jsonl
 from affectlens.errors import UserError
 
 KEYS = ("id", "emotion_a", "emotion_b", "device", "text_a", "text_b")
@@ -68,17 +67,19 @@ def read_pairs(path: Path, concepts: Sequence[str] | None = None) -> list[Pair]:
 
 
 def _filled(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-        words, templates = content["words"], content["templates"]
-        count = min(len(each) for each in words.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}: no file of templates ({error}); it is an object with `words` and `templates`"
-        ) from None
+    content = read_json(path)
+    words, templates = (content.get(key) if isinstance(content, dict) else None for key in ("words", "templates"))
+    if not isinstance(words, dict) or not isinstance(templates, list) or not words or not templates:
+        raise UserError(f"{path}: no file of templates; it is an object with `words` and `templates`")
+    for slot, each in words.items():
+        if not isinstance(each, list) or not each or not all(isinstance(word, str) for word in each):
+            raise UserError(f"{path}: the words for {slot!r} must be a list of texts")
+    count = min(map(len, words.values()))
     for template in templates:
-        lacking = [key for key in KEYS if not template.get(key)]
-        unknown = set(SLOT.findall(template.get("text_a", "") + template.get("text_b", ""))) - set(words)
+        if not isinstance(template, dict):
+            raise UserError(f"{path}: a template is an object with {', '.join(KEYS)}")
+        lacking = [key for key in KEYS if not isinstance(template.get(key), str) or not template[key].strip()]
+        unknown = set() if lacking else set(SLOT.findall(template["text_a"] + template["text_b"])) - set(words)
         if lacking or unknown:
             what = (
                 f"has no {lacking[0]!r}" if lacking else f"names {sorted(unknown)[0]!r}, for which there are no words"
@@ -86,7 +87,9 @@ def _filled(path: Path) -> Iterator[dict[str, Any]]:
             raise UserError(f"{path}: template {template.get('id', '?')} {what}")
         for index in range(count):
             fill = {slot: each[index] for slot, each in words.items()}
-            texts = {key: template[key].format(**fill) for key in ("text_a", "text_b")}
-            texts = {key: text[:1].upper() + text[1:] for key, text in texts.items()}
+            texts = {}
+            for key in ("text_a", "text_b"):
+                text = SLOT.sub(lambda slot, fill=fill: fill[slot[1]], template[key])
+                texts[key] = text[:1].upper() + text[1:]
             row = {"id": f"{template['id']}-{index + 1}", "template": template["id"], "grades": index % 2 == 0}
             yield {**template, **texts, **row}

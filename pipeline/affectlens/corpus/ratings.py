@@ -26,7 +26,7 @@ def read_ratings(source: Path) -> dict[str, dict[str, float]]:
         raise UserError(f"{source}: a table of ratings needs a first column of words, and valence and arousal")
     word, found = next(iter(rows[0])), {}
     for number, row in enumerate(rows, start=2):
-        where = f"{source} line {number} ({row[word]})"
+        where = f"{source} line {number} ({row[word][:40]})"
         try:
             values = {key: float(value) for key, value in row.items() if key != word}
         except (TypeError, ValueError) as error:

@@ -45,6 +45,24 @@ def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
             yield where, value
 
 
+def read_json(path: Path) -> Any:
+    """The value of a JSON file; a byte-order mark is skipped.
+
+    Raises:
+        UserError: it is no UTF-8 or no JSON, or a key stands twice in it.
+    """
+    try:
+        return json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_once)
+    except UnicodeError:
+        raise UserError(f"{path}: not UTF-8 text; save the file as UTF-8") from None
+    except KeyError as twice:
+        raise UserError(f"{path}: the key {twice} stands twice; keep one") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} line {error.lineno}: not JSON ({error.msg}); correct it") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: not JSON that can be read; correct it") from None
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):

@@ -33,7 +33,9 @@ def serve(seconds: float, memory: int) -> None:
         import resource
 
         size = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (size + memory, size + memory))
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        most = size + memory if hard == resource.RLIM_INFINITY else min(hard, size + memory)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
     timed = hasattr(signal, "setitimer")
     answers.write(READY)
     answers.flush()

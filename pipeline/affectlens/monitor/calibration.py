@@ -7,7 +7,6 @@ the calibration. Tokens of one episode are not exchangeable, so whole episodes a
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 
 from affectlens.config import Config, validate
+from affectlens.corpus.texts import read_json
 from affectlens.errors import UserError
 from affectlens.files import write_json
 from affectlens.monitor.statistics import StatisticConfig
@@ -182,10 +182,7 @@ def read_card(path: Path) -> CardConfig:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; write a card with `affectlens monitor calibrate`")
-    try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        values = None
+    values: Any = read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: is no card of a monitor; write one with `affectlens monitor calibrate`")
     return validate(CardConfig, values, str(path))

@@ -7,7 +7,6 @@ whole every few seconds, so that a part goes on where it stopped, and merging pa
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from affectlens import results
+from affectlens.corpus.texts import read_json
 from affectlens.errors import UserError
 from affectlens.files import write_json
 from affectlens.results import Table, integer, number, text
@@ -229,11 +229,17 @@ class Scan:
             raise UserError(f"{self.folder}: holds {others[0]}, of a scan in other parts; give another --out")
         if not path.is_file():
             return State.empty(rows), False
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = read_json(path)
+        damaged = UserError(f"{path}: is no part of a scan; remove it, or give another --out")
+        if not isinstance(saved, dict) or not isinstance(saved.get("identity"), dict):
+            raise damaged
         changed = [key for key, value in self.identity.items() if saved["identity"].get(key) != value]
         if changed:
             raise UserError(f"{path}: is of a scan with another `{changed[0]}`; give another --out")
-        return State.from_json(saved["state"], rows), bool(saved["complete"])
+        try:
+            return State.from_json(saved["state"], rows), bool(saved["complete"])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise damaged from None
 
     def run(
         self,

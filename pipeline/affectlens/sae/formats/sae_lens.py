@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 WEIGHTS = "sae_weights.safetensors"
 SCALER = "activation_scaler.json"
 """What a checkpoint amid training keeps its activation scale in."""
-NORMALISATIONS = ("none", None, False, True, "expected_average_only_in", *PER_TOKEN)
+WHITENING, WHITENS = "activation_whitening.safetensors", "covariance_whitening"
+"""What a checkpoint amid training keeps the map in to activations of covariance 1, and what its settings call it."""
+NORMALISATIONS = ("none", None, False, True, "expected_average_only_in", WHITENS, *PER_TOKEN)
 TRAINED_ONLY = ("batchtopk", "matryoshka_batchtopk")
 """Architectures of checkpoints alone; sae-lens saves their finished SAEs as JumpReLU."""
 PLAIN = {"W_enc", "W_dec", "b_enc", "b_dec"}
@@ -54,13 +56,15 @@ def describe(folder: Path) -> Origin:
         needed = ARCHITECTURES[settings.get("architecture", "standard")]
         fault = tensor_fault(folder / WEIGHTS, needed, {"scaling_factor"}, "W_dec", origin.width)
         origin = replace(origin, refusal=fault)
-    if not (folder / SCALER).is_file():
-        return origin
-    scaler = settings_of(folder / SCALER)
-    if scaler.get("has_whitening"):
-        return replace(origin, refusal=f"whitens activations ({SCALER}: has_whitening); save the finished SAE instead")
+    scaler = settings_of(folder / SCALER) if (folder / SCALER).is_file() else {}
     scale = scaler.get("scaling_factor")
-    return replace(origin, scale=None if scale is None else float(scale))
+    origin = replace(origin, scale=None if scale is None else float(scale))
+    if settings.get("normalize_activations") != WHITENS and not scaler.get("has_whitening"):
+        return origin
+    fault = tensor_fault(folder / WHITENING, {"mean", "matrix", "inverse_matrix"}, set(), "matrix", origin.width)
+    if fault:
+        fault = f"whitens activations (normalize_activations: {WHITENS}), but {fault}"
+    return replace(origin, refusal=origin.refusal or fault)
 
 
 def from_settings(settings: Mapping[str, Any]) -> Origin:
@@ -136,13 +140,21 @@ def convert(folder: Path, device: str) -> tuple[dict[str, Any], dict[str, torch.
     """
     from sae_lens import TrainingSAE
     from sae_lens.loading.pretrained_sae_loaders import sae_lens_disk_loader
+    from safetensors.torch import load_file
 
-    if settings_of(folder / "cfg.json").get("architecture") in TRAINED_ONLY:
+    saved = settings_of(folder / "cfg.json")
+    whitened = saved.get("normalize_activations") == WHITENS
+    if whitened or saved.get("architecture") in TRAINED_ONLY:
         trained: Any = TrainingSAE.load_from_disk(folder, device=device, dtype="float32")
+        if whitened:
+            maps = load_file(folder / WHITENING, device=device)
+            trained.fold_activation_whitening(maps["mean"], maps["matrix"], maps["inverse_matrix"])
         weights = trained.state_dict()
         trained.process_state_dict_for_saving_inference(weights)
-        rescaled = {"rescale_acts_by_decoder_norm": trained.cfg.rescale_acts_by_decoder_norm}
-        return trained.cfg.get_inference_sae_cfg_dict() | rescaled, weights
+        settings = trained.cfg.get_inference_sae_cfg_dict()
+        if hasattr(trained.cfg, "rescale_acts_by_decoder_norm"):
+            settings["rescale_acts_by_decoder_norm"] = trained.cfg.rescale_acts_by_decoder_norm
+        return settings, weights
     settings, weights = sae_lens_disk_loader(folder, device, {"dtype": "float32"})
     factors = weights.pop("finetuning_scaling_factor", None)
     if factors is not None:
@@ -150,4 +162,4 @@ def convert(folder: Path, device: str) -> tuple[dict[str, Any], dict[str, torch.
     return settings, weights
 
 
-FORMAT = Format("sae_lens", ("cfg.json", WEIGHTS), describe, convert, optional=(SCALER,), version=2)
+FORMAT = Format("sae_lens", ("cfg.json", WEIGHTS), describe, convert, optional=(SCALER, WHITENING), version=2)
