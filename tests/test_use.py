@@ -401,6 +401,37 @@ def test_gguf_holds_a_push_of_the_strength_at_scale_1(study, file, tmp_path):
         run("export", file, "--format", "gguf", "calm", "--layer", "0", "--out", tmp_path)
 
 
+def test_repengs_own_reader_takes_the_gguf(study, file, tmp_path, monkeypatch):
+    monkeypatch.setattr(np, "float_", np.float64, raising=False)  # repeng 0.4 names it; numpy 2 has it no more
+    repeng = pytest.importorskip("repeng")
+    (path, _), push = exported(study, file, "gguf", tmp_path)
+    read = repeng.ControlVector.import_gguf(path)
+    assert read.model_type == "llama" and list(read.directions) == [study.layer]
+    np.testing.assert_allclose(read.directions[study.layer], push, rtol=1e-4, atol=1e-6)
+
+
+def test_neuronpedias_own_client_takes_the_json(study, file, tmp_path, monkeypatch):
+    """What it would send to the site holds the push; nothing is sent here."""
+    request = pytest.importorskip("neuronpedia.requests.vector_request")
+    from neuronpedia.np_vector import NPVector  # pyright: ignore[reportMissingImports]
+
+    sent = {}
+
+    def send(self, method, json, uri):
+        sent.update(json)
+        answer = {"modelId": json["modelId"], "source": "s", "index": "1", "label": json["vectorLabel"],
+                  "hookName": json["hookType"], "values": json["vector"],
+                  "defaultSteerStrength": json["vectorDefaultSteerStrength"]}  # fmt: skip
+        return {"vector": answer, "url": "https://example.org"}
+
+    monkeypatch.setenv("NEURONPEDIA_API_KEY", "none")
+    monkeypatch.setattr(request.VectorRequest, "send_request", send)
+    files, push = exported(study, file, "neuronpedia", tmp_path)
+    vector = NPVector.new(**json.loads(files[0].read_text(encoding="utf-8")))
+    assert (sent["layerNumber"], sent["hookType"], sent["vectorLabel"]) == (study.layer + 1, "hook_resid_pre", "calm")
+    np.testing.assert_allclose(vector.default_steer_strength * np.array(vector.values), push, rtol=1e-4)
+
+
 def test_the_other_formats_hold_the_same_push(study, file, tmp_path):
     import torch
     from safetensors import safe_open
