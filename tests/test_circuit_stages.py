@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import affectlens
 import numpy as np
 import pytest
 import yaml
+from affectlens.circuits import graph, units
 from affectlens.circuits.scores import Scores
-from affectlens.errors import ConfigError
+from affectlens.errors import ConfigError, UserError
 from affectlens.study import Study
 from tiny import EMOTIONS
 
@@ -32,6 +35,7 @@ CIRCUITS = {
     "removed_up_to": 0.3,
     "contexts_per_part": 3,
     "permutations": 99,
+    "as_published": True,
 }
 
 
@@ -50,7 +54,7 @@ def finished(model_folder, tmp_path_factory) -> dict:
     }
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
-    affectlens.run_study(path, stages=["circuit_units"])
+    affectlens.run_study(path, stages=["circuits"])
     return {"path": path, "values": values, "folder": folder}
 
 
@@ -83,4 +87,63 @@ def test_a_study_names_circuits_or_has_none(study_values, write_study) -> None:
     assert not study.config.circuits.run
     study_values["circuits"] = {"run": True, "sizes": [0.3, 0.1]}
     with pytest.raises(ConfigError, match="sizes"):
+        Study.load(write_study(study_values))
+
+
+def test_a_model_of_noise_has_no_contrast_to_explain(finished) -> None:
+    study = affectlens.open_study(finished["path"])
+    verdicts = study.table("circuits/verdicts")
+    assert set(verdicts["verdict"]) == {"no contrast to explain"}
+    assert len(verdicts) == 1 + len(EMOTIONS)
+    curves = study.table("circuits/curves")
+    assert set(curves["ranking"]) == {"signed effect", "size of effect", "activation", "random"}
+    checks = set(study.table("circuits/checks")["check"])
+    assert {"completeness", "another frame", "another writer's stories", "neutral text", "neurons"} <= checks
+
+
+def test_what_modulation_and_viewers_read_is_written(finished) -> None:
+    study = Study.load(finished["path"])
+    folder = study.folder(study.stage_named("circuits"))
+    found = units.read_units(folder / "units.safetensors")
+    assert set(found.circuits) == set(EMOTIONS)
+    graph.validate(json.loads((folder / "graph.json").read_text(encoding="utf-8")))
+
+
+def test_the_published_choices_stand_beside_chance(finished) -> None:
+    rows = affectlens.open_study(finished["path"]).table("circuits/published")
+    assert set(rows["concept"]) == {"sad", "afraid"}
+    assert (rows["heads_chance"] > 0).all()
+
+
+def test_a_graph_that_lacks_a_field_is_refused() -> None:
+    made = graph.graph("a", "m", "p", ["p"], [{"layer": 0, "head": 1, "effect": 0.2}], [], "words")
+    graph.validate(made)
+    del made["nodes"][0]["ctx_idx"]
+    with pytest.raises(UserError, match="ctx_idx"):
+        graph.validate(made)
+    made = graph.graph("a", "m", "p", ["p"], [], [], "words")
+    made["links"].append({"source": "nowhere", "target": "E_0_0", "weight": 1.0})
+    with pytest.raises(UserError, match="no node"):
+        graph.validate(made)
+
+
+def test_parts_in_any_order_give_the_same_bytes(finished, tmp_path) -> None:
+    study = Study.load(finished["path"])
+    kind = study.stage_named("circuits")
+    folder = study.folder(kind)
+    results = {name: study.stage_named(name).open(study.folder(study.stage_named(name))) for name in kind.needs}
+    stage = kind(study.section(kind), study.setting("cpu"), results)
+    wanted = [part for part in stage.parts() if part.name in ("transfer-0", "report-0-001")]
+    for part in reversed(wanted):
+        out = tmp_path / part.name
+        out.mkdir()
+        stage.run_part(part, out, lambda units: None)
+        assert (out / "part.safetensors").read_bytes() == (
+            folder / "parts" / part.name / "part.safetensors"
+        ).read_bytes()
+
+
+def test_missing_stories_of_another_writer_are_named(study_values, write_study) -> None:
+    study_values["circuits"] = {"run": True, "transfer_stories": "nowhere.jsonl"}
+    with pytest.raises(ConfigError, match=r"transfer_stories: nowhere\.jsonl"):
         Study.load(write_study(study_values))

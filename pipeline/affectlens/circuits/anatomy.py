@@ -244,6 +244,7 @@ class Anatomy:
         replaced: Replaced | None = None,
         read: Sequence[int] = (),
         stop: int | None = None,
+        attention: bool = False,
     ) -> list[Gradients]:
         """Gradients of figures of the last position, or of the residual stream, to every head and neuron.
 
@@ -254,6 +255,7 @@ class Anatomy:
             replaced: units with reference values in all rows; they have no gradient.
             read: layers whose residual stream ``targets`` looks at; gradients to it come too.
             stop: blocks above are not run, and ``targets`` gets no logits; units above have the gradient 0.
+            attention: whether gradients to what each attention adds come too.
 
         Returns:
             Of each target, the mean over rows.
@@ -281,6 +283,10 @@ class Anatomy:
                     f"neurons.{n}": bridge.blocks[n].mlp.out.hook_in,
                 }
             sites |= {f"residual.{n}": bridge.blocks[n].hook_out for n in read}
+            if attention:
+                sites |= {
+                    f"attention.{n}": bridge.get_submodule(site_name(bridge, n, "attn_out")) for n in range(depth)
+                }
             for name, module in sites.items():
                 hook = begin if name == "embedded" else partial(keep, name)
                 stack.callback(module.register_forward_hook(hook).remove)
@@ -309,6 +315,7 @@ class Anatomy:
                         rearrange(heads, "l p (h e) -> l p h e", h=self.heads),
                         torch.stack([means[f"neurons.{n}"] for n in above]) * below,
                         {n: means[f"residual.{n}"] for n in read},
+                        {n: means[f"attention.{n}"] for n in range(depth) if attention},
                     )
                 )
         return found
@@ -321,11 +328,13 @@ class Gradients:
     Attributes:
         heads, neurons: in the shape of their values.
         residual: by layer.
+        attention: likewise, to what the attention adds.
     """
 
     heads: Heads
     neurons: Neurons
     residual: Mapping[int, Float[Tensor, "positions d_model"]]
+    attention: Mapping[int, Float[Tensor, "positions d_model"]]
 
     def of_heads(self, recorded: Recorded, reference: Recorded) -> Float[Tensor, "layers heads"]:
         """What each head's difference from its reference values adds to the figure, by these gradients."""

@@ -33,7 +33,7 @@ class CircuitsConfig(Config):
     """Contexts of its second group of topics on which the size of the circuit is chosen."""
     report_contexts: int = Field(default=0, ge=0)
     """Contexts of its third group of topics from which figures are reported; 0 for all."""
-    control_contexts: int = Field(default=18, ge=1)
+    control_contexts: int = Field(default=12, ge=1)
     """Of these, so many are run with the random circuits too."""
     sizes: tuple[float, ...] = (0.01, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5)
     """Sizes of circuits, as shares of all heads."""
@@ -93,5 +93,11 @@ class CircuitsConfig(Config):
 
 
 Verdict = Literal[
-    "necessary and sufficient", "necessary only", "not concept-specific", "not stable", "no contrast to explain"
+    "necessary and sufficient",
+    "necessary only",
+    "sufficient only",
+    "neither necessary nor sufficient",
+    "not concept-specific",
+    "not stable",
+    "no contrast to explain",
 ]

@@ -13,6 +13,7 @@ MODULES = (
     "geometry",
     "causal",
     "circuit_units",
+    "circuits",
     "modulation",
     "monitor",
     "measure",

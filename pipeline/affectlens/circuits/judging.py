@@ -1,0 +1,358 @@
+"""What is concluded of circuits, from all reported contexts: curves, verdicts by rule, specificity, checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from affectlens import stats
+from affectlens.circuits import curves
+from affectlens.circuits.tables import ALL
+from affectlens.circuits.trials import RANKINGS, Selected, Size
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    from affectlens.circuits.config import CircuitsConfig, Verdict
+    from affectlens.circuits.design import Cell
+    from affectlens.circuits.scores import Scores
+
+NAMES = ("signed effect", "size of effect", "activation")
+"""Of the rankings whose circuits are kept."""
+RANDOM = "random"
+BOOTSTRAPS = 50
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The results of one rotation.
+
+    Attributes:
+        cells: its reported contexts.
+        select: its selection contexts.
+        arrays: by name, contexts first, as :func:`~affectlens.circuits.trials.try_context` gives them.
+        selected, size: what the other topics chose.
+    """
+
+    cells: tuple[Cell, ...]
+    select: tuple[Cell, ...]
+    arrays: Mapping[str, np.ndarray]
+    selected: Selected
+    size: Size
+
+
+@dataclass(eq=False)
+class Judge:
+    """All rotations of a study.
+
+    Attributes:
+        turns: their results.
+        scores: of single units.
+        config: sizes and thresholds.
+        generator: gives the random generator of a name.
+    """
+
+    turns: Sequence[Turn]
+    scores: Scores
+    config: CircuitsConfig
+    generator: Callable[[str], np.random.Generator]
+
+    def over(self, take: Callable[[Turn], np.ndarray]) -> np.ndarray:
+        """A figure of every reported context, rotation by rotation, less that without heads."""
+        return np.concatenate([(take(turn).T - turn.arrays["empty"]).T for turn in self.turns])
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        return [cell for turn in self.turns for cell in turn.cells]
+
+    @cached_property
+    def topics(self) -> list[str]:
+        return [cell.topic for cell in self.cells]
+
+    @cached_property
+    def whole(self) -> Float[np.ndarray, " contexts"]:
+        """The contrast to be explained."""
+        return self.over(lambda turn: turn.arrays["full"])
+
+    def padded(self, turn: Turn, name: str) -> np.ndarray:
+        """Removals, with NaN for sizes that were not taken out."""
+        values = turn.arrays[name]
+        more = len(self.config.sizes) - values.shape[-1]
+        return np.concatenate([values, np.full((*values.shape[:-1], more), np.nan, values.dtype)], axis=-1)
+
+    def interval(self, values: Float[np.ndarray, " contexts"], name: str, rows: Any = slice(None)) -> stats.Estimate:
+        """A ratio with its interval over topics."""
+        topics = np.asarray(self.topics)[rows]
+        return curves.ratio_interval(values[rows], self.whole[rows], topics.tolist(), self.generator(name))
+
+    def curve_rows(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The curves of every ranking, and their areas."""
+        rows, areas = [], []
+        kept, removed = self.over(lambda t: t.arrays["kept"]), self.over(lambda t: self.padded(t, "removed"))
+        chosen = {RANKINGS[turn.size.ranking] for turn in self.turns}
+        units = len(self.turns[0].selected.signed)
+        sizes = curves.counts(self.config.sizes, units)
+        for at, name in enumerate(NAMES):
+            ratios = []
+            for place, share in enumerate(self.config.sizes):
+                values = kept[:, at, place]
+                found, ends = curves.faithfulness(values, self.whole), self.interval(values, f"curve {name} {share}")
+                left = stats.Estimate(math.nan, math.nan, math.nan, 0)
+                # What is taken out is ranked as the circuit is; it stands with that ranking where all rotations agree.
+                if at < len(RANKINGS) and chosen == {RANKINGS[at]}:
+                    left = self.interval(removed[:, place], f"left {name} {share}")
+                rows.append(
+                    {
+                        "ranking": name,
+                        "share": share,
+                        "heads": sizes[place],
+                        "ratio": found.ratio,
+                        "low": ends.low,
+                        "high": ends.high,
+                        "slope": found.slope,
+                        "correlation": found.correlation,
+                        "left": left.value,
+                        "left_low": left.low,
+                        "left_high": left.high,
+                    }
+                )
+                ratios.append(found.ratio)
+            areas.append({"ranking": name, **curves.curve_areas(self.config.sizes, ratios)})
+        ratios = []
+        for place, share in enumerate(self.config.sizes):
+            each, left = self.random_kept[:, place], self.random_left[:, place]
+            means = self.over(lambda t: t.arrays["random_kept"])[:, :, place].mean(axis=1)
+            found = curves.faithfulness(means, self.whole)
+            rows.append(
+                {
+                    "ranking": RANDOM,
+                    "share": share,
+                    "heads": sizes[place],
+                    "ratio": float(each.mean()),
+                    "low": float(each.min()),
+                    "high": float(each.max()),
+                    "slope": found.slope,
+                    "correlation": found.correlation,
+                    "left": float(left.mean()),
+                    "left_low": float(left.min()),
+                    "left_high": float(left.max()),
+                }
+            )
+            ratios.append(float(each.mean()))
+        return rows, [*areas, {"ranking": RANDOM, **curves.curve_areas(self.config.sizes, ratios)}]
+
+    def _random(self, values: Float[np.ndarray, "contexts draws sizes"]) -> Float[np.ndarray, "draws sizes"]:
+        run = np.isfinite(values[:, 0, 0])
+        whole = self.whole[run].sum()
+        return values[run].sum(axis=0) / (whole if whole else np.nan)
+
+    @cached_property
+    def random_kept(self) -> Float[np.ndarray, "draws sizes"]:
+        """Ratio of each random circuit over the contexts in which they were run."""
+        return self._random(self.over(lambda t: t.arrays["random_kept"]))
+
+    @cached_property
+    def random_left(self) -> Float[np.ndarray, "draws sizes"]:
+        """What is left without it."""
+        return self._random(self.over(lambda t: self.padded(t, "random_removed")))
+
+    def at_size(self, name: str) -> np.ndarray:
+        """A figure at each rotation's chosen size and ranking."""
+
+        def take(turn: Turn) -> np.ndarray:
+            values = turn.arrays[name]
+            return values[:, turn.size.ranking, turn.size.place] if name == "kept" else values[..., turn.size.place]
+
+        return self.over(take)
+
+    def random_at_size(self, name: str) -> Float[np.ndarray, " draws"]:
+        """Ratio of each random circuit of the chosen sizes."""
+        return self._random(self.at_size(name)[:, :, None])[:, 0]
+
+    @cached_property
+    def specificity(self) -> Float[np.ndarray, "concepts concepts"]:
+        """Loss of each concept's contrast without each concept's own heads; NaN rows where it has no context."""
+        loss = np.concatenate([t.arrays["full"][:, None] - t.arrays["specific"] for t in self.turns])
+        concepts = self.scores.concepts
+        found = np.full((len(concepts), len(concepts)), np.nan)
+        for at, concept in enumerate(concepts):
+            mine = [row for row, cell in enumerate(self.cells) if cell.concept == concept]
+            if mine:
+                found[at] = loss[mine].mean(axis=0)
+        return found
+
+    def verdict_rows(self) -> list[dict[str, Any]]:
+        """The pooled circuit and every concept's."""
+        concepts = self.scores.concepts
+        known = np.isfinite(self.specificity[:, 0])
+        square = self.specificity[np.ix_(known, known)]
+        _, p, ranks_p, ranks = curves.label_permutation(square, self.config.permutations, self.generator("labels"))
+        adjusted = stats.benjamini_hochberg(ranks_p)
+        heads = float(np.mean([turn.size.circuit.sum() for turn in self.turns]))
+        random = float(self.random_at_size("random_kept").max())
+        random_left = float(self.random_at_size("random_removed").min())
+        named, without = (self.over(lambda t, name=name: t.arrays[name]) for name in ("own_kept", "own_removed"))
+        pooled, pooled_left = self.at_size("kept"), self.at_size("removed")
+        place = {at: row for row, at in enumerate(np.flatnonzero(known))}
+        rows = []
+        for at, concept in [(None, ALL), *enumerate(concepts)]:
+            mine = np.array([at is None or cell.concept == concept for cell in self.cells])
+            if not mine.any():
+                continue
+            kept, left = (pooled, pooled_left) if at is None else (named[:, 0], without[:, 0])
+            names = np.asarray(self.topics)[mine]
+            by_topic = [self.whole[mine][names == topic].mean() for topic in sorted(set(names))]
+            contrast = stats.t_interval(np.array(by_topic))
+            found = curves.faithfulness(kept[mine], self.whole[mine])
+            ratio, rest = self.interval(kept, f"kept {concept}", mine), self.interval(left, f"left {concept}", mine)
+            stable, chance = self._stability(at)
+            row: dict[str, Any] = {
+                "concept": concept,
+                "contrast": contrast.value,
+                "contrast_low": contrast.low,
+                "contrast_high": contrast.high,
+                "heads": heads,
+                "ratio": found.ratio,
+                "low": ratio.low,
+                "high": ratio.high,
+                "slope": found.slope,
+                "correlation": found.correlation,
+                "left": rest.value,
+                "left_low": rest.low,
+                "left_high": rest.high,
+                "random_ratio": random,
+                "random_left": random_left,
+                "stability": stable,
+                "stability_chance": chance,
+            }
+            wrong = slice(1, None)
+            for key, values in (("wrong_ratio", named[:, wrong]), ("wrong_left", without[:, wrong])):
+                row[key] = float(values[mine].mean() / self.whole[mine].mean()) if self.whole[mine].mean() else None
+            row["any_ratio"] = curves.faithfulness(pooled[mine], self.whole[mine]).ratio
+            row["any_left"] = curves.faithfulness(pooled_left[mine], self.whole[mine]).ratio
+            if at is None:
+                diagonal = np.diag(square)
+                others = (square.sum(axis=1) - diagonal) / max(1, len(square) - 1)
+                row |= {"own_loss": float(diagonal.mean()), "other_loss": float(others.mean()), "rank": None}
+                row |= {"p": p, "p_adjusted": p}
+            else:
+                line = place[at]
+                rest_of = (square[line].sum() - square[line, line]) / max(1, len(square) - 1)
+                row |= {"own_loss": float(square[line, line]), "other_loss": float(rest_of)}
+                row |= {"rank": int(ranks[line]), "p": float(ranks_p[line]), "p_adjusted": float(adjusted[line])}
+            rows.append({**row, "verdict": verdict(row, self.config)})
+        return rows
+
+    def _stability(self, at: int | None) -> tuple[float, float]:
+        """Overlap over bootstraps of the selection contexts, mean over rotations."""
+        found = []
+        for number, turn in enumerate(self.turns):
+            rows = self.scores.rows(turn.select)
+            if at is not None:
+                rows = rows[self.scores.own[rows] == at]
+            if len(rows) < 2:
+                return math.nan, math.nan
+            signed = at is not None or RANKINGS[turn.size.ranking] == "signed"
+            count, generator = int(turn.size.circuit.sum()), self.generator(f"stability {number} {at}")
+            effects = self.scores.effects[rows]
+            found.append(curves.stability(effects, count, BOOTSTRAPS, generator, signed=signed))
+        return tuple(np.mean(found, axis=0).tolist())  # pyright: ignore[reportReturnType]
+
+    def member_rows(self) -> list[dict[str, Any]]:
+        """The heads of the pooled circuit, and whether the circuit needs each of them.
+
+        A head is needed where the circuit loses more without it than 95 of 100 heads add to random circuits of the
+        size (Shi et al. 2024, "Hypothesis testing the circuit hypothesis in LLMs").
+        """
+        heads = self.scores.card["heads"]
+        chosen = np.stack([turn.size.circuit for turn in self.turns])
+        effects = np.stack([turn.selected.signed for turn in self.turns])
+        # Contrasts become ratios by the contexts in which heads were left out.
+        thin = np.concatenate([turn.arrays["without"] for turn in self.turns])
+        wider = np.concatenate([turn.arrays["wider"] for turn in self.turns])
+        run = np.isfinite(wider).all(axis=1)
+        scale = abs(self.whole[run].mean()) if run.any() else math.nan
+        null = float(np.quantile(np.abs(wider[run].mean(axis=0)), 0.95) / scale) if scale else math.nan
+        rows = []
+        for flat in np.flatnonzero(chosen.any(axis=0)):
+            turns = chosen[:, flat]
+            values = thin[run][:, flat]
+            without = float(np.nanmean(values) / scale) if np.isfinite(values).any() and scale else math.nan
+            rows.append(
+                {
+                    "layer": int(flat) // heads,
+                    "head": int(flat) % heads,
+                    "rotations": int(turns.sum()),
+                    "effect": float(effects[turns, flat].mean()),
+                    "without": without,
+                    "null": null,
+                    "needed": bool(without > null) if math.isfinite(without) and math.isfinite(null) else None,
+                }
+            )
+        return rows
+
+    def complete_rows(self) -> list[dict[str, Any]]:
+        """Completeness: what taking out random halves of the circuit does to the model and to the circuit alone."""
+        out = self.over(lambda t: t.arrays["subset_removed"]).mean(axis=0)
+        left = self.over(lambda t: t.arrays["subset_left"]).mean(axis=0)
+        scale = self.whole.mean()
+        rows = []
+        for measure, values in (
+            ("left of the whole model without a half", out / scale),
+            ("left of the circuit without a half", left / scale),
+            ("difference of the two, its size", np.abs(out - left) / abs(scale)),
+        ):
+            rows.append(check("completeness", measure, float(values.mean()), None, len(self.cells)))
+        return rows
+
+
+def check(
+    name: str, measure: str, value: float | None, control: np.ndarray | float | None, contexts: int
+) -> dict[str, Any]:
+    """A row of the table of checks."""
+    values = None if control is None else np.atleast_1d(np.asarray(control, dtype=float))
+    return {
+        "check": name,
+        "measure": measure,
+        "value": value,
+        "control": None if values is None else float(values.mean()),
+        "control_low": None if values is None else float(values.min()),
+        "control_high": None if values is None else float(values.max()),
+        "contexts": contexts,
+    }
+
+
+def verdict(row: Mapping[str, Any], config: CircuitsConfig) -> Verdict:
+    """What is said of a circuit, by rule.
+
+    In this order: the contrast's interval reaches 0 or below: there is nothing to explain. Its heads are not the same
+    over bootstraps of the contexts. Nothing is lost without it beyond what random circuits lose. A concept's circuit
+    that hurts its words no more than other concepts' circuits do is shared. Then it is necessary, and sufficient too
+    where it alone gives the contrast, over contexts as well as on average, and no random circuit does.
+    """
+
+    def value(key: str) -> float:
+        return math.nan if row[key] is None else float(row[key])
+
+    if not value("contrast_low") > 0:
+        return "no contrast to explain"
+    if not (value("stability") >= config.stable and value("stability") > value("stability_chance")):
+        return "not stable"
+    necessary = value("left") <= config.necessary and value("left") < value("random_left")
+    sufficient = (
+        value("ratio") >= config.sufficient
+        and value("slope") >= config.sufficient / 2
+        and value("ratio") > value("random_ratio")
+    )
+    if not (necessary or sufficient):
+        return "neither necessary nor sufficient"
+    if row["concept"] != ALL and not value("p_adjusted") <= config.level:
+        return "not concept-specific"
+    return (
+        "necessary and sufficient" if necessary and sufficient else "necessary only" if necessary else "sufficient only"
+    )
