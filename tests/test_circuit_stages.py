@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import affectlens
 import numpy as np
 import pytest
 import yaml
+from affectlens import results
 from affectlens.circuits import graph, units
 from affectlens.circuits.scores import Scores
 from affectlens.errors import ConfigError, UserError
+from affectlens.report.evidence import Rows
+from affectlens.report.render import render
 from affectlens.study import Study
 from tiny import EMOTIONS
 
@@ -147,3 +151,20 @@ def test_missing_stories_of_another_writer_are_named(study_values, write_study) 
     study_values["circuits"] = {"run": True, "transfer_stories": "nowhere.jsonl"}
     with pytest.raises(ConfigError, match=r"transfer_stories: nowhere\.jsonl"):
         Study.load(write_study(study_values))
+
+
+def test_the_page_shows_circuits_where_a_study_has_them(finished) -> None:
+    from test_report import study as evidence_of
+
+    evidence = evidence_of()
+    assert 'id="circuits"' not in render(evidence)
+    study = Study.load(finished["path"])
+    found = dict(evidence.tables)
+    for name in ("circuit_units", "circuits"):
+        folder = study.folder(study.stage_named(name))
+        found |= {f"{name}/{each}": Rows.of(results.read(folder, each)) for each in results.names(folder)}
+    html = render(dataclasses.replace(evidence, tables=found))
+    for name in ("writers", "heads", "kept", "left", "specificity"):
+        assert f'id="circuits-{name}"' in html
+    assert "No contrast to explain: " in html
+    assert "Zero is no value that a head has" in html

@@ -733,14 +733,14 @@ def artifacts(root: Path, moment: str) -> dict[str, Any]:
     """Artifacts as the stage gets them, with manifests written at ``moment``."""
     whole, opened = study(), {}
     names = ("corpus", "activations", "sae", "directions", "match", "compare", "writers", "geometry", "causal",
-             "measure", "grade", "conclude")  # fmt: skip
+             "circuit_units", "circuits", "measure", "grade", "conclude")  # fmt: skip
     metrics = whole.metrics
     for name in names:
         folder = root / name
         folder.mkdir(parents=True)
         record = {
             **{"stage": name, "needs": {}, "parts": {}, "files": {}, "sizes": {}},
-            "config": {"key": "corpus" if name == "writers" else name},
+            "config": {"key": {"writers": "corpus", "circuit_units": "circuits"}.get(name, name)},
             "version": 1,
             "fingerprint": "cd" * 32,
             "data": {"stories": "ef"} if name == "corpus" else {},

@@ -3,7 +3,7 @@
 Everything is read at the last token. A neuron's score is its activation times what it writes along the emotion's
 direction; a head's is the fall of the direction in the MLP's input of the same layer when its output is zero, in closed
 form. A budget of ten units a sublayer is spread over the sublayers by their influence: the derivative of the final
-projection. Replaced units are zero. ``CAVEATS`` are printed beside every figure of this profile.
+projection. Replaced units are zero. ``CAVEATS`` of the tables are printed beside every figure of this profile.
 """
 
 from __future__ import annotations
@@ -30,14 +30,6 @@ BUDGET = 10
 """Units for each sublayer, spread over all of them."""
 CONTEXTS = 6
 """Contexts of an emotion that score, and as many that are run."""
-CAVEATS = (
-    "Zero is no value that a head has in any text, so removal also breaks what has nothing to do with the emotion.",
-    "The head score is a direct effect on one layer's MLP input; effects through later layers are not in it.",
-    "Removing a neuron lowers the sum of its own contributions by definition; that is no test.",
-    "The budget is a quarter of all heads of a small model and a fraction of a percent of its neurons, so overlaps of "
-    "the two kinds cannot be compared without chance beside them.",
-    "Selection and report use the topics that this study keeps apart; the paper's code selects and reports on one set.",
-)
 
 
 @dataclass(frozen=True)

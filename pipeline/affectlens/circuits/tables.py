@@ -6,6 +6,15 @@ from affectlens.results import Average, Heatmap, Line, Table, flag, integer, num
 
 ALL = "all concepts"
 """The row of the pooled circuit."""
+CAVEATS = (
+    "Zero is no value that a head has in any text, so removal also breaks what has nothing to do with the emotion.",
+    "The head score is a direct effect on one layer's MLP input; effects through later layers are not in it.",
+    "Removing a neuron lowers the sum of its own contributions by definition; that is no test.",
+    "The budget is a quarter of all heads of a small model and a fraction of a percent of its neurons, so overlaps of "
+    "the two kinds cannot be compared without chance beside them.",
+    "Selection and report use the topics that this study keeps apart; the paper's code selects and reports on one set.",
+)
+"""Of the profile ``as_published``, printed beside its figures."""
 
 CURVES = Table(
     "curves",

@@ -224,14 +224,29 @@ def points(
     return _chart(traces, axes | layout, height, wide=wide)
 
 
-def heat(cells: Mapping[tuple[str, str], Any], order: Sequence[str], quantity: str, limit: float) -> Chart:
-    """A square of cells by (row, column), both in one order, its scale centred on zero and cut at ``limit``."""
+def heat(
+    cells: Mapping[tuple[str, str], Any],
+    order: Sequence[str],
+    quantity: str,
+    limit: float,
+    columns: Sequence[str] | None = None,
+) -> Chart:
+    """Cells by (row, column), their scale centred on zero and cut at ``limit``; a square in one order without
+    ``columns``."""
+    across = order if columns is None else columns
     gap = 1 if len(order) <= 60 else 0
     names = [label(item) for item in order]
     trace = {
-        **{"type": "heatmap", "x": names, "y": names, "xgap": gap, "ygap": gap, "hoverongaps": False},
+        **{
+            "type": "heatmap",
+            "x": [label(item) for item in across],
+            "y": names,
+            "xgap": gap,
+            "ygap": gap,
+            "hoverongaps": False,
+        },
         **{"colorscale": DIVERGING, "zmin": -limit, "zmax": limit},
-        "z": [[cells.get((row, column)) for column in order] for row in order],
+        "z": [[cells.get((row, column)) for column in across] for row in order],
         "hovertemplate": f"%{{y}} → %{{x}}<br>{quantity} %{{z:.2f}}<extra></extra>",
         "colorbar": BAR | {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.01, "yanchor": "bottom"},
     }

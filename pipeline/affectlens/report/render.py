@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from affectlens.circuits.tables import CAVEATS
 from affectlens.report import cards, draw, palette, policy, tables
 from affectlens.report.draw import Chart
 from affectlens.report.evidence import OPERATIONS, VECTORS, Evidence
@@ -29,6 +30,7 @@ SECTIONS = {
     "writers": "Beyond the writer",
     "geometry": "The shape of the concept space",
     "causal": "What they cause",
+    "circuits": "Circuits",
     "experiments": "Behavioural experiments",
     "limits": "Methods and limits",
     "provenance": "Provenance",
@@ -63,6 +65,7 @@ def render(
     listed = cards.cards(evidence, concepts=concepts_shown, contexts=contexts_per_feature)
     blocks = [(item, content) for item in ITEMS if (content := _shown(item, evidence))]
     absent = {"experiments"} if not evidence.experiments else set()
+    absent |= {"circuits"} if not evidence.rows("circuits/verdicts") else set()
     absent |= {"writers"} if not evidence.rows("writers/methods") else set()
     experiments = {row["name"]: behaviour.answers(row) for row in evidence.experiments}
     drawn = [content for _, contents in blocks for content in contents]
@@ -94,6 +97,7 @@ def render(
         operations=OPERATIONS,
         scale=cards.scale,
         rate=cards.rate,
+        published_caveats=CAVEATS,
     )
 
 

@@ -16,6 +16,8 @@ from affectlens.errors import DamagedResult
 from affectlens.model.config import shown_name
 from affectlens.stage import MANIFEST, METRICS, Metrics, Part, Progress, Stage, register
 from affectlens.stages.activations import ActivationsStage
+from affectlens.stages.circuit_units import CircuitUnitsStage
+from affectlens.stages.circuits import CircuitsStage
 from affectlens.stages.compare import CompareStage
 from affectlens.stages.conclude import ConcludeStage
 from affectlens.stages.corpus import CorpusStage
@@ -65,9 +67,10 @@ class ReportStage(Stage[ReportConfig, Report]):
     """Put everything on a page."""
 
     name = "report"
-    version = 11
+    version = 12
     config_class = ReportConfig
     needs = ("corpus", "activations", "sae", "directions", "match", "compare", "writers", "geometry", "causal")
+    needs += ("circuit_units", "circuits")
     needs += ("measure", "grade", "conclude")
     unit = "pages"
 
@@ -128,7 +131,10 @@ class ReportStage(Stage[ReportConfig, Report]):
         from affectlens.report.evidence import Provenance
 
         settings: dict[str, Any] = {"seed": self.setting.seed, "model": self.setting.model.model_dump(mode="json")}
-        sections = {stage.name: stage.section for stage in (WritersStage, MeasureStage, GradeStage, ConcludeStage)}
+        sections = {
+            stage.name: stage.section
+            for stage in (WritersStage, CircuitUnitsStage, CircuitsStage, MeasureStage, GradeStage, ConcludeStage)
+        }
         for name, record in records.items():
             settings.setdefault(sections.get(name, name), {}).update(record["config"])
         settings[self.name] = self.config.model_dump(mode="json")

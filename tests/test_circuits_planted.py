@@ -1,0 +1,300 @@
+"""Planted truth: circuits that are known are found, and none where none was planted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from affectlens.circuits import curves
+from affectlens.circuits.anatomy import Anatomy, path
+from affectlens.circuits.bench import Bench, exact_effects
+from affectlens.circuits.config import CircuitsConfig
+from affectlens.circuits.design import Cell
+from affectlens.circuits.judging import verdict
+from affectlens.circuits.neurons import Inside
+from affectlens.circuits.scores import sign_flip_p
+from affectlens.circuits.tables import ALL
+from affectlens.circuits.writers import decompose
+from affectlens.model.subject import ModelConfig, Subject
+from affectlens.model.words import ConceptWords
+from tiny import build_model
+
+D, HEADS, D_HEAD, LAYERS = 32, 4, 8, 4
+CONCEPTS = ("calm", "sad")
+MARKERS, WORDS = (40, 41), (50, 51)
+"""Tokens that stand in the stories, and those that are scored."""
+FILLER, FRAME = 60, 61
+SIGNAL, ANSWER = (0, 1), (8, 9)
+"""Coordinates in which markers stand in the residual stream, and in which the words are read."""
+
+
+class Planted:
+    """A model whose blocks do nothing but what a test plants; every story is one marker among fillers."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoModelForCausalLM
+
+        build_model(folder, "llama", num_key_value_heads=HEADS)
+        self.folder = folder
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        with torch.no_grad():
+            for block in self.model.model.layers:
+                for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+                    getattr(block.self_attn, name).weight.zero_()
+                for name in ("gate_proj", "up_proj", "down_proj"):
+                    getattr(block.mlp, name).weight.zero_()
+            embedding = torch.zeros_like(self.model.model.embed_tokens.weight)
+            embedding[:, 31] = 4.0  # so that norms hardly depend on what is planted
+            for coordinate, marker in zip(SIGNAL, MARKERS, strict=True):
+                embedding[marker, coordinate] = 1.0
+            output = torch.zeros_like(self.model.lm_head.weight)
+            for coordinate, word in zip(ANSWER, WORDS, strict=True):
+                output[word, coordinate] = 4.0
+            self.model.model.embed_tokens.weight.copy_(embedding)
+            self.model.lm_head.weight = torch.nn.Parameter(output)
+        self.model.config.tie_word_embeddings = False
+
+    def head(self, layer: int, head: int, gain: float = 4.0, *, source=SIGNAL, target=ANSWER) -> None:
+        """A head that writes at every position the mean over positions of ``source`` into ``target``."""
+        block, start = self.model.model.layers[layer].self_attn, head * D_HEAD
+        with torch.no_grad():
+            for lane, (one, other) in enumerate(zip(source, target, strict=True)):
+                block.v_proj.weight[start + lane, one] = 1.0
+                block.o_proj.weight[other, start + lane] = gain
+
+    def neuron(self, layer: int, neuron: int, gain: float, *, source: int, target: int) -> None:
+        """A neuron that fires with a coordinate and writes into another."""
+        mlp = self.model.model.layers[layer].mlp
+        with torch.no_grad():
+            mlp.gate_proj.weight[neuron, source] = 4.0
+            mlp.up_proj.weight[neuron, 31] = 1.0
+            mlp.down_proj.weight[target, neuron] = gain
+
+    def bench(self) -> Bench:
+        self.model.save_pretrained(self.folder)
+        config = ModelConfig(name=str(self.folder), layer=2, dtype="float32")
+        subject = Subject.load(config, device="cpu", models=self.folder / "models")
+        words = [ConceptWords(each, (each,), (word,), whole=True) for each, word in zip(CONCEPTS, WORDS, strict=True)]
+        made = PlantedBench(Anatomy(subject), words, {}, "", 6)
+        made.stories = {Cell(topic, each): each for topic in ("exam", "park") for each in CONCEPTS}
+        return made
+
+
+class PlantedBench(Bench):
+    """Contexts by their token ids: the marker of the concept, fillers, the frame."""
+
+    def tokens(self, cell: Cell) -> torch.Tensor:
+        marker = MARKERS[CONCEPTS.index(cell.concept)]
+        at = 2 if cell.topic == "exam" else 4
+        ids = [FILLER] * 6
+        ids[at] = marker
+        return self.anatomy.subject.pad([[*ids, FRAME]])
+
+
+def own(bench: Bench, values: np.ndarray, cell: Cell) -> np.ndarray:
+    return values[..., bench.concepts.index(cell.concept)]
+
+
+def test_one_writer_is_first_in_both_questions_and_is_the_whole_circuit(tmp_path: Path) -> None:
+    plant = Planted(tmp_path)
+    plant.head(1, 2)
+    bench, cell = plant.bench(), Cell("exam", "sad")
+    taken = bench.take(cell)
+    effects = own(bench, exact_effects(bench, taken), cell)
+    assert effects.argmax() == 1 * HEADS + 2
+    assert effects.max() > 0.2
+    assert np.delete(np.abs(effects), effects.argmax()).max() < 1e-4, "every control is 0"
+    direction = torch.eye(D)[ANSWER[1]][None]
+    written = decompose(bench.anatomy, taken.recorded, direction, 2, bench.story, 1.0)
+    assert np.abs(written.heads[..., 0]).argmax() == effects.argmax()
+    assert written.residue < 1e-4
+    # The circuit of one head is as good as the model, any other as bad as none.
+    circuit = curves.top(effects, 1)
+    whole = own(bench, taken.full - taken.empty, cell)
+    alone = own(bench, bench.kept(taken, circuit[None]), cell)[0] - own(bench, taken.empty, cell)
+    others = curves.matched(~circuit & (np.arange(16) // HEADS == 1), HEADS, 20, np.random.default_rng(0))
+    assert alone / whole == pytest.approx(1.0, abs=1e-3)
+    rest = others.copy()
+    rest[:, effects.argmax()] = False
+    wrong = own(bench, bench.kept(taken, rest), cell) - own(bench, taken.empty, cell)
+    assert np.abs(wrong / whole).max() < 1e-3
+
+
+def test_one_neuron_is_found_inside_the_head_circuit_and_ablated_exactly(tmp_path: Path) -> None:
+    plant = Planted(tmp_path)
+    plant.head(0, 1, gain=0.5, target=(16, 17))
+    for lane in (0, 1):
+        plant.neuron(2, 5 + lane, 0.02, source=16 + lane, target=ANSWER[lane])
+    bench, cell = plant.bench(), Cell("park", "calm")
+    circuit = np.zeros(LAYERS * HEADS, dtype=bool)
+    circuit[1] = True
+    inside = Inside(bench, circuit)
+    (found,) = inside.attribute(cell, [0], 5)
+    width = bench.anatomy.d_mlp
+    assert set(np.argsort(-np.abs(found))[:2]) == {2 * width + 5, 2 * width + 6}
+    exact = inside.removed_one_by_one(cell, np.array([2 * width + 5, 2 * width + 9, 17]))
+    assert exact[0] > 1e-4 and np.abs(exact[1:]).max() < 1e-5
+    assert found[2 * width + 5] == pytest.approx(exact[0], rel=0.1)
+
+
+def test_of_two_redundant_heads_only_the_pair_is_missed(tmp_path: Path) -> None:
+    """OR: a neuron fires beyond what one head at its reference leaves, and the final norm saturates."""
+    plant = Planted(tmp_path)
+    for head in (0, 3):
+        plant.head(0, head, gain=20.0, source=(SIGNAL[1],), target=(17,))
+    plant.neuron(2, 5, 50.0, source=17, target=ANSWER[1])
+    with torch.no_grad():
+        gate = plant.model.model.layers[2].mlp.gate_proj.weight
+        gate[5, 17], gate[5, 31] = 10.0, -10.0 * 4.3 / 4.0
+    bench, cell = plant.bench(), Cell("exam", "sad")
+    taken = bench.take(cell)
+    effects = own(bench, exact_effects(bench, taken), cell)
+    pair = np.ones((1, 16), dtype=bool)
+    pair[0, [0, 3]] = False
+    lost = float(own(bench, taken.full - bench.kept(taken, pair)[0], cell))
+    assert lost > 10
+    assert max(abs(effects[0]), abs(effects[3])) < 0.05 * lost, "one head makes up for the other"
+
+
+def test_two_cancelling_heads_are_found_by_ablation_one_by_one(tmp_path: Path) -> None:
+    plant = Planted(tmp_path)
+    plant.head(1, 0, gain=4.0)
+    plant.head(1, 1, gain=-4.0)
+    bench, cell = plant.bench(), Cell("exam", "sad")
+    taken = bench.take(cell)
+    effects = own(bench, exact_effects(bench, taken), cell)
+    assert effects[4] > 0.1 > -0.1 > effects[5]
+    assert abs(effects[4] + effects[5]) < 0.05 * effects[4]
+    assert set(np.argsort(-np.abs(effects))[:2]) == {4, 5}, "the ranking by size keeps the suppressor"
+    assert curves.top(effects, 1)[4], "the signed one leaves it out"
+
+
+def test_saturated_attention_hides_a_head_from_its_gradient_and_not_from_ablation(tmp_path: Path) -> None:
+    """A first head marks where the marker stands; a later one looks there, or else at the begin token."""
+    plant = Planted(tmp_path)
+    plant.head(0, 0, gain=20.0, source=(SIGNAL[1],), target=(17,))
+    plant.head(2, 0)
+    later = plant.model.model.layers[2].self_attn
+    with torch.no_grad():
+        plant.model.model.embed_tokens.weight[0, 21] = 5.0
+        later.q_proj.weight[3, 31] = 40.0  # the lane that rotary positions hardly turn
+        later.k_proj.weight[3, 17] = later.k_proj.weight[3, 21] = 40.0
+    bench, cell = plant.bench(), Cell("exam", "sad")
+    taken = bench.take(cell)
+    effects = own(bench, exact_effects(bench, taken), cell)
+    (one,) = bench.anatomy.gradients(
+        taken.tokens, taken.recorded.residual[:1], lambda logits, read: [bench.contrast(logits)[:, 1]]
+    )
+    gradient = one.of_heads(taken.recorded, taken.reference).reshape(-1).numpy()
+    assert effects[0] > 1.0
+    assert gradient[0] <= 0, "what is left of the gradient is the norm, of the wrong sign"
+
+
+def test_in_a_linear_model_gradients_are_ablation(tmp_path: Path) -> None:
+    plant = Planted(tmp_path)
+    plant.head(0, 0, gain=1.5)
+    plant.head(1, 2, gain=-0.7)
+    plant.head(2, 1, gain=0.4, source=(16, 17))
+    plant.head(1, 3, gain=0.9, target=(16, 17))
+    bench = plant.bench()
+    for module in bench.anatomy.bridge.modules():
+        if type(getattr(module, "original_component", None)).__name__ == "LlamaRMSNorm":
+            module.forward = lambda values, *rest: values
+    cell = Cell("exam", "sad")
+    taken = bench.take(cell)
+    effects = own(bench, exact_effects(bench, taken), cell)
+    for steps in (1, 4):
+        (found,) = bench.anatomy.gradients(
+            taken.tokens,
+            path(taken.recorded, taken.reference, steps),
+            lambda logits, read: [bench.contrast(logits)[:, 1]],
+        )
+        attributed = found.of_heads(taken.recorded, taken.reference).reshape(-1).numpy()
+        np.testing.assert_allclose(attributed, effects, atol=1e-5)
+    # All heads that read the embedding alone sum to what the model has over the one without heads, but for the chain.
+    whole = float(own(bench, taken.full - taken.empty, cell))
+    assert effects[[0, 6]].sum() + effects[9] == pytest.approx(whole, abs=1e-4)
+    assert effects[7] == pytest.approx(effects[9], abs=1e-5), "the chain's two heads are worth the same"
+
+
+def test_a_circuit_that_serves_two_concepts_is_not_specific(tmp_path: Path) -> None:
+    shared = np.random.default_rng(0).normal(1.0, 0.05, size=(6, 6))
+    observed, p, _, _ = curves.label_permutation(shared, 999, np.random.default_rng(1))
+    assert p > 0.05
+    special = shared + 2 * np.eye(6)
+    observed, p, _, rank = curves.label_permutation(special, 999, np.random.default_rng(1))
+    assert observed > 1.5 and p < 0.01 and (rank == 1).all()
+
+
+def test_at_most_a_twentieth_of_units_of_noise_is_significant() -> None:
+    generator = np.random.default_rng(3)
+    shares = [
+        float((sign_flip_p(generator.normal(size=(24, 270)), 199, generator)[0] <= 0.05).mean()) for _ in range(20)
+    ]
+    assert np.mean(shares) < 0.06
+    assert sign_flip_p(generator.normal(size=(24, 5)) + 3, 199, generator)[0].max() < 0.01
+
+
+ROW = {
+    "concept": ALL, "contrast_low": 0.2, "stability": 0.6, "stability_chance": 0.1, "ratio": 0.9, "slope": 0.7,
+    "left": 0.2, "random_ratio": 0.3, "random_left": 0.8, "p_adjusted": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "necessary and sufficient"),
+        ({"contrast_low": -0.1}, "no contrast to explain"),
+        ({"contrast_low": None}, "no contrast to explain"),
+        ({"stability": 0.1}, "not stable"),
+        ({"stability": None}, "not stable"),
+        ({"ratio": 0.3}, "necessary only"),
+        ({"slope": 0.1}, "necessary only"),
+        ({"random_ratio": 0.95}, "necessary only"),
+        ({"left": 0.9}, "sufficient only"),
+        ({"left": 0.9, "ratio": 0.1}, "neither necessary nor sufficient"),
+        ({"concept": "calm"}, "not concept-specific"),
+        ({"concept": "calm", "p_adjusted": 0.01}, "necessary and sufficient"),
+    ],
+)
+def test_verdicts_follow_the_rule(changes, expected) -> None:
+    assert verdict({**ROW, **changes}, CircuitsConfig()) == expected
+
+
+def test_areas_of_known_curves() -> None:
+    perfect = curves.curve_areas((0.1, 0.5), (1.0, 1.0))
+    assert perfect["cmd_log"] == pytest.approx(0.0)
+    assert perfect["cpr"] == pytest.approx(0.95)
+    assert curves.curve_areas((0.5,), (0.5,))["cmd"] == pytest.approx(0.5)
+    over = curves.curve_areas((0.1, 0.5), (2.0, 2.0))
+    assert over["cpr"] > perfect["cpr"] and over["cmd"] > 0.5, "what overshoots gains CPR and loses CMD"
+
+
+def test_the_smallest_size_within_a_standard_error_is_chosen() -> None:
+    whole = np.random.default_rng(0).normal(1.0, 0.01, 20)
+    kept = np.stack([np.stack([whole * f for f in (0.2, 0.97, 1.0, 1.3)], axis=1)] * 2, axis=1)
+    kept[:, 1] *= 0.5
+    kept += np.random.default_rng(1).normal(0, 0.3, kept.shape)
+    ranking, size = curves.choose_size(kept, whole, np.random.default_rng(2))
+    assert (ranking, size) == (0, 1)
+
+
+def test_random_circuits_have_the_layers_of_the_circuit() -> None:
+    circuit = np.zeros(16, dtype=bool)
+    circuit[[0, 1, 9]] = True
+    found = curves.matched(circuit, 4, 50, np.random.default_rng(0))
+    assert (found.reshape(50, 4, 4).sum(axis=2) == circuit.reshape(4, 4).sum(axis=1)).all()
+    assert len({tuple(row) for row in found}) > 5
+
+
+def test_bootstrapped_circuits_overlap_where_effects_are_clear() -> None:
+    generator = np.random.default_rng(0)
+    noise = generator.normal(size=(20, 100))
+    clear = noise + 5 * (np.arange(100) < 10)
+    stable, chance = curves.stability(clear, 10, 50, np.random.default_rng(1), signed=True)
+    unstable, _ = curves.stability(noise, 10, 50, np.random.default_rng(1), signed=True)
+    assert stable == 1.0 and chance == pytest.approx(10 / 190)
+    assert unstable < 0.6
