@@ -307,18 +307,23 @@ class Anatomy:
                     name: (torch.zeros_like(seen[name][0]) if each is None else each.mean(dim=0)).float()
                     for name, each in zip(names, got, strict=True)
                 }
-                above = [n if n < depth else 0 for n in range(self.layers)]
-                below = torch.tensor([n < depth for n in range(self.layers)], device=logits.device)[:, None, None]
-                heads = torch.stack([means[f"heads.{n}"] for n in above]) * below
-                found.append(
-                    Gradients(
-                        rearrange(heads, "l p (h e) -> l p h e", h=self.heads),
-                        torch.stack([means[f"neurons.{n}"] for n in above]) * below,
-                        {n: means[f"residual.{n}"] for n in read},
-                        {n: means[f"attention.{n}"] for n in range(depth) if attention},
-                    )
-                )
+                found.append(self._gathered(means, depth))
         return found
+
+    def _gathered(self, means: Mapping[str, Tensor], depth: int) -> Gradients:
+        """Gradients by the name of their site, as one object; zeros above the blocks that were run."""
+        import torch
+
+        stacked = {}
+        for kind in ("heads", "neurons"):
+            run = torch.stack([means[f"{kind}.{n}"] for n in range(depth)])
+            above = torch.zeros(self.layers - depth, *run.shape[1:], device=run.device)
+            stacked[kind] = torch.cat([run, above])
+        sites = {
+            kind: {int(name.partition(".")[2]): values for name, values in means.items() if name.startswith(kind)}
+            for kind in ("residual", "attention")
+        }
+        return Gradients(rearrange(stacked["heads"], "l p (h e) -> l p h e", h=self.heads), stacked["neurons"], **sites)
 
 
 @dataclass(frozen=True)
