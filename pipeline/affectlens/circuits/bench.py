@@ -94,8 +94,13 @@ class Bench:
     def reference(self, topic: str) -> Recorded:
         """Means over the contexts of a topic; those of the last topic are remembered."""
         if topic not in self._reference:
-            self._reference = {topic: Recorded.mean(recorded for _, recorded in self.record_topic(topic))}
+            self.remember(topic, Recorded.mean(recorded for _, recorded in self.record_topic(topic)))
         return self._reference[topic]
+
+    def remember(self, topic: str, reference: Recorded) -> Recorded:
+        """Keep the means of a topic, in the place of the last one's."""
+        self._reference = {topic: reference}
+        return reference
 
     @cached_property
     def _word_means(self) -> tuple[Tensor, Tensor]:

@@ -8,13 +8,13 @@ writes is also read by units above it; integrated gradients give what it is behi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from affectlens.circuits.anatomy import path
+from affectlens.circuits.anatomy import Recorded, path
 from affectlens.circuits.bench import EXACT
 from affectlens.errors import UserError
 from affectlens.model.compat import site_name
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from affectlens.circuits.anatomy import Anatomy, Recorded
+    from affectlens.circuits.anatomy import Anatomy
     from affectlens.circuits.bench import Bench
 
 TOP_NEURONS = 256
@@ -162,13 +162,18 @@ def topic_writers(
     own: list[dict[str, np.ndarray]] = []
     mean: dict[str, Any] = {}
     residue = 0.0
-    for index, (_, recorded) in enumerate(bench.record_topic(topic)):
-        written = decompose(anatomy, recorded, along, layer, bench.story, scale)
-        residue = max(residue, written.residue)
-        parts = vars(written)
-        own.append({name: values[..., index].copy() for name, values in parts.items()})
-        for name, values in parts.items():
-            mean[name] = mean.get(name, 0) + values / count
+
+    def decomposed() -> Iterator[Recorded]:
+        nonlocal residue
+        for index, (_, recorded) in enumerate(bench.record_topic(topic)):
+            written = decompose(anatomy, recorded, along, layer, bench.story, scale)
+            residue = max(residue, written.residue)
+            own.append({name: values[..., index].copy() for name, values in vars(written).items()})
+            for name, values in vars(written).items():
+                mean[name] = mean.get(name, 0) + values / count
+            yield recorded
+
+    reference = bench.remember(topic, Recorded.mean(decomposed()))
     found: dict[str, list[Any]] = {name: [] for name in TopicWriters.__dataclass_fields__ if name != "residue"}
     for index, (cell, recorded) in enumerate(bench.record_topic(topic)):
         difference = {name: values - mean[name][..., index] for name, values in own[index].items()}
@@ -178,7 +183,6 @@ def topic_writers(
         top = np.argsort(-np.abs(flat), kind="stable")[:TOP_NEURONS]
         found["neuron"].append(top.astype(np.int64))
         found["neuron_value"].append(flat[top])
-        reference = bench.reference(topic)
         (gradient,) = anatomy.gradients(
             bench.tokens(cell),
             path(recorded, reference, steps),
