@@ -221,10 +221,10 @@ def test_in_a_linear_model_gradients_are_ablation(tmp_path: Path) -> None:
 
 def test_a_circuit_that_serves_two_concepts_is_not_specific(tmp_path: Path) -> None:
     shared = np.random.default_rng(0).normal(1.0, 0.05, size=(6, 6))
-    observed, p, _, _ = curves.label_permutation(shared, 999, np.random.default_rng(1))
+    observed, p, _ = curves.label_permutation(shared, 999, np.random.default_rng(1))
     assert p > 0.05
     special = shared + 2 * np.eye(6)
-    observed, p, _, rank = curves.label_permutation(special, 999, np.random.default_rng(1))
+    observed, p, rank = curves.label_permutation(special, 999, np.random.default_rng(1))
     assert observed > 1.5 and p < 0.01 and (rank == 1).all()
 
 

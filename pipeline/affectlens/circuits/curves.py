@@ -177,15 +177,15 @@ def stability(
 
 def label_permutation(
     matrix: Float[np.ndarray, "concepts circuits"], permutations: int, generator: np.random.Generator
-) -> tuple[float, float, Float[np.ndarray, " concepts"], Int[np.ndarray, " concepts"]]:
+) -> tuple[float, float, Int[np.ndarray, " concepts"]]:
     """Is a concept hit more by the removal of its own circuit than by that of the others?
 
     Args:
         matrix: loss of each concept's contrast when each concept's circuit is taken out.
 
     Returns:
-        The mean of own less others, its p under permuted labels of the circuits, each concept's p (the rank of its own
-        circuit), and that rank, 1 being the most hurtful.
+        The mean of own less others, its p under permuted labels of the circuits, and the rank of each concept's own
+        circuit, 1 being the most hurtful.
     """
     concepts = len(matrix)
     others = (matrix.sum(axis=1) - np.diag(matrix)) / max(1, concepts - 1)
@@ -197,4 +197,4 @@ def label_permutation(
         null.append(float((own - (matrix.sum(axis=1) - own) / max(1, concepts - 1)).mean()))
     p, _ = stats.permutation_p(observed, np.array(null))
     rank = (matrix >= np.diag(matrix)[:, None]).sum(axis=1)
-    return observed, float(p), rank / concepts, rank
+    return observed, float(p), rank

@@ -16,7 +16,7 @@ from affectlens.circuits.tables import ALL
 from affectlens.circuits.trials import RANKINGS, Selected, Size
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
 
     from affectlens.circuits.config import CircuitsConfig, Verdict
     from affectlens.circuits.design import Cell
@@ -175,24 +175,42 @@ class Judge:
         return self._random(self.at_size(name)[:, :, None])[:, 0]
 
     @cached_property
+    def losses(self) -> Float[np.ndarray, "contexts concepts"]:
+        """What each context's own words lose without each concept's own heads."""
+        return np.concatenate([t.arrays["full"][:, None] - t.arrays["specific"] for t in self.turns])
+
+    def _of(self, concept: str) -> Bool[np.ndarray, " contexts"]:
+        return np.array([cell.concept == concept for cell in self.cells])
+
+    @cached_property
     def specificity(self) -> Float[np.ndarray, "concepts concepts"]:
-        """Loss of each concept's contrast without each concept's own heads; NaN rows where it has no context."""
-        loss = np.concatenate([t.arrays["full"][:, None] - t.arrays["specific"] for t in self.turns])
+        """The same, mean over each concept's contexts; NaN rows where it has none."""
         concepts = self.scores.concepts
         found = np.full((len(concepts), len(concepts)), np.nan)
         for at, concept in enumerate(concepts):
-            mine = [row for row, cell in enumerate(self.cells) if cell.concept == concept]
-            if mine:
-                found[at] = loss[mine].mean(axis=0)
+            if (mine := self._of(concept)).any():
+                found[at] = self.losses[mine].mean(axis=0)
         return found
+
+    def _own_p(self, at: int) -> float:
+        """Is a concept hurt more by its own heads than by the others' mean? Sign flips over its contexts, one-sided."""
+        mine = self.losses[self._of(self.scores.concepts[at])]
+        if len(mine) < 2 or mine.shape[1] < 2:
+            return math.nan
+        own = mine[:, at]
+        more = own - (mine.sum(axis=1) - own) / (mine.shape[1] - 1)
+        generator = self.generator(f"own {at}")
+        signs = generator.choice((-1.0, 1.0), size=(self.config.permutations, len(more)))
+        return float(stats.permutation_p(float(more.mean()), signs @ more / len(more))[0])
 
     def verdict_rows(self) -> list[dict[str, Any]]:
         """The pooled circuit and every concept's."""
         concepts = self.scores.concepts
         known = np.isfinite(self.specificity[:, 0])
         square = self.specificity[np.ix_(known, known)]
-        _, p, ranks_p, ranks = curves.label_permutation(square, self.config.permutations, self.generator("labels"))
-        adjusted = stats.benjamini_hochberg(ranks_p)
+        _, p, ranks = curves.label_permutation(square, self.config.permutations, self.generator("labels"))
+        own_p = np.array([self._own_p(at) for at in np.flatnonzero(known)])
+        adjusted = stats.benjamini_hochberg(own_p)
         heads = float(np.mean([turn.size.circuit.sum() for turn in self.turns]))
         random = float(self.random_at_size("random_kept").max())
         random_left = float(self.random_at_size("random_removed").min())
@@ -244,7 +262,7 @@ class Judge:
                 line = place[at]
                 rest_of = (square[line].sum() - square[line, line]) / max(1, len(square) - 1)
                 row |= {"own_loss": float(square[line, line]), "other_loss": float(rest_of)}
-                row |= {"rank": int(ranks[line]), "p": float(ranks_p[line]), "p_adjusted": float(adjusted[line])}
+                row |= {"rank": int(ranks[line]), "p": float(own_p[line]), "p_adjusted": float(adjusted[line])}
             rows.append({**row, "verdict": verdict(row, self.config)})
         return rows
 

@@ -75,7 +75,7 @@ VERDICTS = Table(
         number("own_loss", "contrast lost without what the concept's circuit has of its own", "nats"),
         number("other_loss", "the same of the other concepts' circuits", "nats"),
         integer("rank", "of the own circuit by that loss, 1 the most hurtful"),
-        number("p", "of the rank, or of all concepts together under permuted labels", "p"),
+        number("p", "of own against others, sign flips over contexts; of all concepts, labels permuted", "p"),
         number("p_adjusted", "after Benjamini-Hochberg over concepts", "p"),
         text("verdict", "by rule"),
     ),
