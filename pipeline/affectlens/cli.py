@@ -239,6 +239,10 @@ def compare(
     wandb: Annotated[
         Path | None, typer.Option("--wandb", help="Where offline runs of a group lie; cache/wandb by default.")
     ] = None,
+    models: Annotated[
+        bool, typer.Option("--models", help="How the models of two studies of the same texts differ.")
+    ] = False,
+    outputs: Annotated[bool, typer.Option("--outputs", help="With --models: what outputs alone tell, too.")] = False,
     debug: Debug = False,
 ) -> None:
     """Hold studies side by side: what was set differently, and which results differ by more than their uncertainty.
@@ -250,7 +254,11 @@ def compare(
     [bold]affectlens compare my-study lab/emotions/my-other-study[/bold] (groups of W&B runs)
     """
     from affectlens.compare import arguments, differences, export
+    from affectlens.compare.models import show
 
+    if models:
+        show(studies, changes or (), to_json, outputs=outputs)
+        return
     if to_json == to_csv == "-":
         raise ConfigError("compare: --json and --csv cannot both go to standard output; give one of them a path")
     comparison = differences.compare(arguments.read(studies, changes or (), wandb))
