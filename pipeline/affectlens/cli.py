@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from affectlens import __version__, entry
-from affectlens.entry import Changes, Config, Debug, Overrides
+from affectlens.entry import Changes, Config, Debug, Models, OfflineRuns, Outputs, Overrides, ToCsv, ToJson
 from affectlens.errors import ConfigError, DamagedResult, MissingResult
 from affectlens.everyday import exploring, exporting, keys, reading, scanning, steering
 
@@ -228,21 +228,12 @@ def compare(
         ),
     ],
     changes: Changes = None,
-    to_json: Annotated[
-        str | None, typer.Option("--json", metavar="PATH|-", help="Write all of it as JSON; - for standard output.")
-    ] = None,
-    to_csv: Annotated[
-        str | None,
-        typer.Option("--csv", metavar="PATH|-", help="Write one row a study and metric, as a W&B report takes it."),
-    ] = None,
+    to_json: ToJson = None,
+    to_csv: ToCsv = None,
     everything: Annotated[bool, typer.Option("--all", help="Show all metrics and concepts.")] = False,
-    wandb: Annotated[
-        Path | None, typer.Option("--wandb", help="Where offline runs of a group lie; cache/wandb by default.")
-    ] = None,
-    models: Annotated[
-        bool, typer.Option("--models", help="How the models of two studies of the same texts differ.")
-    ] = False,
-    outputs: Annotated[bool, typer.Option("--outputs", help="With --models: what outputs alone tell, too.")] = False,
+    wandb: OfflineRuns = None,
+    models: Models = False,
+    outputs: Outputs = False,
     debug: Debug = False,
 ) -> None:
     """Hold studies side by side: what was set differently, and which results differ by more than their uncertainty.

@@ -28,6 +28,18 @@ def _set_debug(wanted: bool) -> None:
         os.environ[DEBUG] = "1"
 
 
+ToJson = Annotated[
+    str | None, typer.Option("--json", metavar="PATH|-", help="Write all of it as JSON; - for standard output.")
+]
+ToCsv = Annotated[
+    str | None,
+    typer.Option("--csv", metavar="PATH|-", help="Write one row a study and metric, as a W&B report takes it."),
+]
+OfflineRuns = Annotated[
+    Path | None, typer.Option("--wandb", help="Where offline runs of a group lie; cache/wandb by default.")
+]
+Models = Annotated[bool, typer.Option("--models", help="How the models of two studies of the same texts differ.")]
+Outputs = Annotated[bool, typer.Option("--outputs", help="With --models: what outputs alone tell, too.")]
 Debug = Annotated[
     bool,
     typer.Option("--debug", callback=_set_debug, is_eager=True, help="Print the traceback of whatever goes wrong."),

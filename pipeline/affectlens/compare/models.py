@@ -53,12 +53,12 @@ def between(base: Opened, tuned: Opened, *, outputs: bool = False, seed: int = 0
     found: dict[str, Any] = {"layer": layer, "topics": len(np.unique(topics[kept])), "stories": len(kept)}
     found["concepts"] = list(differences.differences(first, second, labels, topics, concepts, rng))
     pieces = [differences.by_topic(each[kept], labels[kept], topics[kept]) for each in (first, second)]
-    found["geometry"] = differences.geometry(*pieces, rng)
+    found["geometry"] = differences.geometry(pieces[0], pieces[1], rng)
     found["ratings"] = _ratings(concepts, [each.mean(axis=0) for each in pieces], rng)
     if "sae" in base.folders and all(layer in each.activations.token_layers for each in (base, tuned)):
         found["sae"] = _features(base, tuned, layer)
     if outputs:
-        change = np.array(_losses(base, rows)) - np.array(_losses(tuned, rows))
+        change = np.array(_losses(base, rows.tolist())) - np.array(_losses(tuned, rows.tolist()))
         said = differences.of_concepts(change, labels, topics)
         shifted = [row["own_total"].value for row in found["concepts"]]
         r = correlation(np.array([each.value for each in said]), np.array(shifted), permutations=PERMUTATIONS, rng=rng)
@@ -80,7 +80,7 @@ def same_texts(base: Opened, tuned: Opened, layer: int) -> np.ndarray:
         )
     stores = [each.activations for each in (base, tuned)]
     for name in ("documents/index", "rows/token"):
-        if not np.array_equal(*(store.column(name) for store in stores)):
+        if not np.array_equal(stores[0].column(name), stores[1].column(name)):
             raise UserError(
                 "compare --models: the two models cut the texts into different tokens, so no activation of the one "
                 "belongs to one of the other; compare models with the same tokenizer"

@@ -326,7 +326,7 @@ def differences(
     kept = complete_topics(labels, topics)
     base, tuned, labels, topics = (np.asarray(each)[kept] for each in (base, tuned, labels, topics))
     pieces = [by_topic(rows, labels, topics) for rows in (base, tuned)]
-    turned = rotation(*pieces, rng)
+    turned = rotation(pieces[0], pieces[1], rng)
     before, after = (each.mean(axis=0) for each in pieces)
     before, after = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (before, after))
     centre = base.mean(axis=0)
