@@ -16,24 +16,26 @@ def card_of(
     kind: Any = "rolling",
     window: int = 4,
     layer: int = 2,
-    mean: float = 0.0,
-    deviation: float = 1.0,
+    mean: Any = 0.0,
+    deviation: Any = 1.0,
     **identity: Any,
 ) -> CardConfig:
     """A card whose rows have one threshold for answers of up to 32 tokens and twice that for longer ones."""
     ends = ((32, threshold), (None, 2 * threshold))
     buckets = tuple(BucketConfig(longest=end, threshold=value, episodes=99, band=(0.0, 0.1)) for end, value in ends)
+    count = len(weights)
+    means, deviations = (np.broadcast_to(each, count).tolist() for each in (mean, deviation))
     rows = tuple(
         WatchedRowConfig(
             name=name,
             layer=layer,
             weights=tuple(np.asarray(row, dtype=float).tolist()),
             offset=0.0,
-            mean=mean,
-            deviation=deviation,
+            mean=means[place],
+            deviation=deviations[place],
             buckets=buckets,
         )
-        for name, row in weights.items()
+        for place, (name, row) in enumerate(weights.items())
     )
     known = {"model": "m", "template": "t", "dtype": "float32"} | identity
     return CardConfig(

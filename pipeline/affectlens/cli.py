@@ -14,7 +14,7 @@ import typer
 from affectlens import __version__, entry
 from affectlens.entry import Changes, Config, Debug, Models, OfflineRuns, Outputs, Overrides, ToCsv, ToJson
 from affectlens.errors import ConfigError, DamagedResult, MissingResult
-from affectlens.everyday import exploring, exporting, keys, reading, scanning, steering
+from affectlens.everyday import exploring, exporting, keys, monitor, reading, scanning, steering
 
 app = typer.Typer(
     name="affectlens",
@@ -488,6 +488,7 @@ app.command()(exporting.samples)
 app.command()(exploring.explore)
 app.command()(keys.config)
 app.command()(keys.concepts)
+app.add_typer(monitor.app, name="monitor")
 
 
 def main() -> None:

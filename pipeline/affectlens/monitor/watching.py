@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ class Seen:
         token: tokens of the answer that were read; 0 at the end of the prompt.
         scores: of each row, in standard deviations of benign tokens.
         values: of each row, the statistic, which the threshold is held against.
-        alarms: indices of the rows whose alarm begins here. A burst is one alarm.
+        alarms: indices of the rows whose alarm begins here, of those that may raise one. A burst is one alarm.
     """
 
     token: int
@@ -50,11 +51,13 @@ class Watch:
         alarms: how many have begun, by row.
     """
 
-    def __init__(self, card: CardConfig, most: int | None = None) -> None:
+    def __init__(self, card: CardConfig, most: int | None = None, rows: Sequence[int] | None = None) -> None:
         """Begin a stream.
 
         Args:
             card: the calibrated monitor.
+            rows: indices of the rows that may raise an alarm; all by default. Each holds the card's target alone: two
+                rows that are independent raise false alarms in twice as many episodes.
             most: tokens that the answer may have. Longer answers have more chances to pass a threshold, so thresholds
                 go by length; that of the longest answers holds where it is not known.
 
@@ -79,6 +82,7 @@ class Watch:
         blocks = [row.blocks for row in card.rows]
         self._stream = Stream(card.statistic, (1, len(card.rows)), np.array(blocks) if all(blocks) else None)
         self._quiet = np.full(len(card.rows), card.refractory)
+        self._heard = np.isin(np.arange(len(card.rows)), np.arange(len(card.rows)) if rows is None else list(rows))
 
     def feed(self, residual: Any) -> Seen:
         """The next state: first that at the last token of the prompt, then those at the tokens of the answer.
@@ -96,7 +100,7 @@ class Watch:
         scores = (np.where(self._rectified, np.maximum(read, 0), read) - self._mean) / self._deviation
         values = self._stream.step(scores[None])[0]
         above = values > self.thresholds
-        begun = above & (self._quiet >= self.card.refractory)
+        begun = above & self._heard & (self._quiet >= self.card.refractory)
         self._quiet = np.where(above, 0, self._quiet + 1)
         self.alarms += begun
         return Seen(self._stream.read - 1, scores, values.copy(), tuple(np.flatnonzero(begun).tolist()))

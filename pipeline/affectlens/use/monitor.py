@@ -36,6 +36,7 @@ class Monitor:
     Attributes:
         card: rows, statistic and thresholds.
         study: whose model is watched.
+        rows: indices of the rows that may raise an alarm.
 
     Example::
 
@@ -48,25 +49,29 @@ class Monitor:
         watch = monitor.watch()  # for a loop of one's own: watch.feed(residual)
     """
 
-    def __init__(self, card: CardConfig, study: Opened) -> None:
+    def __init__(self, card: CardConfig, study: Opened, rows: Sequence[str] | None = None) -> None:
         """As :meth:`load`, of what is read already."""
         self.card, self.study = card, study
         require_same(card, **identity(study))
+        self.rows = tuple(range(len(card.rows)) if rows is None else map(self.index, rows))
 
     @classmethod
-    def load(cls, card: str | Path | CardConfig, study: str | Path | Opened, *overrides: str) -> Monitor:
+    def load(
+        cls, card: str | Path, study: str | Path | Opened, *overrides: str, rows: Sequence[str] | None = None
+    ) -> Monitor:
         """A card and the study that it was made in, or another one of the same model, template, type and layer.
 
         Args:
             card: the file that ``affectlens monitor calibrate`` wrote.
             study: a study file, the name of a shipped one, or an opened study.
             overrides: ``key=value`` for a study file.
+            rows: those that may raise an alarm; all by default. Each holds the card's target alone.
 
         Raises:
-            UserError: it is no card, or one of another model, template, number type or layer.
+            UserError: it is no card, one of another model, template, number type or layer, or it lacks a row.
         """
         opened = study if isinstance(study, Opened) else Opened(*finished(study, *overrides))
-        return cls(card if isinstance(card, CardConfig) else read_card(Path(card).expanduser()), opened)
+        return cls(read_card(Path(card).expanduser()), opened, rows)
 
     @property
     def names(self) -> list[str]:
@@ -89,7 +94,7 @@ class Monitor:
         Args:
             most: tokens that the answer may have.
         """
-        return Watch(self.card, most)
+        return Watch(self.card, most, self.rows)
 
     def begin(self, messages: Messages, most: int | None = None) -> Live:
         """Read a prompt, and watch what is answered, token by token.
@@ -162,7 +167,7 @@ class Live:
         self._pieces, self.piece = Pieces(monitor.study.tokenizer), ""
         self._rows = Rows(self._decoder, monitor.card.layer)
         ((logits, states),) = self._rows.join([Opening(list(prompt))])
-        self.watch = Watch(monitor.card, most)
+        self.watch = monitor.watch(most)
         self._hear(logits[-1], states[-1], float("nan"))
 
     def token(self, token: int) -> Live:

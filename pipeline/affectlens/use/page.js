@@ -69,6 +69,7 @@ function words(text, start, end, chosen) {
     word.style.background = colour(value);
     word.dataset.token = token;
     word.dataset.value = value.toFixed(2);
+    if (text.alarms && text.alarms.some(([at, row]) => at - 1 === token && row === chosen)) word.classList.add("alarmed");
     block.append(word);
   }
   const at = (event) => event.target.closest(".token");
@@ -87,6 +88,35 @@ function words(text, start, end, chosen) {
   return block;
 }
 
+// An answer that was watched: the chosen row along its tokens, its threshold, its alarms, and the rivals beside it.
+function trace(text, chosen) {
+  const width = 600, height = 150, tokens = text.tokens.length, limit = text.thresholds[chosen];
+  const series = [[chosen, "line"], ...rows.flatMap((row, index) => row.kind === "rival" ? [[index, "rival"]] : [])];
+  const all = series.flatMap(([row]) => text.tokens.map((_, token) => text.at(token, row))).concat(limit ?? 0, 0);
+  const low = Math.min(...all), high = Math.max(...all, low + 1);
+  const x = (token) => 4 + token / Math.max(1, tokens - 1) * (width - 8), y = (value) => 6 + (high - value) / (high - low) * (height - 12);
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  svg.setAttribute("class", "trace");
+  svg.setAttribute("role", "img");
+  const begun = text.alarms.filter(([, row]) => row === chosen);
+  svg.setAttribute("aria-label", `${rows[chosen].name} along ${tokens} tokens, ${begun.length} alarms`);
+  const draws = (name, attributes, kind) => {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries({ ...attributes, class: kind })) made.setAttribute(key, value);
+    svg.append(made);
+  };
+  for (const [row, kind] of series.reverse()) {
+    draws("polyline", { points: text.tokens.map((_, token) => `${x(token)},${y(text.at(token, row))}`).join(" ") }, kind);
+  }
+  if (limit !== null && limit !== undefined) draws("line", { x1: 0, x2: width, y1: y(limit), y2: y(limit) }, "threshold");
+  for (const [token] of begun) draws("circle", { cx: x(Math.max(0, token - 1)), cy: y(text.at(Math.max(0, token - 1), chosen)), r: 5 }, "alarm");
+  const rivals = rows.filter((row) => row.kind === "rival").map((row) => row.name).join(", ");
+  return element("figure", {}, svg, element("figcaption", { textContent: `${rows[chosen].name}: thick line` +
+    (limit === null || limit === undefined ? "; it has no threshold" : `; threshold ${signed(limit)}: dashed; ${begun.length} alarms: circles`) +
+    (rivals ? `; ${rivals}: thin lines, in nats` : "") }));
+}
+
 function panel(text, chosen) {
   const said = element("div"), side = element("div", { className: "side" });
   const means = text.messages.map(([, start, end]) => mean(text, chosen, start, end));
@@ -101,8 +131,9 @@ function panel(text, chosen) {
     message.append(words(text, start, end, chosen));
     said.append(message);
   }
+  if (text.alarms) side.append(trace(text, chosen));
   const whole = rows.map((row, index) => ({ name: row.name, row: index, value: mean(text, index, 0, text.tokens.length) }));
-  const listed = whole.filter(({ row }) => rows[row].kind === "concept").sort((a, b) => b.value - a.value);
+  const listed = whole.filter(({ row }) => ["concept", "row"].includes(rows[row].kind)).sort((a, b) => b.value - a.value);
   const axes = whole.filter(({ row }) => rows[row].kind === "axis");
   const features = whole.filter(({ row }) => rows[row].kind === "feature").sort((a, b) => b.value - a.value);
   const limit = Math.max(1, ...whole.map(({ value }) => Math.abs(value)));
@@ -133,7 +164,8 @@ function draw() {
   document.documentElement.dataset.drawn = "";
 }
 
-for (const [kind, title] of [["concept", "Concepts"], ["axis", "Axes"], ["feature", "SAE features"]]) {
+for (const [kind, title] of [["concept", "Concepts"], ["axis", "Axes"], ["feature", "SAE features"],
+  ["row", "Rows of the card"], ["rival", "Rivals"]]) {
   const group = element("optgroup", { label: title });
   rows.forEach((row, index) => row.kind === kind && group.append(new Option(row.name, index)));
   if (group.children.length) select.row.append(group);

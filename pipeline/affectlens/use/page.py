@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ import numpy as np
 from affectlens.report import palette, policy
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
+
     from affectlens.use.readings import Readings
     from affectlens.use.texts import TextReading
 
@@ -32,27 +34,56 @@ def render(readings_of: Sequence[TextReading], readings: Readings, *, model: str
         model: its name.
         first: the row that is shown first; the concept that leads the first text by default.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     held = np.cumsum([reading.values.size for reading in readings_of]) <= MOST
     shown = [reading for reading, fits in zip(readings_of, held, strict=True) if fits]
-    data: dict[str, Any] = {
-        "rows": [{"name": row.name, "kind": row.kind} for row in readings.rows],
-        "first": first or _leading(shown, readings),
-        "texts": [_text(reading) for reading in shown],
-    }
+    return fill(
+        [{"name": row.name, "kind": row.kind} for row in readings.rows],
+        [_text(reading) for reading in shown],
+        first=first or _leading(shown, readings),
+        model=model,
+        layer=readings.layer,
+        neutral_tokens=readings.neutral_tokens,
+        left_out=len(readings_of) - len(shown),
+    )
+
+
+def fill(
+    rows: Sequence[Mapping[str, str]],
+    texts: Sequence[Mapping[str, Any]],
+    *,
+    first: str,
+    model: str,
+    layer: int,
+    neutral_tokens: int = 0,
+    left_out: int = 0,
+    monitor: str = "",
+) -> str:
+    """The page of any texts with values.
+
+    Args:
+        rows: name and kind of each row.
+        texts: each with its name, tokens, messages (role, start, end) and :func:`packed` values.
+        first: the row that is shown first.
+        model: its name.
+        layer: that was read.
+        neutral_tokens: on which values were standardised.
+        left_out: texts that are not shown.
+        monitor: what values and alarms mean, where the texts were watched by one.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     script = (HERE / "page.js").read_text(encoding="utf-8")
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("page.html.j2").render(
         style=palette.stylesheet("paper") + (HERE / "page.css").read_text(encoding="utf-8"),
         policy=policy.inside(script),
         script=script,
-        data=_inside_script(data),
+        data=_inside_script({"rows": rows, "first": first, "texts": texts}),
         model=model,
-        layer=readings.layer,
-        neutral_tokens=readings.neutral_tokens,
-        left_out=len(readings_of) - len(shown),
-        features=bool(readings.features),
+        layer=layer,
+        neutral_tokens=neutral_tokens,
+        left_out=left_out,
+        monitor=monitor,
     )
 
 
@@ -65,14 +96,19 @@ def _leading(shown: Sequence[TextReading], readings: Readings) -> str:
 
 
 def _text(reading: TextReading) -> dict[str, Any]:
-    limit = np.iinfo(np.int16).max
-    whole = np.nan_to_num(reading.standard * HUNDREDTHS, posinf=limit, neginf=-limit).round().clip(-limit, limit)
     return {
         "name": reading.name,
         "tokens": reading.tokens,
         "messages": [[each.role, each.start, each.end] for each in reading.messages],
-        "values": base64.b64encode(whole.astype("<i2").tobytes()).decode(),
+        "values": packed(reading.standard),
     }
+
+
+def packed(values: Float[np.ndarray, "tokens rows"]) -> str:
+    """Values as whole hundredths in 16 bits, as base64."""
+    limit = np.iinfo(np.int16).max
+    whole = np.nan_to_num(values * HUNDREDTHS, posinf=limit, neginf=-limit).round().clip(-limit, limit)
+    return base64.b64encode(whole.astype("<i2").tobytes()).decode()
 
 
 def _inside_script(value: Any) -> str:
