@@ -200,6 +200,9 @@ def serve(
     rows: Annotated[int, typer.Option(min=1, max=512, help="Answers that are decoded at once.")] = 16,
     waiting: Annotated[int, typer.Option(min=1, max=10_000, help="Requests that may wait for their turn.")] = 64,
     tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Of an answer, at most.")] = 1024,
+    monitor_card: Annotated[
+        Path | None, typer.Option("--monitor", help="A card: requests may have their answers watched by it.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Serve a study's model: OpenAI's API with steering and readings, and a live page at /.
@@ -214,7 +217,9 @@ def serve(
 
     study = Opened(*finished(config, *(overrides or ())))
     limits = Limits(rows=rows, waiting=waiting, tokens=tokens)
-    command.serve(study, host=host, port=port, limits=limits, say=lambda line: print(line, flush=True))
+    command.serve(
+        study, host=host, port=port, limits=limits, say=lambda line: print(line, flush=True), monitor=monitor_card
+    )
 
 
 @app.command()

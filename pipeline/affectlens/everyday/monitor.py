@@ -75,7 +75,6 @@ def watch(
     Examples: [bold]affectlens monitor watch quickstart card.json chat.jsonl --follow[/bold], [bold]affectlens monitor
     watch quickstart card.json --prompt "It failed again. What now?" --page watched.html[/bold]
     """
-    from affectlens.everyday import terminal
     from affectlens.use.monitor import Monitor
 
     for path in (to_json, page):
@@ -91,7 +90,16 @@ def watch(
     monitor = Monitor.load(card, study)
     monitor = Monitor(monitor.card, study, row or monitor.names[:1])
     steps = _steps(monitor, source, _asked(study, prompt), follow, idle, samples, tokens, temperature, seed)
-    stream = None if to_json is None else sys.stdout if to_json == "-" else Path(to_json).expanduser().open("w")
+    _show(steps, monitor, to_json, page, endless=follow)
+
+
+def _show(steps: Iterable[Watched], monitor: Monitor, to_json: str | None, page: Path | None, *, endless: bool) -> None:
+    """Everything that is printed and written, answer by answer."""
+    from affectlens.everyday import terminal
+
+    stream = None
+    if to_json is not None:
+        stream = sys.stdout if to_json == "-" else Path(to_json).expanduser().open("w", encoding="utf-8")
     answers: list[Watched] = []
     try:
         if stream is not None:
@@ -102,7 +110,7 @@ def watch(
             if page is not None:
                 answers.append(answer)
     except KeyboardInterrupt:  # how following is ended
-        if not follow:
+        if not endless:
             raise
     finally:
         if stream not in (None, sys.stdout):

@@ -12,14 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
 from pydantic import Field
 
 from affectlens.config import Config, read_yaml, validate
-
-if TYPE_CHECKING:
-    import numpy as np
 
 TRAINING = "training.yaml"
 """The file of a scenario folder that an organism is trained on."""

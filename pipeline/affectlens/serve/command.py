@@ -5,16 +5,26 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 from affectlens.errors import UserError
 from affectlens.serve.service import Limits, Service
+from affectlens.use.monitor import Monitor
 from affectlens.use.opened import Opened
 
 CONNECTIONS = 256
 """At once; more are told to come back."""
 
 
-def serve(study: Opened, *, host: str, port: int, limits: Limits, say: Callable[[str], object]) -> None:
+def serve(
+    study: Opened,
+    *,
+    host: str,
+    port: int,
+    limits: Limits,
+    say: Callable[[str], object],
+    monitor: Path | None = None,
+) -> None:
     """Serve until interrupted.
 
     Args:
@@ -23,9 +33,11 @@ def serve(study: Opened, *, host: str, port: int, limits: Limits, say: Callable[
         port: 0 takes any free one.
         limits: what is taken on.
         say: prints one line.
+        monitor: a card by which requests may have their answers watched.
 
     Raises:
-        UserError: the extra is not installed, or the address is not to be had; before the model is loaded.
+        UserError: the extra is not installed, the address is not to be had, or the card is of something else; before
+            the model is loaded.
     """
     try:
         import uvicorn
@@ -34,8 +46,9 @@ def serve(study: Opened, *, host: str, port: int, limits: Limits, say: Callable[
     except ImportError as error:
         raise UserError(f"{error.name} is not installed; run `pip install 'affectlens[serve]'`") from None
     study.folder("directions")
+    watching = None if monitor is None else Monitor.load(monitor, study)
     with _listening(host, port) as listening:
-        service = Service(study, limits)
+        service = Service(study, limits, watching)
         address = f"[{host}]" if ":" in host else host
         local = _is_loopback(host)
         app = build(service, ["127.0.0.1", "localhost", "[::1]"] if local else ["*"])

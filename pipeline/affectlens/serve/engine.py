@@ -187,6 +187,9 @@ class Engine:
             seeds = [[abs(int(entropy)), int(entropy < 0), sample] for sample in range(job.samples)]  # pyright: ignore
             begun += [Row(generation, sample, self.decoder.tokenizer, seed) for sample, seed in enumerate(seeds)]
         self._rows += [row for row in begun if row.job.most]
+        ends = {id(generation): states[-1] for generation, (_, states) in zip(generations, read, strict=True)}
+        for row in begun:
+            row.watched(ends[id(row.generation)])
         told = []
         for job, (logits, states) in zip(jobs, read, strict=True):
             scores = tuple(scored(logits[:-1], job.prompt[1:], job.logprobs or 0)) if job.echo else None
@@ -209,9 +212,11 @@ class Engine:
         logits, states = self._kept.step([row.last for row in self._rows])
         wanted = [place for place, row in enumerate(self._rows) if row.pending is not None]
         asked = {number for place in wanted for number in self._rows[place].job.rows}
-        values = self._values(states[wanted], asked) if wanted else ()
+        values = self._values(states[wanted], asked) if asked else np.zeros((len(wanted), 0))
         for place, found in zip(wanted, values, strict=True):
-            self._rows[place].read(found[list(self._rows[place].job.rows)])
+            row = self._rows[place]
+            row.watched(states[place])
+            row.read(found[list(row.job.rows)] if row.job.rows else None)
         going = [place for place, row in enumerate(self._rows) if not row.reason]
         for row in self._rows:
             if row.reason:

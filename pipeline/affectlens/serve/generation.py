@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from affectlens.model.steering import Edit
+from affectlens.monitor.watching import Seen, Watch
 from affectlens.use.texts import Pieces
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Job:
         echo: log-probabilities of the prompt's tokens, too.
         rows: indices of the readings that are wanted at every token; behind the last comes the SAE's first feature.
         read_prompt: those of the prompt, too.
+        watch: begins a monitor's stream, for each answer one.
     """
 
     prompt: tuple[int, ...]
@@ -48,6 +50,7 @@ class Job:
     echo: bool = False
     rows: tuple[int, ...] = ()
     read_prompt: bool = False
+    watch: Callable[[], Watch] | None = None
 
 
 Scored = tuple[float, tuple[tuple[int, float], ...]]
@@ -78,6 +81,7 @@ class Token:
         text: what the answer's text gains, which may come a few tokens later where a stop string may have begun.
         score: if log-probabilities were asked for.
         values: the readings at this token. They are those of the text, before anything is added at it.
+        seen: what a monitor says at this token; before the first also what it said at the end of the prompt.
     """
 
     sample: int
@@ -86,6 +90,7 @@ class Token:
     text: str
     score: Scored | None
     values: Float[np.ndarray, "rows"] | None
+    seen: tuple[Seen, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,9 +160,11 @@ class Row:
         self.pending: Token | None = None
         """A token that waits for its readings."""
         self.reason = ""
+        self._watch = self.job.watch() if self.job.watch else None
+        self._seen: list[Seen] = []
 
     def take(self, token: int, score: Scored | None) -> None:
-        """One more token, told of at once unless its readings are wanted."""
+        """One more token, told of at once unless its state is wanted."""
         piece = self.pieces.add(token)
         self.text += piece
         self.count += 1
@@ -166,17 +173,21 @@ class Row:
         if not self.reason and self.count == self.job.most:
             self.reason = "length"
         made = Token(self.sample, token, piece, text, score, None)
-        if self.job.rows:
+        if self.job.rows or self._watch is not None:
             self.pending = made
         else:
             self.generation.tell(made)
 
-    def read(self, values: Float[np.ndarray, "rows"]) -> None:
+    def watched(self, state: Any) -> None:
+        """The state at the end of the prompt, or at the last token, for the monitor."""
+        if self._watch is not None:
+            self._seen.append(self._watch.feed(state))
+
+    def read(self, values: Float[np.ndarray, "rows"] | None) -> None:
         """The readings at the token that waits for them."""
         if self.pending is not None:
-            known = self.pending
-            self.generation.tell(Token(known.sample, known.id, known.piece, known.text, known.score, values))
-            self.pending = None
+            self.generation.tell(replace(self.pending, values=values, seen=tuple(self._seen)))
+            self.pending, self._seen = None, []
 
     def end(self) -> None:
         """All is said."""

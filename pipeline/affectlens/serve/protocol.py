@@ -83,7 +83,7 @@ class Steering(_Strict):
         cap: what is held at most at a value, likewise.
         readings: what every token of the answer is read for.
         prompt: the prompt's tokens, too.
-        monitor: a monitor card; there is none yet.
+        monitor: rows of the server's monitor that may raise an alarm; none watches nothing.
     """
 
     vectors: dict[Name, Strength] = Field(default={}, max_length=MOST_NAMES)
@@ -92,7 +92,7 @@ class Steering(_Strict):
     cap: Values = {}
     readings: list[Name] = Field(default=[], max_length=MOST_NAMES)
     prompt: bool = False
-    monitor: None = None
+    monitor: list[Name] = Field(default=[], max_length=MOST_NAMES)
 
     @property
     def done(self) -> dict[str, Any]:
@@ -247,8 +247,5 @@ def _refusal(error: pydantic.ValidationError, values: Any) -> Refused:
     path = ".".join(steps)[:100]
     if fault["type"] == "extra_forbidden":
         return Refused(f"`{path}` is not known; leave it out", param=path, code="unknown_parameter")
-    if path == "affectlens.monitor":
-        message = "no monitor card is loaded; leave `affectlens.monitor` out"
-        return Refused(message, param=path, code="unsupported_parameter")
     code = "missing_required_parameter" if fault["type"] == "missing" else "invalid_value"
     return Refused(f"`{path}`: {fault['msg']}", param=path, code=code)

@@ -94,9 +94,10 @@ class Replies:
 
     def _own(self) -> dict[str, Any]:
         own = self._request.affectlens
-        if not (own.readings or any(own.done.values())):
+        if not (own.readings or own.monitor or any(own.done.values())):
             return {}
-        return {"layer": self._service.readings.layer, "unit": SHARE, **own.done}
+        done = {"layer": self._service.readings.layer, "unit": SHARE, **own.done}
+        return done | ({"monitor": {"thresholds": self._service.limits_of(self.asked[0])}} if own.monitor else {})
 
     def _prompt_readings(self, asked: Asked, event: Prompt | None) -> dict[str, Any]:
         if event is None or event.values is None:
@@ -124,7 +125,18 @@ class Replies:
         if asked.names and (answer.tokens or answer.reason):
             stacked = np.array([token.values for token in answer.tokens]).reshape(-1, len(asked.names))
             own |= {"tokens": [token.piece for token in answer.tokens], "readings": readings_of(asked.names, stacked)}
+        if asked.watched and answer.tokens:
+            own |= {"tokens": [token.piece for token in answer.tokens], "monitor": self._watched(asked, answer)}
         return choice | ({"affectlens": own} if own else {})
+
+    def _watched(self, asked: Asked, answer: Answer) -> dict[str, Any]:
+        """The statistic of the rows that may raise an alarm, and the alarms: token, counted from 1, and row."""
+        assert self._service.monitor is not None
+        names = self._service.monitor.names
+        values = np.array([token.seen[-1].values for token in answer.tokens])
+        columns = values[:, [names.index(name) for name in asked.watched]]
+        begun = [[seen.token, names[row]] for token in answer.tokens for seen in token.seen for row in seen.alarms]
+        return {"values": readings_of(asked.watched, columns), "alarms": begun}
 
     def _chat_scores(self, tokens: Sequence[Token]) -> dict[str, Any]:
         def one(number: int, value: float) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import numpy as np
 from affectlens.errors import UserError
 from affectlens.model.decoding import Decoder
 from affectlens.model.tokens import Text
+from affectlens.monitor.watching import Watch
 from affectlens.serve.engine import Engine, Full
 from affectlens.serve.generation import Event, Generation, Job
 from affectlens.serve.protocol import ChatRequest, CompletionRequest, Refused, Steering
+from affectlens.use.monitor import Monitor
 from affectlens.use.opened import Opened
 from affectlens.use.readings import SHARE, Readings
 from affectlens.use.steering import Recipe, Vectors, pushes
@@ -57,6 +60,7 @@ class Asked:
     Attributes:
         job: for the engine.
         names: of the readings that are wanted, in the order of every "rows" axis.
+        watched: rows of the monitor that may raise an alarm.
         written: the prompt as the client wrote it, where it was plain text.
         lead: how many first tokens stand before the prompt's own.
     """
@@ -65,6 +69,7 @@ class Asked:
     names: tuple[str, ...]
     written: str | None
     lead: int
+    watched: tuple[str, ...] = ()
 
 
 class Service:
@@ -74,16 +79,22 @@ class Service:
         name: by which clients ask for it.
         engine: decodes.
         limits: what is taken on.
+        monitor: that answers may be watched by.
     """
 
-    def __init__(self, study: Opened, limits: Limits | None = None) -> None:
+    def __init__(self, study: Opened, limits: Limits | None = None, monitor: Monitor | None = None) -> None:
         """Load the model; everything that can be wrong is found here.
+
+        Args:
+            study: what is served.
+            limits: what is taken on.
+            monitor: a calibrated monitor of the same model that requests may ask for.
 
         Raises:
             MissingResult: the study's directions are not computed.
             UserError: the model cannot be loaded.
         """
-        self.limits = limits or Limits()
+        self.limits, self.monitor = limits or Limits(), monitor
         self.name = study.study.config.name if study.study else "affectlens"
         self._study, readings = study, Readings.of(study)
         decoder: Decoder = study.decoder
@@ -110,9 +121,43 @@ class Service:
             "layer": readings.layer, "unit": SHARE, "vectors": self._vectors.names, "readings": rows,
             "features": "sae" in self._study.folders,
             "neutral_tokens": readings.neutral_tokens, "context": self.engine.decoder.context,
-            "max_tokens": self.limits.tokens, "monitor": None,
+            "max_tokens": self.limits.tokens, "monitor": self._monitor_card(),
         }  # fmt: skip
         return {"id": self.name, "object": "model", "created": 0, "owned_by": "affectlens", "affectlens": own}
+
+    def _monitor_card(self) -> dict[str, Any] | None:
+        """What can be watched for."""
+        if self.monitor is None:
+            return None
+        card = self.monitor.card
+        return {
+            "rows": self.monitor.names, "statistic": card.statistic.model_dump(mode="json"), "target": card.target,
+            "source": card.source, "unit": "standard deviations of benign tokens",
+        }  # fmt: skip
+
+    def _watch(self, names: Sequence[str], most: int) -> Callable[[], Watch] | None:
+        """What begins a stream for each answer.
+
+        Raises:
+            Refused: the server has no monitor, or none with such a row.
+        """
+        if not names:
+            return None
+        where = "affectlens.monitor"
+        if self.monitor is None:
+            message = "this server was started without --monitor; leave `affectlens.monitor` out"
+            raise Refused(message, param=where, code="unsupported_parameter")
+        try:
+            rows = [self.monitor.index(name) for name in names]
+        except UserError as error:
+            raise Refused(str(error), param=where, code="unknown_reading") from None
+        return partial(Watch, self.monitor.card, most, rows)
+
+    def limits_of(self, asked: Asked) -> dict[str, Any]:
+        """The thresholds that hold for an answer."""
+        assert asked.job.watch is not None
+        watch = asked.job.watch()
+        return {name: _round(float(watch.thresholds[watch.names.index(name)])) for name in asked.watched}
 
     def chat(self, request: ChatRequest) -> list[Asked]:
         """A chat to be answered.
@@ -266,7 +311,7 @@ class Service:
             prompt=(*text.lead, *text.ids.tolist()), kept=tuple((text.kept + len(text.lead)).tolist()),
             edits=self.edits(own), most=most, samples=request.n, temperature=request.temperature,
             top_p=request.top_p, seed=request.seed, stop=request.stops, logprobs=logprobs, echo=echo, rows=rows,
-            read_prompt=own.prompt,
+            read_prompt=own.prompt, watch=self._watch(own.monitor, most),
         )  # fmt: skip
         try:
             self.engine.check(job)
@@ -275,7 +320,7 @@ class Service:
                 ("n", "invalid_value") if job.samples > self.limits.rows else (None, "context_length_exceeded")
             )
             raise Refused(str(error), param=param, code=code) from None
-        return Asked(job, tuple(own.readings), written, len(text.lead))
+        return Asked(job, tuple(own.readings), written, len(text.lead), tuple(own.monitor))
 
 
 def readings_of(names: Sequence[str], values: Float[np.ndarray, "tokens rows"]) -> dict[str, list[float | None]]:
