@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from affectlens.entry import Config, Debug, printable
+from affectlens.entry import Changes, Config, Debug, printable
 from affectlens.errors import ConfigError, UserError
-from affectlens.everyday.reading import Changes, opened, refuse_change
+from affectlens.everyday.reading import opened, refuse_change
 
 if TYPE_CHECKING:
     from rich.text import Text
