@@ -193,16 +193,12 @@ def serve(
     config: Config,
     overrides: Overrides = None,
     changes: Changes = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen at; only this machine reaches the default.")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address; only this machine reaches the default.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8171,
     rows: Annotated[int, typer.Option(min=1, max=512, help="Answers that are decoded at once.")] = 16,
     waiting: Annotated[int, typer.Option(min=1, max=10_000, help="Requests that may wait for their turn.")] = 64,
     tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Of an answer, at most.")] = 1024,
-    monitor_card: Annotated[
-        Path | None, typer.Option("--monitor", help="A card: requests may have their answers watched by it.")
-    ] = None,
+    card: Annotated[Path | None, typer.Option("--monitor", help="A card: answers may be watched by it.")] = None,
     debug: Debug = False,
 ) -> None:
     """Serve a study's model: OpenAI's API with steering and readings, and a live page at /.
@@ -217,9 +213,7 @@ def serve(
 
     study = Opened(*finished(config, *(overrides or ())))
     limits = Limits(rows=rows, waiting=waiting, tokens=tokens)
-    command.serve(
-        study, host=host, port=port, limits=limits, say=lambda line: print(line, flush=True), monitor=monitor_card
-    )
+    command.serve(study, host=host, port=port, limits=limits, say=lambda line: print(line, flush=True), monitor=card)
 
 
 @app.command()
