@@ -386,6 +386,7 @@ def test_a_file_of_units_is_used_and_one_that_does_not_fit_is_refused(study_of, 
         ({"per_theme": 20}, "none is left to make the arms equally large on"),
         ({"scenarios": "nowhere.jsonl"}, "`modulation.scenarios: nowhere.jsonl`: no such file"),
         ({"units": "nowhere.safetensors"}, "cannot be read as units"),
+        ({"units": "circuits"}, "no circuits are looked for; set `circuits.run: true`"),
         ({"divergence": [0.5, 0.5]}, "give different numbers above 0"),
     ],
 )

@@ -145,6 +145,81 @@ def test_an_addition_is_as_large_as_it_says_and_random_is_as_large(study):
     assert abs(delta[2, 0] @ calm) < 0.15
 
 
+@pytest.fixture
+def with_circuits(study, tmp_path):
+    """The study with the result of a stage that found circuits beside its own."""
+    from affectlens.circuits.units import UNITS, Unit, Units, write_units
+    from affectlens.use.opened import Opened
+
+    draw = np.random.default_rng(0).normal
+    circuits = {"sad": (Unit("head", 1, 2), Unit("neuron", 3, 5)), "calm": (Unit("neuron", 0, 7),)}
+    shapes = {"heads": (4, 4, 4, 8), "neurons": (4, 4, 64), "residual": (4, 4, 32)}
+    arrays = {name: draw(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    units = Units(tuple(study.concepts), **arrays, norms=np.full(4, 2.0), circuits=circuits)
+    write_units(tmp_path / UNITS, units)
+    return Opened(study.study, {**study.folders, "circuits": tmp_path})
+
+
+def test_a_circuit_is_added_by_name_as_large_as_it_says_and_random_units_are_as_large(with_circuits):
+    from affectlens.circuits.units import total_norm
+
+    vectors = Vectors(with_circuits)
+    assert vectors.names[-2:] == ["circuit:calm", "circuit:sad"]
+    recipes = [
+        Recipe((Push("circuit:sad", 0.3),)),
+        Recipe((Push("circuit:sad", -0.3), Push("calm", 0.1))),
+        Recipe((Push("circuit:sad", 0.3),), random=4),
+    ]
+    edits = vectors.edits(recipes)
+    places = {(edit.layer, edit.place): edit.delta.keywords["direction"].numpy() for edit in edits}
+    assert set(places) == {(2, "residual"), (1, "heads"), (3, "neurons")}
+    for row in (0, 2):
+        push = {where: values[row] for where, values in places.items() if where[1] != "residual"}
+        assert total_norm(push, with_circuits.subject, np.full(4, 2.0)) == pytest.approx(0.3, rel=1e-4)
+    np.testing.assert_allclose(places[1, "heads"][1], -places[1, "heads"][0], rtol=1e-5)
+    own, random = (set(np.flatnonzero(places[1, "heads"][row]) // 8) for row in (0, 2))
+    assert own == {2}
+    assert len(random) == 1
+    assert not own & random
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_answers_under_a_circuit_differ_from_plain_ones_whatever_is_kept(with_circuits, cached):
+    recipes = [Recipe(), Recipe((Push("circuit:calm", 3.0),)), Recipe((Push("circuit:calm", 3.0), Push("sad", 0.1)))]
+    answers = Answers(with_circuits, PROMPT, recipes, Draws(tokens=12, seed=3, cached=cached)).run().ids
+    again = Answers(with_circuits, PROMPT, recipes, Draws(tokens=12, seed=3)).run().ids
+    assert answers == again
+    assert answers[1] != answers[0]
+
+
+def test_a_served_circuit_says_what_a_steered_one_says(with_circuits):
+    """transformers' own model, whose rows join and leave, against the bridge."""
+    from affectlens.model.decoding import Opening, Rows
+    from affectlens.use.opened import Opened
+
+    served = Opened(with_circuits.study, with_circuits.folders)
+    _ = served.decoder
+    recipe = Recipe((Push("circuit:sad", 2.0),))
+    ids = with_circuits.subject.led(with_circuits.subject.encode(PROMPT))
+    rows = Rows(served.decoder, served.layer)
+    ((logits, _),) = rows.join([Opening(ids, Vectors(served).edits([recipe]))])
+    said = [int(logits[-1].argmax())]
+    for _ in range(7):
+        said.append(int(rows.step([said[-1]])[0][0].argmax()))
+    expected = Answers(with_circuits, PROMPT, [recipe], Draws(tokens=8, temperature=0)).run().ids[0][0]
+    assert said[: len(expected)] == expected
+
+
+def test_what_no_circuit_can_do_is_said_in_one_sentence(study, with_circuits):
+    for opened, push, words in (
+        (study, Push("circuit:sad", 0.1), "this study has no circuits; set `circuits.run: true`"),
+        (with_circuits, Push("circuit:proud", 0.1), "no circuit called `circuit:proud`"),
+        (with_circuits, Push("circuit:sad", 0.1, "clamp"), "a circuit is added, or taken away by a negative amount"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Vectors(opened).edits([Recipe((push,))])
+
+
 def test_features_are_clamped_to_their_code(study):
     from affectlens.model.reading import Site, read
 

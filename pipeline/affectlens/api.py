@@ -130,8 +130,8 @@ class OpenStudy(Opened):
 
         Args:
             prompt: plain text, which is continued, or a chat, which is answered.
-            strengths: concept, axis or ``feature:<number>`` -> size of the push, as a share of the mean residual norm;
-                0.05 to 0.2 is usual.
+            strengths: concept, axis, ``feature:<number>`` or ``circuit:<concept>`` -> size of the push, as a share of
+                the mean residual norm; 0.05 to 0.2 is usual.
             out: what is projected out.
             clamp: what is held at a value; of concepts, a share of the mean residual norm.
             cap: what is held at most at a value.

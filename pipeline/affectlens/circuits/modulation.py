@@ -284,12 +284,9 @@ def writers_of(
         layer: where they read; heads above it write nothing there.
         share: of the heads up to this layer.
     """
-    from affectlens.model.compat import output_matrix
-
     heads, width = units.heads.shape[2:]
     matrices = [
-        output_matrix(subject.bridge, each, "heads").cpu().numpy().reshape(heads, width, -1)
-        for each in range(layer + 1)
+        subject.output_matrix(each, "heads").cpu().numpy().reshape(heads, width, -1) for each in range(layer + 1)
     ]
     found = {}
     for row, concept in enumerate(units.concepts):

@@ -7,11 +7,11 @@ This is the contract between the search for circuits and their use. A search wri
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 from einops import rearrange
@@ -23,11 +23,15 @@ from affectlens.model import steering
 from affectlens.model.steering import Edit, Place, Span
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from affectlens.model.subject import Subject
 
 Kind = Literal["head", "neuron"]
 KINDS: tuple[Kind, ...] = ("head", "neuron")
 PLACE: Mapping[Kind, Place] = {"head": "heads", "neuron": "neurons"}
+UNITS = "units.safetensors"
+"""The file in the result of a stage that found circuits, or was given them."""
 FORMAT = "affectlens units 1"
 """What a file of units calls itself."""
 
@@ -145,18 +149,23 @@ def scaled(push: Push, factor: float) -> Push:
     return {where: factor * values for where, values in push.items()}
 
 
-def total_norm(push: Push, subject: Subject, norms: Float[np.ndarray, "layers"]) -> float:
+class Writing(Protocol):
+    """A loaded model that says what its units write."""
+
+    @property
+    def output_matrix(self) -> Callable[[int, str], Float[Tensor, "inner d_model"]]: ...
+
+
+def total_norm(push: Push, model: Writing, norms: Float[np.ndarray, "layers"]) -> float:
     """How much a push writes into the residual stream: root of the summed squares over blocks and places, each in units
     of the mean norm of the residual stream after its block. Norms behind attention and MLP are left out of account.
     """
-    from affectlens.model.compat import output_matrix
-
     total = 0.0
     for (layer, place), values in push.items():
         written = values
         if place != "residual":
             used = np.flatnonzero(values)
-            matrix = output_matrix(subject.bridge, layer, place)[used.tolist()].cpu().numpy()
+            matrix = model.output_matrix(layer, place)[used.tolist()].cpu().numpy()
             written = values[used] @ matrix
         total += float(np.linalg.norm(written) / norms[layer]) ** 2
     return total**0.5

@@ -53,7 +53,8 @@ def steer(
     strengths: Annotated[
         list[str] | None,
         typer.Argument(
-            help="desperate=0.1 calm=-0.05 feature:123=0.1: how far to push, as a share of the mean residual norm; "
+            help="desperate=0.1 calm=-0.05 feature:123=0.1 circuit:sad=0.3: how far to push, as a share of the mean "
+            "residual norm; "
             "0.05 to 0.2 is usual. A range from:to:count makes a table: desperate=0:0.2:5.",
             metavar="[NAME=AMOUNT]...",
         ),

@@ -35,9 +35,13 @@ def output_matrix(bridge: Any, layer: int, place: str) -> Float[Tensor, "inner d
     Args:
         place: ``heads`` or ``neurons``.
     """
-    module = bridge.blocks[layer].get_submodule(PLACES[place].removesuffix(".hook_in")).original_component
-    weight = module.weight.detach().float()
-    return weight if type(module).__name__ == "Conv1D" else weight.T  # GPT-2 keeps its matrices transposed
+    return written_by(bridge.blocks[layer].get_submodule(PLACES[place].removesuffix(".hook_in")).original_component)
+
+
+def written_by(projection: Any) -> Float[Tensor, "inner d_model"]:
+    """The matrix of an output projection of transformers, inner dimension first."""
+    weight = projection.weight.detach().float()
+    return weight if type(projection).__name__ == "Conv1D" else weight.T  # GPT-2 keeps its matrices transposed
 
 
 def site_name(bridge: Any, layer: int, site: str) -> str:

@@ -7,14 +7,14 @@ depend on the others beyond rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from affectlens.model.compat import unit_modules
+from affectlens.model.compat import unit_modules, written_by
 from affectlens.model.config import ModelConfig
 from affectlens.model.loading import load_tokenizer, load_weights, loading, source
 from affectlens.model.reading import FAMILIES
@@ -50,6 +50,7 @@ class Decoder:
         forward: its forward pass.
         blocks: a module for each layer whose output is the residual stream after it.
         units: modules for each layer that get the outputs of its heads, and those of its neurons; by place.
+        output_matrix: by layer and place, what one of these units writes, before any norm behind them.
     """
 
     tokenizer: Any
@@ -58,6 +59,7 @@ class Decoder:
     forward: Forward
     blocks: Sequence[torch.nn.Module]
     units: Mapping[Place, Sequence[torch.nn.Module]]
+    output_matrix: Callable[[int, str], Float[Tensor, "inner d_model"]]
 
     @classmethod
     def load(cls, config: ModelConfig, *, device: str, models: Path) -> Decoder:
@@ -81,7 +83,8 @@ class Decoder:
             "neurons": [block.get_submodule(family.neurons) for block in blocks],
         }
         context = getattr(model.config, "max_position_embeddings", None)
-        return cls(load_tokenizer(config, models), device, context, partial(_plain, model), blocks, units)
+        tokenizer, writes = load_tokenizer(config, models), partial(_written, units)
+        return cls(tokenizer, device, context, partial(_plain, model), blocks, units, writes)
 
     @classmethod
     def of(cls, subject: Subject) -> Decoder:
@@ -89,7 +92,12 @@ class Decoder:
         bridge = subject.bridge
         blocks = [block.hook_out for block in bridge.blocks]
         units = {place: unit_modules(bridge, place) for place in UNITS}
-        return cls(subject.tokenizer, subject.device, subject.context, partial(_bridged, bridge), blocks, units)
+        forward, writes = partial(_bridged, bridge), subject.output_matrix
+        return cls(subject.tokenizer, subject.device, subject.context, forward, blocks, units, writes)
+
+
+def _written(units: Mapping[str, Any], layer: int, place: str) -> Tensor:
+    return written_by(units[place][layer])
 
 
 def _plain(model: Any, tokens: Tensor, cache: Any, *, last: bool, **layout: Any) -> Tensor:

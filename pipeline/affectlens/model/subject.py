@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from affectlens.errors import UserError
-from affectlens.model.compat import final_gain, site_name
+from affectlens.model.compat import final_gain, output_matrix, site_name
 from affectlens.model.config import (
     ModelConfig,
     Shape,
@@ -132,6 +132,10 @@ class Subject:
                     f"architecture ({what} differs by {float(difference.max()):.1%}); study another model, or install "
                     "a transformer-lens that reads this one rightly"
                 )
+
+    def output_matrix(self, layer: int, place: str) -> Float[Tensor, "inner d_model"]:
+        """What one unit among the heads' outputs or the neurons of a block writes, before any norm behind them."""
+        return output_matrix(self.bridge, layer, place)
 
     @property
     def width(self) -> int:

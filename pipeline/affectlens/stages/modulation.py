@@ -6,6 +6,7 @@ Off unless `modulation.run` is set. One part an emotion, and one that asks wheth
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ from affectlens.model.config import shape
 from affectlens.settings import Resources
 from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
 from affectlens.stages.activations import ActivationsStage
+from affectlens.stages.circuits import CircuitsStage
 from affectlens.stages.corpus import CorpusStage
 from affectlens.stages.directions import DirectionsStage
 
@@ -37,8 +39,9 @@ if TYPE_CHECKING:
     from affectlens.model.subject import Subject
 
 NOTHING, CHOOSER = "nothing", "chooser"
-WRITERS = "writers"
-"""Circuits in default of a file of them: the heads that write most along the emotion's direction."""
+WRITERS, SEARCHED = "writers", "circuits"
+"""Circuits in default of searched ones, the heads that write most along the emotion's direction; and those that the
+study's own search found."""
 ENDING = 40
 """Words of a story's end, about as long as an answer, on which it is measured whether emotions are heard."""
 
@@ -49,8 +52,9 @@ class ModulationConfig(Config):
     run: bool = False
     """Whether anything is sampled. About a minute for each emotion and eight events on two cores."""
     units: str = WRITERS
-    """A file of units that the stage `circuits` wrote (`units.safetensors` in its result); or `writers`: the heads
-    whose difference writes most along the emotion's direction, which needs no search."""
+    """`circuits`: those that this study's stage `circuits` finds. `writers`: the heads whose difference writes most
+    along the emotion's direction, which needs no search. Or a file of units of another study (`units.safetensors` in
+    its result of `circuits`)."""
     share: float = Field(default=0.1, gt=0, le=1)
     """With `writers`, so many of the heads up to the study's layer."""
     emotions: tuple[str, ...] | Literal["all"] = "all"
@@ -139,8 +143,9 @@ class ModulationStage(Stage[ModulationConfig, Path]):
     """Sample answers under circuits, directions, prompts and controls of equal size, and hear them blind."""
 
     name = "modulation"
+    version = 2
     config_class = ModulationConfig
-    needs = ("corpus", "activations", "directions")
+    needs = ("corpus", "activations", "directions", "circuits")
     reads_model = True
     seeded = True
     keeps_parts = True
@@ -166,7 +171,9 @@ class ModulationStage(Stage[ModulationConfig, Path]):
                 f"`modulation.scenarios: {config.scenarios}`: no such file; give a JSONL file, or `embedded`"
             )
         config.events()
-        if config.units != WRITERS:
+        if config.units == SEARCHED and not study.circuits.run:
+            raise ValueError("`modulation.units: circuits`: no circuits are looked for; set `circuits.run: true`")
+        if config.units not in (WRITERS, SEARCHED):
             from affectlens.circuits.units import read_units
 
             try:
@@ -202,7 +209,7 @@ class ModulationStage(Stage[ModulationConfig, Path]):
         if not config.run:
             return {}
         found: dict[str, Identity] = {"scenarios": config.path, "lexicon.json": EMBEDDED / "lexicon.json"}
-        if config.units != WRITERS:
+        if config.units not in (WRITERS, SEARCHED):
             found["units"] = Path(config.units).expanduser()
         if config.judge is not None:
             judge = config.judge
@@ -238,9 +245,11 @@ class ModulationStage(Stage[ModulationConfig, Path]):
         from dataclasses import replace
 
         from affectlens.circuits.modulation import writers_of
-        from affectlens.circuits.units import measure, read_units
+        from affectlens.circuits.units import UNITS, measure, read_units
         from affectlens.model.tokens import tokenise
 
+        if self.config.units == SEARCHED:
+            return read_units(self.need(CircuitsStage).folder / UNITS)
         if self.config.units != WRITERS:
             return read_units(Path(self.config.units).expanduser())
         corpus, built, layer = self.need(CorpusStage), self.need(DirectionsStage), self.setting.model.layer
@@ -272,9 +281,13 @@ class ModulationStage(Stage[ModulationConfig, Path]):
         )
 
     def run_part(self, part: Part, out: Path, progress: Progress) -> None:
+        from affectlens.circuits.units import UNITS, write_units
+
         if part.name == NOTHING:
             progress(part.size)
             return
+        if part.name == CHOOSER:
+            write_units(out / UNITS, self.units)
         rows, texts = self._ends() if part.name == CHOOSER else self._answers(part.payload["emotion"], part.name)
         self._hear(rows, texts, part.name, out)
         progress(part.size)
@@ -371,6 +384,7 @@ class ModulationStage(Stage[ModulationConfig, Path]):
         from safetensors.numpy import load_file
 
         from affectlens.circuits.choice import picks
+        from affectlens.circuits.units import UNITS
 
         names, calibrated = self.outlook.emotions, self.config.judge is not None
 
@@ -392,6 +406,7 @@ class ModulationStage(Stage[ModulationConfig, Path]):
             tables[rates.RATES] = rates.rate_rows(texts)
             tables[rates.DIFFERENCES] = rates.difference_rows(texts)
             known = [parts[CHOOSER]]
+            shutil.copyfile(parts[CHOOSER] / UNITS, out / UNITS)
             labels = [row["concept"] for row in read(known[0])]
             found = {score: heard(known, score) for score in rates.SCORES}
             tables[rates.CHOOSER] = rates.chooser_rows(labels, found, names)

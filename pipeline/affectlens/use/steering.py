@@ -20,6 +20,7 @@ from affectlens.model import steering
 from affectlens.model.sampling import losses, stream
 from affectlens.model.steering import Edit, Span
 from affectlens.sae.model import token_scale
+from affectlens.use.modulating import CIRCUIT, Circuits, joined
 from affectlens.use.opened import Opened
 from affectlens.use.readings import FEATURE, Readings
 from affectlens.use.texts import Messages, Pieces, tokenised
@@ -37,7 +38,8 @@ class Push:
     """One thing done along one vector.
 
     Attributes:
-        name: the concept, ``valence``, ``arousal``, or ``feature:<number>``.
+        name: the concept, ``valence``, ``arousal``, ``feature:<number>``, or ``circuit:<concept>``, which has its own
+            layers and can only be added.
         amount: **add**: share of the mean residual norm. **out**: share of it that is taken away, usually 1. **clamp**,
             **cap**: the value, as it is read.
         action: what is done.
@@ -70,12 +72,17 @@ class Vectors:
     def __init__(self, study: Opened) -> None:
         self._study = study
         self._units: dict[tuple[str, int], np.ndarray] = {}
+        self._circuits = Circuits(study)
         self._centres: dict[int, Any] = {}
         """Of each layer one tensor, by which edits of many rows are known to be of one kind."""
 
     @property
     def names(self) -> list[str]:
-        """Of concepts and axes; features are named by their number."""
+        """Of concepts, axes and circuits; features are named by their number."""
+        return [*self._directions, *self._circuits.names]
+
+    @property
+    def _directions(self) -> list[str]:
         return [*self._study.directions(), *self._study.axes()]
 
     def feature(self, name: str) -> int | None:
@@ -105,8 +112,8 @@ class Vectors:
                 raise UserError(f"`{name}`: the SAE is of layer {study.layer}; steer by it there")
             row = study.sae.decoder[number]
             return row / np.linalg.norm(row)
-        if name not in self.names:
-            raise UserError(f"the study has no direction of `{name}`; {nearest(name, self.names)}")
+        if name not in self._directions:
+            raise UserError(f"the study has no direction of `{name}`; {nearest(name, self._directions)}")
         if layer not in study.built.layers:
             there = ", ".join(map(str, study.built.layers))
             raise UserError(
@@ -124,10 +131,17 @@ class Vectors:
         import torch
 
         added: dict[int, np.ndarray] = {}
+        circuits: list[Any] = [{} for _ in recipes]
         others: list[Edit] = []
         for row, recipe in enumerate(recipes):
             generator = np.random.default_rng(recipe.random)
-            for push in recipe.pushes:
+            ours = [push for push in recipe.pushes if push.name.startswith(CIRCUIT)]
+            for push in ours:
+                if push.action != "add":
+                    raise UserError(f"`{push.name}`: a circuit is added, or taken away by a negative amount; use --add")
+            drawn = None if recipe.random is None else generator
+            circuits[row] = joined([self._circuits.push(push.name, push.amount, drawn) for push in ours])
+            for push in (push for push in recipe.pushes if push not in ours):
                 for layer in push.layers or (self._study.layer,):
                     vector = self.unit(push.name, layer)
                     if push.action == "add":
@@ -151,7 +165,7 @@ class Vectors:
                 span=Span.text(len(recipes), lead),
             )
             for layer, sums in added.items()
-        ] + others
+        ] + [*self._circuits.edits(circuits), *others]
 
     def _one(self, row: int, push: Push, layer: int, vector: np.ndarray, along: np.ndarray | None) -> Edit:
         """Whatever is not added, in one row."""
