@@ -25,8 +25,12 @@ def after(*names: str) -> set[str]:
 
 
 def readers(name: str) -> set[str]:
-    """Stages whose parts read nothing that the merge-only fields of a stage decide, and itself."""
-    return {name} | {stage.name for stage in STAGES if stage.keeps_parts and name in stage.measured_needs}
+    """Stages whose parts read nothing that the merge-only fields of a stage decide, directly or through others."""
+    found = {name}
+    for stage in STAGES:
+        if stage.keeps_parts and found & set(stage.needs) and found & set(stage.needs) <= set(stage.measured_needs):
+            found.add(stage.name)
+    return found
 
 
 def changes(before: Study, changed: Study) -> tuple[set[str], set[str]]:
