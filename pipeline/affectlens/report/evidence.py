@@ -106,6 +106,7 @@ class Evidence:
         metrics: per stage.
         cards: what has no table: ``sae`` (metrics of the SAE), ``compare`` and ``geometry``.
         experiments: per behavioural experiment its claim and findings.
+        samples: texts sampled under interventions, a row each.
         provenance: settings, fingerprints, digests.
     """
 
@@ -119,6 +120,7 @@ class Evidence:
     cards: Mapping[str, Mapping[str, Any]]
     provenance: Provenance
     experiments: Sequence[Row] = ()
+    samples: Sequence[Row] = ()
     fixed_split: bool = False
 
     def with_words(self, limit: int) -> Evidence:

@@ -97,6 +97,44 @@
     for (const card of document.querySelectorAll(".concept")) card.hidden = !card.dataset.concept.includes(wanted);
   });
 
+  // Sampled texts: chosen by what they were sampled under, listed a few at a time, never as markup.
+  const held = document.getElementById("sampled");
+  if (held) {
+    const rows = JSON.parse(held.textContent), form = document.getElementById("sought");
+    const list = document.getElementById("sought-texts"), count = document.getElementById("sought-count");
+    const more = document.getElementById("sought-more"), step = 20;
+    const said = (row, name) => (row[name] === undefined || row[name] === "" ? "none" : String(row[name]));
+    const selects = [...form.querySelectorAll("select")];
+    for (const select of selects) {
+      const values = [...new Set(rows.map((row) => said(row, select.name)))];
+      values.sort((a, b) => Number(a) - Number(b) || a.localeCompare(b));
+      for (const value of values) select.append(new Option(value, value));
+      select.parentElement.hidden = values.length < 2;
+    }
+    let shown = step;
+    const show = () => {
+      const words = form.elements.words.value.trim().toLowerCase();
+      const found = rows.filter((row) => selects.every(({ name, value }) => !value || said(row, name) === value)
+        && (row.text + " " + row.prompt).toLowerCase().includes(words));
+      count.textContent = `${found.length} of ${rows.length} texts`;
+      list.replaceChildren(...found.slice(0, shown).map((row) => {
+        const block = document.createElement("blockquote"), text = document.createElement("p");
+        const footer = document.createElement("footer");
+        text.textContent = row.text;
+        footer.textContent = [row.source, row.family, row.concept, row.strength ? `strength ${row.strength}` : "", row.prompt,
+          row.grade === undefined ? "" : `verdict ${row.grade}`, row.nats === undefined ? "" : `${row.nats.toFixed(2)} nats a token`,
+        ].filter(Boolean).join(" \u00b7 ");
+        block.append(text, footer);
+        return block;
+      }));
+      more.hidden = found.length <= shown;
+    };
+    form.addEventListener("input", () => { shown = step; show(); });
+    form.addEventListener("submit", (event) => event.preventDefault());
+    more.addEventListener("click", () => { shown += step; show(); });
+    show();
+  }
+
   // A link to a concept's card opens it.
   const unfold = () => {
     const target = location.hash && document.getElementById(location.hash.slice(1));

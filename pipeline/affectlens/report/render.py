@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from affectlens.circuits.tables import CAVEATS
-from affectlens.report import cards, draw, palette, policy, tables
+from affectlens.report import cards, draw, palette, policy, sampled, tables
 from affectlens.report.draw import Chart
 from affectlens.report.evidence import OPERATIONS, VECTORS, Evidence
 from affectlens.report.registry import ITEMS, Item
@@ -32,6 +32,7 @@ SECTIONS = {
     "causal": "What they cause",
     "circuits": "Circuits",
     "experiments": "Behavioural experiments",
+    "samples": "Sampled texts",
     "limits": "Methods and limits",
     "provenance": "Provenance",
 }
@@ -44,6 +45,7 @@ def render(
     concepts_shown: int = 60,
     contexts_per_feature: int = 3,
     words_per_concept: int = 8,
+    samples_per_cell: int = 4,
     theme: palette.Theme = "auto",
     colours: palette.Name = "paper",
 ) -> str:
@@ -55,6 +57,7 @@ def render(
         concepts_shown: concepts with a card of their own, best features first; tables and figures hold all.
         contexts_per_feature: passages on each card.
         words_per_concept: logit-lens words of each direction and feature.
+        samples_per_cell: sampled texts of each experiment, vector and strength.
         theme: ``auto`` follows the reader's system.
         colours: name of the palette.
 
@@ -66,6 +69,8 @@ def render(
     blocks = [(item, content) for item in ITEMS if (content := _shown(item, evidence))]
     absent = {"experiments"} if not evidence.experiments else set()
     absent |= {"circuits"} if not evidence.rows("circuits/verdicts") else set()
+    texts = sampled.packed(evidence.samples, samples_per_cell)
+    absent |= {"samples"} if texts is None else set()
     absent |= {"writers"} if not evidence.rows("writers/methods") else set()
     experiments = {row["name"]: behaviour.answers(row) for row in evidence.experiments}
     drawn = [content for _, contents in blocks for content in contents]
@@ -85,6 +90,8 @@ def render(
         plotly=_packed(_plotly()),
         blocks=blocks,
         specifications=_json({"template": {"layout": draw.TEMPLATE}, "figures": figures}),
+        samples=texts,
+        sample_rows=_json(texts and texts["rows"]),
         findings=conclusions(evidence),
         controls=causal.controls(evidence),
         overview=cards.overview(evidence, {card["concept"]: card["anchor"] for card in listed}),

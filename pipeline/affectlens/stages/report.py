@@ -44,6 +44,8 @@ class ReportConfig(Config):
     """Passages shown for each feature."""
     words_per_concept: int = Field(default=8, ge=0)
     """Logit-lens words shown for each direction and feature."""
+    samples_per_cell: int = Field(default=4, ge=0)
+    """Sampled texts shown of each experiment, vector and strength; `affectlens samples` shows all."""
     theme: Literal["auto", "light", "dark"] = "auto"
     """`auto` follows the reader's system."""
     colours: Literal["paper", "contrast"] = "paper"
@@ -67,7 +69,7 @@ class ReportStage(Stage[ReportConfig, Report]):
     """Put everything on a page."""
 
     name = "report"
-    version = 12
+    version = 13
     config_class = ReportConfig
     needs = ("corpus", "activations", "sae", "directions", "match", "compare", "writers", "geometry", "causal")
     needs += ("circuit_units", "circuits")
@@ -95,6 +97,7 @@ class ReportStage(Stage[ReportConfig, Report]):
 
     def evidence(self) -> Evidence:
         """What the other stages found, as plain data."""
+        from affectlens.experiments.samples import of_causal, of_experiments
         from affectlens.report.evidence import Evidence, Rows
 
         corpus, sae = self.need(CorpusStage), self.need(SaeStage)
@@ -123,6 +126,10 @@ class ReportStage(Stage[ReportConfig, Report]):
                 "geometry": self.need(GeometryStage).data,
             },
             experiments=self.need(ConcludeStage).findings,
+            samples=[
+                *of_causal(folders["causal"], records["causal"]["config"]["reference"]),
+                *of_experiments(folders["measure"], folders["grade"], {}),
+            ],
             provenance=self._provenance(records),
         )
 
