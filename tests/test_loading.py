@@ -62,6 +62,14 @@ def test_renamed_weights_are_refused_and_the_prefix_is_named(tmp_path, copied, r
         ROUTES[route](config, tmp_path)
 
 
+@pytest.mark.parametrize("tensor", ["layers.0.self_attn.q_proj.weight", "embed_tokens.weight"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_weights_of_another_shape_are_refused_by_name(tmp_path, copied, route: str, tensor: str):
+    config = copied(lambda weights: {name: v[:-8].clone() if tensor in name else v for name, v in weights.items()})
+    with pytest.raises(UserError, match="in another shape .*" + tensor.replace(".", r"\.")):
+        ROUTES[route](config, tmp_path)
+
+
 def test_what_lies_above_the_cut_may_be_missing(tmp_path, copied):
     config = copied(without("model.layers.3.mlp.up_proj.weight", "lm_head.weight"))
     assert open_reader(config, 3, device="cpu", models=tmp_path).width == 32

@@ -121,6 +121,18 @@ def _added(model: Path) -> None:
     tokenizer.save_pretrained(model)
 
 
+def _settings(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _as_codes(path: Path, tensor: str) -> None:
+    """Quantised by hand: nothing says what the whole numbers stand for."""
+    from safetensors.numpy import load_file, save_file
+
+    stored = load_file(path)
+    save_file({name: np.sign(v).astype(np.int8) if tensor in name else v for name, v in stored.items()}, path)
+
+
 def _both(*changes: Change) -> Change:
     def change(values: Values, folder: Path) -> None:
         for each in changes:
@@ -206,6 +218,30 @@ CHECK: dict[str, tuple[Change, str]] = {
             json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}})
         )), "model-2.safetensors cannot be read",
     ),
+    "a model that needs an adapter": (
+        _model(lambda model: (model / "adapter_config.json").write_text("{}")), "merge it into its model"
+    ),
+    "a model whose matrices are whole numbers": (
+        _model(lambda model: _as_codes(model / "model.safetensors", "q_proj")), "q_proj.weight as I8"
+    ),
+    "a model whose settings begin with a byte-order mark": (
+        _model(lambda model: (model / "config.json").write_text("\ufeff{}", encoding="utf-8")),
+        "config.json is no valid",
+    ),
+    "a model whose settings are UTF-16": (
+        _model(lambda model: (model / "config.json").write_text("{}", encoding="utf-16")), "save the file as UTF-8"
+    ),
+    "a model whose index names numbers": (
+        _model(lambda model: (model / "model.safetensors.index.json").write_text('{"weight_map": {"a": 5}}')),
+        "index.json is damaged",
+    ),
+    "an SAE whose matrices are whole numbers": (
+        _sae(lambda sae: _as_codes(sae / "sae_weights.safetensors", "W_dec")), "holds W_dec as I8"
+    ),
+    "an SAE that whitens without its map": (
+        _sae(lambda sae: (sae / "activation_whitening.safetensors").unlink(), "sae-lens topk whitened checkpoint"),
+        "activation_whitening.safetensors cannot be read",
+    ),
     "an experiment without options": (_experiment({"kind": "choice"}, options={}), "needs `options`"),
     "an experiment that is not there": (_set("experiments.run", ["lettres"]), "is no experiment"),
     "a vector that is no concept": (
@@ -220,6 +256,10 @@ DRY_RUN: dict[str, tuple[Change, str]] = {
         _model(lambda model: [path.unlink() for path in model.glob("tokenizer*.json")]),
         "tokenizer could not be loaded",
     ),
+    "a model of a kind that nobody knows": (
+        _model(lambda model: _settings(model / "config.json", model_type="nobody")), "model_type: nobody"
+    ),
+    "a model of no kind": (_model(lambda model: _settings(model / "config.json", model_type=None)), "model_type: None"),
     "a text that is too short": (
         _file("corpus.neutral", "n.jsonl", '{"kind": "prose", "text": "Too short."}\n'), "activations.first_token"
     ),

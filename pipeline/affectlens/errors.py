@@ -82,5 +82,5 @@ def reason(error: BaseException) -> str:
         return said if said.startswith("memory ran out") else f"memory ran out ({said[:200]})"
     fault = as_os_error(error, "")
     if fault is not None and fault.strerror:
-        return fault.strerror + (f" ({fault.filename})" if fault.filename else "")
+        return fault.strerror + (f" ({str(fault.filename)[:300]})" if fault.filename else "")
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -19,6 +19,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -120,7 +121,19 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+@dataclass(frozen=True)
+class TensorHead:
+    """What the header of a safetensors file says of a tensor: its number type, as written there, and its shape."""
+
+    kind: str
+    shape: tuple[int, ...]
+
+
+FLOATING = frozenset(("F64", "F32", "F16", "BF16"))
+"""Number types whose values are what they say; all others are codes that need a scale or a table."""
+
+
+def tensor_heads(path: Path) -> dict[str, TensorHead]:
     """The tensors of a safetensors file, from its header alone.
 
     Raises:
@@ -136,12 +149,12 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         table.pop("__metadata__", None)
         whole = 8 + length + max((row["data_offsets"][1] for row in table.values()), default=0)
-        shapes = {name: tuple(map(int, row["shape"])) for name, row in table.items()}
+        heads = {name: TensorHead(str(row["dtype"]), tuple(map(int, row["shape"]))) for name, row in table.items()}
     except (AttributeError, KeyError, IndexError, TypeError):
         raise ValueError("a header of another form than safetensors has") from None
     if whole != size:
         raise ValueError(f"{size:,} bytes long, but its header says {whole:,}")
-    return shapes
+    return heads
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -17,12 +17,14 @@ from pydantic import Field
 
 from affectlens.config import Config
 from affectlens.errors import ConfigError, UserError
-from affectlens.files import file_digest, tensor_shapes
+from affectlens.files import FLOATING, file_digest, tensor_heads
 from affectlens.model import embedded
 
 if TYPE_CHECKING:
     import torch
 
+ADAPTER = "adapter_config.json"
+"""What peft keeps beside, or in place of, the weights of a model that needs an adapter."""
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 WIDTH_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
@@ -113,10 +115,17 @@ def settings(config: ModelConfig) -> dict[str, Any] | None:
     if path.is_file():
         return embedded.gguf_settings(path)
     path = path / "config.json"
+    if path.with_name(ADAPTER).is_file():
+        raise ConfigError(
+            f"`model.name: {config.name}`: holds an adapter ({ADAPTER}), which would be left out; merge it into its "
+            "model and save the whole"
+        )
     if not path.is_file():
         raise ConfigError(f"`model.name: {config.name}`: the folder has no config.json; save the model there")
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except UnicodeError:
+        raise ConfigError(f"`model.name: {config.name}`: {path} is not UTF-8; save the file as UTF-8") from None
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ConfigError(
@@ -140,19 +149,28 @@ def require_weights(config: ModelConfig) -> None:
     names = sorted(path.name for path in folder.glob("*.safetensors"))
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted({Path(name).name for name in json.loads(index.read_bytes())["weight_map"].values()})
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ConfigError(f"`model.name: {config.name}`: {index.name} is damaged; save the model again") from None
     elif not names and not any(folder.glob("*.bin")):
         raise ConfigError(f"`model.name: {config.name}`: the folder has no weights; save the whole model there")
+    quantised = "quantization_config" in (settings(config) or {})
     for name in names:
         try:
-            tensor_shapes(folder / name)
+            heads = tensor_heads(folder / name)
         except (OSError, ValueError, RecursionError) as error:
             words = " ".join(str(error).split()) or type(error).__name__
             raise ConfigError(
                 f"`model.name: {config.name}`: {name} cannot be read ({words[:200]}); copy or save the model again"
             ) from None
+        # A matrix of codes would be read as if they were its values. Vectors of whole numbers are counters and buffers.
+        coded = [key for key, head in heads.items() if head.kind not in FLOATING and len(head.shape) > 1]
+        coded = [key for key in coded if key.endswith("weight")]
+        if coded and not quantised:
+            raise ConfigError(
+                f"`model.name: {config.name}`: {name} holds {coded[0]} as {heads[coded[0]].kind}, but config.json has "
+                "no `quantization_config` that says how to read it; save the model in floating point"
+            )
 
 
 def shape(config: ModelConfig) -> Shape | None:

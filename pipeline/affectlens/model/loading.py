@@ -12,7 +12,7 @@ from typing import Any
 from affectlens.errors import UserError
 from affectlens.files import file_digest
 from affectlens.model import embedded
-from affectlens.model.config import ModelConfig, depth_override, locate, resolve_dtype
+from affectlens.model.config import ModelConfig, depth_override, locate, resolve_dtype, settings
 
 SHOWN = 3
 """Names of missing weights that an error lists."""
@@ -90,6 +90,7 @@ def load_tokenizer(config: ModelConfig, models: Path, *, converting: bool = True
             name, options = str(file.parent), {"gguf_file": file.name}
         else:
             name, options = source(config, models)
+        require_architecture(config)
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=config.trust_remote_code, **options)
         except Exception as error:
@@ -99,6 +100,29 @@ def load_tokenizer(config: ModelConfig, models: Path, *, converting: bool = True
                 "tokenizer into the model's folder"
             ) from error
     return freeze_date(tokenizer, config.template_date)
+
+
+def require_architecture(config: ModelConfig) -> None:
+    """Refuse a folder whose model transformers does not know, before its weights are wanted.
+
+    Raises:
+        UserError: names the architecture.
+    """
+    from transformers import CONFIG_MAPPING
+
+    path = locate(config)
+    values = settings(config) if path is not None and path.is_dir() else None
+    if values is None or (config.trust_remote_code and values.get("auto_map")):
+        return
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        remedy = (
+            "set `model.trust_remote_code`" if values.get("auto_map") else "update transformers, or correct the file"
+        )
+        raise UserError(
+            f"`model.name: {config.name}`: its config.json says `model_type: {kind}`, which transformers does not "
+            f"know; {remedy}"
+        )
 
 
 def load_weights(
@@ -132,6 +156,7 @@ def load_weights(
             name,
             output_loading_info=True,
             trust_remote_code=config.trust_remote_code,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             **({"dtype": resolve_dtype(config.dtype, device)} | where | cut | options),
         )
         require_complete(config, info["missing_keys"], info["mismatched_keys"], info["unexpected_keys"])

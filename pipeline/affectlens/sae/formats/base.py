@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from affectlens.files import tensor_shapes
+from affectlens.files import FLOATING, tensor_heads
 
 if TYPE_CHECKING:
     import torch
@@ -103,16 +103,19 @@ def tensor_fault(path: Path, needed: set[str], optional: set[str], rows: str, wi
         width: that the settings name.
     """
     try:
-        shapes = tensor_shapes(path)
+        heads = tensor_heads(path)
     except (OSError, ValueError, RecursionError) as error:
         return f"{path.name} cannot be read ({' '.join(str(error).split())[:200]})"
-    names = set(shapes)
+    names = set(heads)
     odd = sorted(needed - names) + sorted(names - needed - optional)
     if odd:
         verb = "lacks" if odd[0] in needed else "holds"
         return f"{path.name} {verb} {', '.join(odd[:3])}; it needs {', '.join(sorted(needed))} and nothing else"
-    if width is not None and shapes[rows][-1:] != (int(width),):
-        return f"{path.name} has {rows} of shape {list(shapes[rows])}, but the settings say d_in: {width}"
+    coded = sorted(name for name in needed if heads[name].kind not in FLOATING)
+    if coded:
+        return f"{path.name} holds {coded[0]} as {heads[coded[0]].kind}, which are codes without their scale"
+    if width is not None and heads[rows].shape[-1:] != (int(width),):
+        return f"{path.name} has {rows} of shape {list(heads[rows].shape)}, but the settings say d_in: {width}"
     return ""
 
 
