@@ -41,8 +41,8 @@ def coded(sae: Dictionary, residual: Float[np.ndarray, "positions d_model"]) -> 
     """Features and error of residual rows."""
     import torch
 
-    scale = token_scale(sae.load(), torch.from_numpy(residual))
-    codes = sae.encode(residual) * (scale if isinstance(scale, float) else scale.numpy())
+    scale = np.asarray(token_scale(sae.load(), torch.from_numpy(residual)), dtype=np.float32)
+    codes = sae.encode(residual) * scale
     return Coded(codes, residual - sae.reconstruct(residual))
 
 

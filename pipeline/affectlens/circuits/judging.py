@@ -209,7 +209,7 @@ class Judge:
         known = np.isfinite(self.specificity[:, 0])
         square = self.specificity[np.ix_(known, known)]
         _, p, ranks = curves.label_permutation(square, self.config.permutations, self.generator("labels"))
-        own_p = np.array([self._own_p(at) for at in np.flatnonzero(known)])
+        own_p = np.array([self._own_p(int(at)) for at in np.flatnonzero(known)])
         adjusted = stats.benjamini_hochberg(own_p)
         heads = float(np.mean([turn.size.circuit.sum() for turn in self.turns]))
         random = float(self.random_at_size("random_kept").max())

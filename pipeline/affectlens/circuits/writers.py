@@ -116,10 +116,14 @@ def decompose(
                 neurons.append(found)
                 mlps.append(found.sum(dim=0))
         biases.append(bias)
+    ends = [recorded.residual[at, story].double().mean(dim=0) @ along.T / scale for at in (0, layer + 1)]
     written = Written(
-        (recorded.residual[0, story].double().mean(dim=0) @ along.T / scale).cpu().numpy(),
-        *(torch.stack(each).cpu().numpy() / scale for each in (heads, neurons, biases, mlps)),
-        (recorded.residual[layer + 1, story].double().mean(dim=0) @ along.T / scale).cpu().numpy(),
+        embedding=ends[0].cpu().numpy(),
+        heads=torch.stack(heads).cpu().numpy() / scale,
+        neurons=torch.stack(neurons).cpu().numpy() / scale,
+        bias=torch.stack(biases).cpu().numpy() / scale,
+        mlp=torch.stack(mlps).cpu().numpy() / scale,
+        reading=ends[1].cpu().numpy(),
     )
     if not written.residue <= EXACT:
         raise UserError(

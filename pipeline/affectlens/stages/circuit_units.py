@@ -191,15 +191,18 @@ class CircuitUnitsStage(Stage[CircuitsConfig, Scores]):
             features, error = feature_effects(coded(sae, residual), reference, sae.decoder, along, whole)
         return found | {"features": features, "error": np.array(error, np.float32)}
 
+    @cached_property
+    def _codes(self) -> dict[str, Any]:
+        return {}
+
     def _topic_codes(self, topic: str) -> Any:
         """Reference values of the SAE's features, those of the last topic remembered."""
         from affectlens.circuits.features import topic_codes
 
-        known: dict[str, Any] = self.__dict__.setdefault("_codes", {})
-        if topic not in known:
-            known.clear()
-            known[topic] = topic_codes(self.bench, self.need(SaeStage), topic, self.setting.model.layer)
-        return known[topic]
+        if topic not in self._codes:
+            self._codes.clear()
+            self._codes[topic] = topic_codes(self.bench, self.need(SaeStage), topic, self.setting.model.layer)
+        return self._codes[topic]
 
     def finish(self, parts: Mapping[str, Path], out: Path) -> Metrics:
         import numpy as np

@@ -122,11 +122,15 @@ class CircuitsStage(Stage[CircuitsConfig, Circuits]):
         """The model with the study's contexts."""
         return self.units_stage.bench
 
+    @cached_property
+    def _plans(self) -> dict[int, Plan]:
+        return {}
+
     def plan(self, turn: Rotation) -> Plan:
         """The circuits of a rotation, the same for each of its parts; those of the last one are remembered."""
         from affectlens.circuits import trials
 
-        known: dict[int, Plan] = self.__dict__.setdefault("_plans", {})
+        known = self._plans
         if turn.index not in known:
             known.clear()
             selected = trials.select(self.need(CircuitUnitsStage), turn.select)
