@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from affectlens.experiments.conclude import selection
-from affectlens.experiments.conclude.analysis import conclude
+from affectlens.experiments.conclude.analysis import Analysis, conclude, confirm
 from affectlens.experiments.conclude.config import ANALYSES
 from affectlens.experiments.results import Measured
 from affectlens.results.figures import Finding
@@ -258,3 +259,28 @@ def test_levels_and_signs() -> None:
     assert selection.levels(["5 mg", "1,000 mg", "20 mg"]).tolist() == [5, 1000, 20]
     assert selection.levels(["little", "some", "much", "little"]).tolist() == [0, 1, 2, 0]
     assert selection.signed("afraid, -calm,+sad") == [("afraid", 1), ("calm", -1), ("sad", 1)]
+
+
+def test_confirmatory_tests_of_a_study_are_one_family() -> None:
+    entries: list[dict[str, Any]] = [
+        {"name": "a", "confirmatory": [True, False], "alpha": [0.05, 0.05], "p_confirmatory": [0.03, None]},
+        {"name": "b", "confirmatory": [True], "alpha": [0.05], "p_confirmatory": [0.01]},
+        {"name": "c", "confirmatory": [True], "alpha": [0.05], "p_confirmatory": [None]},
+    ]
+    metrics = confirm(entries)
+    assert [entry["p_study"] for entry in entries] == [[pytest.approx(0.03), None], [pytest.approx(0.02)], [None]]
+    assert metrics == {
+        "a.p_confirmatory": pytest.approx(0.03), "b.p_confirmatory": pytest.approx(0.02),
+        "confirmatory_tests": 2, "confirmatory_shown": 2,
+    }  # fmt: skip
+    assert confirm([]) == {}
+
+
+def test_a_confirmatory_claim_has_the_p_of_the_whole_claim() -> None:
+    for seen in (emotions(4.0), emotions(4.0, words=4.0), emotions(0.0)):
+        (asked,), finding = seen.experiment.config.analyses, run(seen)
+        assert isinstance(asked, Analysis)
+        p = asked.confirmatory_p(finding)
+        assert (p <= 0.05) == (finding.verdict == "shown")
+    with pytest.raises(ValueError, match="both `confirmatory`"):
+        experiment([scenario(0, "g")], [NAMES | {"confirmatory": True}] * 2)

@@ -189,6 +189,16 @@ class ExperimentConfig(Config):
     analyses: tuple[RegisteredAnalysis, ...]
 
     @model_validator(mode="after")
+    def _one_confirmatory(self) -> ExperimentConfig:
+        named = [index for index, each in enumerate(self.analyses) if each.confirmatory]
+        if len(named) > 1:
+            raise ValueError(
+                f"analyses {named[0]} and {named[1]} are both `confirmatory`: an experiment has one such test at most, "
+                "the others are exploratory"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:
         kinds = [outcome.kind for outcome in self.outcomes]
         if len(set(kinds)) != len(kinds):

@@ -40,7 +40,7 @@ class ConcludeStage(ExperimentStage[Conclusions]):
     """Analyse what was measured and graded."""
 
     name = "conclude"
-    version = 6
+    version = 7
     fields = ("run", "limit")
     needs = ("measure", "grade")
     unit = "experiments"
@@ -75,7 +75,7 @@ class ConcludeStage(ExperimentStage[Conclusions]):
 
     def run_part(self, part: Part, out: Path, progress: Progress) -> None:
         if part.name != NOTHING:
-            from affectlens.experiments.conclude.analysis import conclude
+            from affectlens.experiments.conclude.analysis import Analysis, conclude
             from affectlens.experiments.serialization import plain
 
             experiment = self._experiment(part.name)
@@ -88,6 +88,16 @@ class ConcludeStage(ExperimentStage[Conclusions]):
                 "refuted_by": config.refuted_by,
                 "source": config.source,
                 "analyses": [analysis.kind for analysis in config.analyses],
+                "confirmatory": [analysis.confirmatory for analysis in config.analyses],
+                "alpha": [analysis.alpha for analysis in config.analyses],
+                "p_confirmatory": plain(
+                    [
+                        analysis.confirmatory_p(finding)
+                        if isinstance(analysis, Analysis) and analysis.confirmatory
+                        else None
+                        for analysis, finding in zip(config.analyses, findings, strict=True)
+                    ]
+                ),
                 "scenarios": len(experiment.scenarios),
                 "groups": len({scenario.group for scenario in experiment.scenarios}),
                 "findings": [plain(finding) for finding in findings],
@@ -99,7 +109,9 @@ class ConcludeStage(ExperimentStage[Conclusions]):
     def finish(self, parts: Mapping[str, Path], out: Path) -> Metrics:
         folders = [parts[experiment.name] for experiment in self.experiments]
         entries = [json.loads((folder / FINDINGS).read_text(encoding="utf-8")) for folder in folders]
-        metrics: Metrics = {}
+        from affectlens.experiments.conclude.analysis import confirm
+
+        metrics: Metrics = confirm(entries)
         for entry in entries:
             for index, (kind, finding) in enumerate(zip(entry["analyses"], entry["findings"], strict=True)):
                 for name, value in finding["metrics"].items():

@@ -23,7 +23,7 @@ class DirectionsStage(Stage[DirectionsConfig, Directions]):
     """Build directions, and read every topic by what the others built."""
 
     name = "directions"
-    version = 6
+    version = 7
     config_class = DirectionsConfig
     needs = ("corpus", "activations")
     seeded = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -58,6 +59,10 @@ class Accuracy(Analysis):
 
     def needs(self) -> Needs:
         return Needs(readings=(self.reading,), factors={"framing": self.framing}, outcomes=("choice", "completions"))
+
+    def claim_p(self, metrics: Mapping[str, float]) -> float:
+        """Of any framing."""
+        return min((p for name, p in metrics.items() if name.startswith("p_adjusted_")), default=math.nan)
 
     def conclude(self, measured: Measured, rng: np.random.Generator) -> Finding:
         """Paired differences to the neutral wording over tasks, Holm over framings."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from affectlens.experiments.conclude.estimators import Figures, flatten
 from affectlens.experiments.experiment import Experiment
 from affectlens.experiments.results import Measured
 from affectlens.results.figures import Chart, DataTable, Finding, Verdict
+from affectlens.stats import holm
 
 __all__ = ["Analysis", "Needs", "analysis", "conclude", "faults"]
 
@@ -50,6 +52,20 @@ class Analysis(AnalysisConfig):
         """
         return "shown" if shown else "not shown" if smallest <= self.matters else "untestable"
 
+    def claim_p(self, metrics: Mapping[str, float]) -> float:
+        """p of the claim as a whole, from the figures of a finding; NaN where they hold none."""
+        return metrics.get("p", math.nan)
+
+    def confirmatory_p(self, finding: Finding) -> float:
+        """p that enters the correction over the confirmatory tests of a study.
+
+        NaN where nothing was tested; 1 where the claim failed on something else than its p, such as its sign.
+        """
+        p = self.claim_p(finding.metrics)
+        if finding.verdict not in ("shown", "not shown"):
+            return math.nan
+        return 1.0 if finding.verdict == "not shown" and not p > self.alpha else p
+
     def untestable(self, reason: str) -> Finding:
         """A finding that says why there is none."""
         return self.finding("untestable", (f"This could not be tested: {reason}.",), {})
@@ -67,6 +83,32 @@ def conclude(measured: Measured, rng: np.random.Generator) -> list[Finding]:
         finding = one.conclude(measured, own)
         findings.append(one.on_organism(finding, measured) if measured.organism else finding)
     return findings
+
+
+def confirm(entries: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Correct the confirmatory tests of all experiments of a study as one family (Holm 1979).
+
+    Args:
+        entries: of the experiments; ``p_confirmatory`` holds p or None for each analysis. The corrected values are
+            written under ``p_study`` beside it.
+
+    Returns:
+        Metrics: the corrected p of each experiment, how many tests the family has, and how many are shown in it.
+    """
+    p = [[math.nan if value is None else value for value in entry["p_confirmatory"]] for entry in entries]
+    adjusted = iter(holm(np.array([value for row in p for value in row])).tolist())
+    metrics: dict[str, float] = {}
+    for entry, row in zip(entries, p, strict=True):
+        corrected = [next(adjusted) for _ in row]
+        entry["p_study"] = [None if math.isnan(value) else value for value in corrected]
+        metrics |= {f"{entry['name']}.p_confirmatory": value for value in corrected if not math.isnan(value)}
+    if any(any(entry["confirmatory"]) for entry in entries):
+        family = [value for entry in entries for value in entry["p_study"] if value is not None]
+        levels = [level for entry in entries for level, value in zip(entry["alpha"], entry["p_study"], strict=True)
+                  if value is not None]  # fmt: skip
+        shown = sum(value <= level for value, level in zip(family, levels, strict=True))
+        metrics |= {"confirmatory_tests": float(len(family)), "confirmatory_shown": float(shown)}
+    return metrics
 
 
 def faults(asked: AnalysisConfig, experiment: Experiment, concepts: Sequence[str]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,6 +127,10 @@ class ConcealedEmotion(Analysis):
     def needs(self) -> Needs:
         factors = {"masked": self.masked, "shown": self.shown}
         return Needs(readings=(self.reading,), residuals=(self.reading,), factors=factors)
+
+    def claim_p(self, metrics: Mapping[str, float]) -> float:
+        """Told apart, and mostly outside the story space."""
+        return max(metrics.get("p", math.nan), metrics.get("p_outside", 0.0))
 
     def conclude(self, measured: Measured, rng: np.random.Generator) -> Finding:
         """Directions of concealed emotions: found again in groups left out, and how far outside the story space."""

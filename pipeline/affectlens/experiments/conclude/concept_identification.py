@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import numpy as np
 from pydantic import Field
 
@@ -41,6 +44,10 @@ class ConceptIdentification(Analysis):
 
     def needs(self) -> Needs:
         return Needs(readings=(self.reading,), factors={"factor": self.factor})
+
+    def claim_p(self, metrics: Mapping[str, float]) -> float:
+        """Better than chance and than the words."""
+        return estimators.jointly(metrics.get("p", math.nan), metrics.get("p_words", math.nan))
 
     def conclude(self, measured: Measured, rng: np.random.Generator) -> Finding:
         """Compare the reading with readings assigned at random and with the words of the scenarios."""

@@ -67,6 +67,9 @@ class AnalysisConfig(Config):
     """In the registry; set by :func:`analysis`."""
     kind: str = ""
     """Which analysis."""
+    confirmatory: bool = False
+    """Whether it is the one test that the experiment was made for, fixed before it was run. The confirmatory tests of a
+    study are one more family, corrected by Holm; every other analysis is exploratory, and its findings say so."""
     alpha: float = Field(default=0.05, gt=0, lt=1)
     """Error rate after correction; intervals cover one minus it."""
     power: float = Field(default=0.8, gt=0, lt=1)
@@ -96,7 +99,11 @@ class AnalysisConfig(Config):
 
     def settings(self) -> dict[str, Any]:
         """The numbers that decide the verdict, as JSON."""
-        return {name: value for name, value in self.model_dump(mode="json").items() if isinstance(value, int | float)}
+        return {
+            name: value
+            for name, value in self.model_dump(mode="json").items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
 
 
 ANALYSES: Registry[type[AnalysisConfig]] = Registry("analysis")

@@ -338,13 +338,17 @@ class Discrimination:
         count = self.scores.shape[1]
         confusion = group_means(self.shares, self.target)
         weights = np.bincount(self.target, minlength=count) / len(self.target)
-        if math.factorial(count) <= spec.permutations:
-            orders = np.array([order for order in permutations(range(count)) if order != tuple(range(count))])
-        else:
-            orders = permuted_within(np.zeros(count), spec.permutations, rng)
+        orders = assignments(count, spec.permutations, rng)
         null = (confusion[np.arange(count), orders] * weights).sum(axis=1)
         p, floor = permutation_p(float((np.diag(confusion) * weights).sum()), null)
         return float(p), floor
+
+
+def assignments(count: int, draws: int, rng: np.random.Generator) -> Int[np.ndarray, "orders concepts"]:
+    """Other assignments of so many concepts to their readings: all of them where these are few, else random ones."""
+    if math.factorial(count) <= draws:
+        return np.array([order for order in permutations(range(count)) if order != tuple(range(count))])
+    return permuted_within(np.zeros(count), draws, rng)
 
 
 def jointly(*p: float) -> float:

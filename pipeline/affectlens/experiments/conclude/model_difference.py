@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -66,6 +67,11 @@ class ModelDifference(Analysis):
 
     def needs(self) -> Needs:
         return Needs(readings=(self.reading,), second_model=True)
+
+    def claim_p(self, metrics: Mapping[str, float]) -> float:
+        """Of all claimed correlations with ratings."""
+        claimed = [metrics.get(f"p_{name}", math.nan) for name in (*self.rises_with, *self.falls_with)]
+        return float(holm(np.array(claimed)).max()) if claimed else math.nan
 
     def conclude(self, measured: Measured, rng: np.random.Generator) -> Finding:
         """Second model less first, paired by prompt; claims are about its correlation with ratings of the concepts."""

@@ -16,11 +16,11 @@ from affectlens.experiments.conclude.estimators import Contrast, Figures
 from affectlens.experiments.conclude.sentences import render
 from affectlens.experiments.results import Measured
 from affectlens.results.figures import Chart, DataTable, Finding, Series
-from affectlens.stats import Estimate, holm, permutation_p, permuted_labels
+from affectlens.stats import Estimate, holm, permutation_p
 
 TEMPLATE = """
 At {{ first }} the emotion's own concept reads {{ whole.excess[0]|measured("sd") }} above where other emotions put it.
-Shuffled emotions give that excess with {{ whole.p|p(whole.floor) }}.
+Emotions assigned to other readings give that excess with {{ whole.p|p(whole.floor) }}.
 {% if whole.fall is not none %}
 By {{ last }} it has fallen by {{ whole.fall.estimate|measured("sd") }},
   {{ whole.fall.p|p(whole.fall.floor) }}{{ "" if fades else ": it is not shown to fade" }}.
@@ -55,7 +55,7 @@ class Holder:
         curves: per group the excess at each place: how far the emotion's own concept reads above where other emotions
             put it.
         excess: at each place.
-        p: of the excess at the first place, under shuffled emotions, and ``floor``, the least it can be.
+        p: of the excess at the first place, emotions assigned to other readings, and ``floor``, the least it can be.
         fall: from the first place to the last; None where there is one place.
         decay: places until 1 / e is left; infinite where it does not fall.
         smallest: excess that would be found with the power asked for.
@@ -156,8 +156,9 @@ class Persistence(Analysis):
     ) -> Holder:
         excess = own_excess(values, target)
         curves = estimators.group_means(excess, groups)
-        shuffled = permuted_labels(target, groups, self.permutations, rng)
-        null = [own_excess(values[:1], labels)[:, 0].mean() for labels in shuffled]
+        # The units are the emotions: whatever else the texts of one of them share, they agree on a wrong reading too.
+        orders = estimators.assignments(values.shape[2], self.permutations, rng)
+        null = [own_excess(values[:1], order[target])[:, 0].mean() for order in orders]
         p, floor = permutation_p(float(excess[:, 0].mean()), np.array(null))
         estimates = tuple(estimators.mean(column, None, self) for column in curves.T)
         fall = estimators.contrast(curves[:, 0] - curves[:, -1], self, rng) if len(values) > 1 else None

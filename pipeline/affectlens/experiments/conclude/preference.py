@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -77,6 +77,11 @@ class Preference(SteeringAnalysis):
 
     def needs(self) -> Needs:
         return Needs(readings=(self.reading,), outcomes=("pairwise",))
+
+    def claim_p(self, metrics: Mapping[str, float]) -> float:
+        """Readings go with preference, and, where it was steered, vectors move it."""
+        parts = [metrics.get("p_within_aligned", math.nan), super().claim_p(metrics)]
+        return max((p for p in parts if math.isfinite(p)), default=math.nan)
 
     def conclude(self, measured: Measured, rng: np.random.Generator) -> Finding:
         """Fit strengths, correlate them with every reading, and see whether steering some items moves these."""

@@ -5,6 +5,8 @@ A push is a vector at its largest coherent strength of each sign. Its effect is 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -84,6 +86,12 @@ class SteeringAnalysis(Analysis):
         )  # fmt: skip
         metrics = {**finding.metrics, **{f"planted_{vector}": size for vector, size in put_in.items()}}
         return replace(finding, verdict=verdict, sentences=(*sentences, *finding.sentences), metrics=metrics)
+
+    def claim_p(self, metrics: Mapping[str, float]) -> float:
+        """Of all claimed vectors, or of any of them, by ``rule``; each is corrected over the claims already."""
+        named = [name for name in metrics if name.startswith(("p_adjusted_", "bend_p_adjusted_"))]
+        p = [metrics[name] for name in named]
+        return math.nan if not p else max(p) if self.rule == "all" else min(p)
 
     @property
     def rules(self) -> Rules:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float
@@ -68,6 +69,11 @@ class Trajectory(Analysis):
 
     def needs(self) -> Needs:
         return Needs(readings=self.readings, concepts=tuple(self.signs))
+
+    def claim_p(self, metrics: Mapping[str, float]) -> float:
+        """Of all claimed changes."""
+        claimed = [metrics.get(f"p_adjusted_{name}", math.nan) for name, sign in self.signs.items() if sign]
+        return estimators.jointly(*claimed) if claimed else math.nan
 
     def conclude(self, measured: Measured, rng: np.random.Generator) -> Finding:
         """Change from the first to the last reading, transcripts that go well taken off, against all other concepts."""

@@ -12,6 +12,7 @@ from affectlens.report.evidence import Evidence, Row
 from affectlens.report.registry import Said, Standing, figure, finding, graded
 from affectlens.report.tables import Cell, Column, Heading, Table
 from affectlens.results.figures import VERDICT_WORDS, Series
+from affectlens.results.format import p_value
 
 LEAD = 160
 """Letters of an answer that may stand in bold."""
@@ -26,15 +27,27 @@ def answers(experiment: Row) -> list[Row]:
         figures = [chart(f"{name}-{place}", each) for place, each in enumerate(row.get("charts", ()))]
         figures += [table(f"{name}-{place}", each) for place, each in enumerate(row.get("tables", ()))]
         badge = {"standing": STANDING.get(row["verdict"], "not shown"), "badge": VERDICT_WORDS[row["verdict"]]}
-        told.append({**badge, "sentences": lead(row["sentences"]), "figures": figures})
+        told.append({**badge, "sentences": [*lead(row["sentences"]), status(experiment, index)], "figures": figures})
     return told
+
+
+def status(experiment: Row, index: int) -> str:
+    """Whether an analysis is confirmatory, with its p over all such tests of the study, or exploratory."""
+    if not (experiment.get("confirmatory") or [False] * (index + 1))[index]:
+        return "This analysis is exploratory."
+    p = experiment["p_study"][index]
+    if p is None:
+        return "This analysis is confirmatory; it could not be tested."
+    return f"This analysis is confirmatory; over the confirmatory tests of the study its corrected p is {p_value(p)}."
 
 
 @figure("experiments")
 def experiments(evidence: Evidence) -> Table | None:
     """Every experiment with its verdicts."""
     rows = [
-        {**experiment, "result": result} for experiment in evidence.experiments for result in experiment["findings"]
+        {**experiment, "result": result, "status": status(experiment, index)}
+        for experiment in evidence.experiments
+        for index, result in enumerate(experiment["findings"])
     ]
     columns: dict[str, Heading] = {
         "title": Column("Experiment", lambda r: Cell(r["title"], r["title"].lower(), link=f"experiment-{r['name']}")),
@@ -44,6 +57,7 @@ def experiments(evidence: Evidence) -> Table | None:
             lambda r: tables.mark({"shown": True, "not shown": False}.get(r["result"]["verdict"])),
             kind="claim",
         ),
+        "status": Column("Test", lambda r: tables.cell("exploratory" if "expl" in r["status"] else "confirmatory")),
         "answer": Column("Answer", lambda r: tables.cell(next(iter(r["result"]["sentences"]), ""))),
     }
     return tables.table("Behavioural experiments", rows, columns, open=True) if rows else None
