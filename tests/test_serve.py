@@ -315,6 +315,12 @@ def hostile() -> dict[str, tuple[bytes, set[int]]]:
     def wrong(name: str, states: set[int] = bad, /, **values: Any) -> None:
         cases[name] = (json.dumps({**good, **values}).encode(), states)
 
+    plain = json.dumps(good)[:-1]
+    cases["a key twice"] = (f'{plain}, "max_tokens": 3}}'.encode(), bad)
+    cases["a key twice within"] = (
+        f'{plain}, "affectlens": {{"vectors": {{"calm": 0.1, "calm": 0.2}}}}}}'.encode(),
+        bad,
+    )
     others = [-1, 10**400, 1e308, True, "", "x", [], [[]], {}, {"a": 1}, ["x" * 300]]
     for field in ("temperature", "top_p", "n", "seed", "max_tokens", "top_logprobs", "logprobs", "stream", "messages"):
         fine = {"seed": [-1], "logprobs": [True], "stream": [True]}.get(field, [])

@@ -624,3 +624,25 @@ def test_answers_of_experiments_are_samples_too(tmp_path):
         1,
     )
     assert found["prompt"] == experiment.scenarios[0].id
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"[" * 200_000, "not JSON"),
+        (b'{"text": "a\\ud83d b"}', "half an emoji"),
+        (b'{"messages": ["x"]}', "a list of objects"),
+        (b'{"conversations": ["x", 5]}', "a list of objects"),
+        (b'{"conversations": 5}', "neither"),
+        (b'{"messages": [{"role": 5, "content": "x"}]}', "role"),
+        (b'{"text": "\xff"}', "not JSON in UTF-8"),
+    ],
+)
+def test_lines_that_mean_harm_are_refused_by_their_number(line: bytes, said: str, tmp_path):
+    from affectlens.use.texts import from_source
+
+    path = tmp_path / "texts.jsonl"
+    path.write_bytes(b'{"text": "Nobody came."}\n' + line + b"\n")
+    with pytest.raises(UserError, match=said) as refused:
+        list(from_source(str(path), None))
+    assert str(refused.value).startswith(f"{path} line 2")

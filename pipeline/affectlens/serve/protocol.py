@@ -199,7 +199,7 @@ def parse(body: bytes, kind: type[_Sampled]) -> Any:
         Refused: it is no JSON, or asks for what is not offered; names the parameter.
     """
     try:
-        values = json.loads(body.decode(), parse_constant=_no_number)
+        values = json.loads(body.decode(), parse_constant=_no_number, object_pairs_hook=_once)
         json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         reason = str(error) if type(error) is ValueError else "cannot be read"
@@ -227,6 +227,13 @@ def parse_values(values: dict[str, Any], kind: type[_Sampled]) -> Any:
         return kind.model_validate(values)
     except pydantic.ValidationError as error:
         raise _refusal(error, values) from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice in an object")
+    return found
 
 
 def _no_number(name: str) -> Any:

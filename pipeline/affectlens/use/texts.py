@@ -228,7 +228,7 @@ def _from_content(name: str, content: str) -> Iterator[tuple[str, str | Messages
     for values in ([content], lines):
         try:
             parsed = [json.loads(value) for value in values]
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if parsed and all(isinstance(each, dict | list) for each in parsed):
             listed = parsed[0] if len(parsed) == 1 and isinstance(parsed[0], list) else parsed
@@ -246,7 +246,7 @@ def _from_lines(path: Path) -> Iterator[tuple[str, str | Messages]]:
             if line.strip():
                 try:
                     row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                except ValueError:  # UnicodeDecodeError is one
+                except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
                     raise UserError(f"{where}: not JSON in UTF-8; each line must hold one object") from None
                 yield _text_of(where, row)
 
@@ -269,9 +269,17 @@ def _text_of(where: str, row: Any) -> tuple[str, str | Messages]:
     Raises:
         UserError: it is neither.
     """
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: holds half an emoji, which is no text; take it out") from None
     if isinstance(row, Mapping):
         name = str(row.get("id", where))
-        if "conversations" in row:
+        for key in ("conversations", "messages"):
+            listed = row.get(key)
+            if isinstance(listed, list) and not all(isinstance(each, Mapping) for each in listed):
+                raise UserError(f'{where}: "{key}" must be a list of objects')
+        if isinstance(row.get("conversations"), list):
             row = {"messages": [{"role": _role(each), "content": each.get("value")} for each in row["conversations"]]}
         messages = row.get("messages")
         if isinstance(messages, list) and messages:

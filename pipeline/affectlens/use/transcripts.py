@@ -101,7 +101,8 @@ def _lines(monitor: Monitor, path: Path, following: Following | None) -> Iterato
                 continue
             try:
                 row: Any = json.loads(line)
-            except ValueError:
+                json.dumps(row, ensure_ascii=False).encode()  # half an emoji is no text
+            except (ValueError, RecursionError):
                 raise UserError(f"{where}: not JSON; each line must hold a message or an episode") from None
             if isinstance(row, Mapping) and "role" in row:
                 message = _message(row, where)
