@@ -18,8 +18,8 @@ Said = tuple["Standing", Mapping[str, Any]]
 """What became of a claim, and what the words of a finding name."""
 Content = Chart | Table | Mapping[str, Chart] | None
 Standing = Literal["shown", "partly shown", "not shown"]
-PLACES = ("texts", "directions", "layers", "features", "health", "methods", "agreement", "makeup", "meaning")
-PLACES += ("writers", "geometry", "causal", "circuits", "experiments")
+PLACES = ("texts", "directions", "writers", "layers", "features", "health", "methods", "agreement", "makeup", "meaning")
+PLACES += ("geometry", "causal", "circuits", "experiments")
 """The sections and parts of sections, in the order of the page."""
 
 
