@@ -30,6 +30,10 @@ GAUGE = 24
 """Cells of the gauge; the threshold stands at three quarters."""
 
 
+@app.callback()
+def _options(debug: Debug = False) -> None: ...
+
+
 @app.command()
 def watch(
     config: Config,
