@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
@@ -65,22 +65,23 @@ class OwnChoice:
     subject: Subject
     tokens_per_batch: int = 2048
     calibrated: bool = False
+    _read: dict[tuple[str, tuple[str, ...]], Float[np.ndarray, "names"]] = field(default_factory=dict)
 
     def scores(
         self, texts: Sequence[str], options: Sequence[Sequence[str]], names: Sequence[str]
     ) -> Float[np.ndarray, "texts names"]:
-        """Log-probability of each name. The same text is read once."""
+        """Log-probability of each name. The same text is read once, in later calls too: most hold nothing to mask."""
         labels = [self.subject.encode(f" {name}") for name in names]
         lengths = np.array([len(label) for label in labels])
-        read: dict[str, Float[np.ndarray, "names"]] = {}
         for text in texts:
-            if text not in read:
+            if (text, tuple(names)) not in self._read:
                 prompt = self.subject.led(self.subject.encode(f'"{text}"\n\nThe person who said this felt'))
-                read[text] = -lengths * np.array(losses(self.subject, prompt, labels, self.tokens_per_batch))
+                nats = np.array(losses(self.subject, prompt, labels, self.tokens_per_batch))
+                self._read[text, tuple(names)] = -lengths * nats
         found = np.full((len(texts), len(names)), np.nan)
         for row, (text, shown) in enumerate(zip(texts, options, strict=True)):
             columns = [names.index(name) for name in shown]
-            found[row, columns] = read[text][columns]
+            found[row, columns] = self._read[text, tuple(names)][columns]
         return found
 
 
