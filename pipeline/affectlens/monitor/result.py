@@ -13,7 +13,7 @@ from affectlens.errors import MissingResult
 from affectlens.files import write_json, write_safetensors
 from affectlens.monitor.episodes import Episode, Resampled, Written, read_episodes
 from affectlens.monitor.rows import Rows
-from affectlens.monitor.trials import Material
+from affectlens.monitor.trials import Material, Trial
 
 EPISODES, TOKENS, DRAWN, STATES = "episodes.jsonl", "tokens.json", "resampled.json", "states.safetensors"
 ROWS, CARD = "rows.safetensors", "rows.json"
@@ -45,12 +45,13 @@ def _episode(row: dict[str, Any]) -> Episode:
     return Episode(**{**row, **lists})
 
 
-def write_rows(folder: Path, rows: Rows, layer: int) -> None:
-    """Rows of a trial: arrays in one file, names in the other."""
+def write_rows(folder: Path, trial: Trial, layer: int) -> None:
+    """The rows of a trial: arrays in one file, names in the other."""
+    rows = trial.final
     folder.mkdir(parents=True, exist_ok=True)
     names = ("weights", "offset", "rectified", "mean", "deviation")
     write_safetensors(folder / ROWS, {name: np.ascontiguousarray(getattr(rows, name)) for name in names})
-    write_json(folder / CARD, {"layer": layer, "names": rows.names, "families": rows.families})
+    write_json(folder / CARD, {"layer": layer, "names": rows.names, "families": rows.families, "fitted": trial.fitted})
 
 
 def read_rows(folder: Path) -> tuple[Rows, int]:
@@ -85,6 +86,14 @@ class MonitorResult:
         Raises:
             MissingResult: nothing was tested, or not this folder.
         """
+        return read_rows(self.folder / self._known(scenarios))
+
+    def fitted(self, scenarios: str = "") -> set[str]:
+        """Names of the benign episodes that these rows were standardised and trained on."""
+        card = json.loads((self.folder / self._known(scenarios) / CARD).read_text(encoding="utf-8"))
+        return set(card["fitted"])
+
+    def _known(self, scenarios: str) -> str:
         known = self.scenarios
         if not known or (scenarios and scenarios not in known):
             of = f" of `{scenarios}`" * bool(scenarios)
@@ -92,7 +101,7 @@ class MonitorResult:
                 f"the study holds no monitor{of}; there are {', '.join(known) or 'none'}: "
                 "name folders of scenarios in `monitor.run`, and run the study"
             )
-        return read_rows(self.folder / (scenarios or known[0]))
+        return scenarios or known[0]
 
     def parts(self, folder: str) -> list[Path]:
         """Of one folder of scenarios."""

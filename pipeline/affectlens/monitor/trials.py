@@ -86,6 +86,7 @@ class Trial:
         final: the rows that are handed on, trained on all scenarios.
         sizes: episodes by role.
         calibrated_on: the traffic that thresholds come from.
+        fitted: benign episodes that rows were standardised and trained on: no threshold may come from them.
     """
 
     columns: Columns
@@ -96,6 +97,7 @@ class Trial:
     final: Rows
     sizes: dict[str, int]
     calibrated_on: tuple[str, ...] = ()
+    fitted: tuple[str, ...] = ()
 
     def runs(self, statistic: str, *strata: str) -> tuple[Runs, Int[np.ndarray, " chosen"]]:
         """Test episodes of some strata, and their places in the trial."""
@@ -206,7 +208,7 @@ def run(
         trial.values[kind] = values
         trial.threshold |= {(kind, target): limits[target] for target in config.targets}
     everything = Scorer.made(risk, base, fixed, config, generator)
-    trial.final = fixed + everything.trained
+    trial.final, trial.fitted = fixed + everything.trained, tuple(each.name for each in base.episodes)
     return trial
 
 

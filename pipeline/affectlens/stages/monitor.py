@@ -111,6 +111,7 @@ class MonitorStage(Stage[MonitorConfig, MonitorResult]):
     """Does the state warn before the act?"""
 
     name = "monitor"
+    version = 2
     config_class = MonitorConfig
     needs = ("corpus", "activations", "sae", "directions", "match")
     reads_model = True
@@ -376,7 +377,7 @@ class MonitorStage(Stage[MonitorConfig, MonitorResult]):
                 for table, rows in shown.items():
                     found[table] += rows
                 found["acts"] += figures.acts(name, [*risk.episodes, *calm.episodes])
-                write_rows(out / name, trial.final, self.setting.model.layer)
+                write_rows(out / name, trial, self.setting.model.layer)
                 metrics |= {f"{name}.{key}": value for key, value in figures.metrics(shown).items()}
         for table in self.tables:
             results.write(out, table, found[table.name])

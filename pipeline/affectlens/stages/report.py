@@ -72,7 +72,7 @@ class ReportStage(Stage[ReportConfig, Report]):
     version = 13
     config_class = ReportConfig
     needs = ("corpus", "activations", "sae", "directions", "match", "compare", "writers", "geometry", "causal")
-    needs += ("circuit_units", "circuits")
+    needs += ("circuit_units", "circuits", "monitor")
     needs += ("measure", "grade", "conclude")
     unit = "pages"
 

@@ -1,5 +1,15 @@
 """The sections of the page: each module registers the figures, tables and findings of its own."""
 
-from affectlens.report.sections import behaviour, causal, circuits, detection, dictionary, geometry, meaning, writers
+from affectlens.report.sections import (
+    behaviour,
+    causal,
+    circuits,
+    detection,
+    dictionary,
+    geometry,
+    meaning,
+    monitor,
+    writers,
+)
 
-__all__ = ["behaviour", "causal", "circuits", "detection", "dictionary", "geometry", "meaning", "writers"]
+__all__ = ["behaviour", "causal", "circuits", "detection", "dictionary", "geometry", "meaning", "monitor", "writers"]
