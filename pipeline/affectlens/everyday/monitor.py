@@ -12,6 +12,7 @@ import typer
 
 from affectlens.entry import Changes, Config, Debug, printable
 from affectlens.errors import ConfigError, UserError
+from affectlens.everyday import calibrating
 from affectlens.everyday.reading import opened, refuse_change
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ GAUGE = 24
 
 @app.callback()
 def _options(debug: Debug = False) -> None: ...
+
+
+app.command()(calibrating.calibrate)
+app.command()(calibrating.evaluate)
 
 
 @app.command()
