@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +186,21 @@ def test_nothing_is_found_where_the_act_does_not_follow(follows: str, seed: int,
     assert {dose["verdict"], rate["verdict"]} <= {"not shown", "untestable"}
     assert dose["metrics"]["planted_afraid"] == 0 and abs(dose["metrics"]["effect_afraid"]) < 0.75
     assert any("false alarm" in sentence for sentence in dose["sentences"])
+
+
+def test_parts_are_known_by_the_organism_that_they_measure(plastic: Plastic, tmp_path: Path):
+    """A part is taken over from an earlier result only where the same organism was measured."""
+    write_experiment(tmp_path / "e", "letters", CONFIG, SCENARIOS)
+    keys = []
+    for given in (
+        {"follows": "vectors"},
+        {"follows": "vectors"},
+        {"follows": "nothing"},
+        {"follows": "vectors", "seed": 1},
+        None,
+    ):
+        stage = plastic.stage(tmp_path / "e", organism=given and OrganismConfig(**given))
+        keys.append([json.dumps(stage.part_reads(part), sort_keys=True) for part in stage.parts()])
+    assert keys[0] == keys[1]
+    for other in keys[2:]:
+        assert all(a != b for a, b in zip(keys[0], other, strict=True))
