@@ -28,6 +28,7 @@ from affectlens.experiments.prompts import read_prompt
 from affectlens.interventions.conditions import Condition
 from affectlens.model.partial import PartialForward
 from affectlens.model.subject import ModelConfig, Subject, load_tokenizer
+from affectlens.model.tokens import continuation
 from affectlens.run import runner
 from affectlens.run.workspace import standing
 from affectlens.stages.conclude import ConcludeStage
