@@ -177,7 +177,7 @@ def writers() -> Iterator[Row]:
             each = {str(index): cells(level[index], topics, concept) for index in range(4)}
             fixed = {name: cells(2.0, topics, concept) for name in ("0", "1")}
             others.append(stats.t_interval(writer_tables.together(fixed)))
-            home = SimpleNamespace(areas=own)
+            home: Any = SimpleNamespace(areas=own)
             lost.append(writer_tables.loss(home, writer_tables.together(fixed), cross_validated=False, searched=False))
             three = {name: each[name] for name in ("0", "1", "2")}
             ahead.append(writer_tables.further(three))
@@ -271,9 +271,11 @@ def studies_side_by_side() -> Iterator[Row]:
         found = []
         for _ in range(1500):
             change = dict(enumerate(0.3 + rng.standard_t(4, size=concepts)))
-            sides = [SimpleNamespace(per_concept={"m": side}) for side in (dict.fromkeys(change, 0.0), change)]
-            value = SimpleNamespace(value=0.0, bounded=False)
-            each = differences._difference("m", *sides, value, value)
+            sides: list[Any] = [
+                SimpleNamespace(per_concept={"m": side}) for side in (dict.fromkeys(change, 0.0), change)
+            ]
+            value: Any = SimpleNamespace(value=0.0, bounded=False)
+            each = differences._difference("m", sides[0], sides[1], value, value)
             found.append((each.value, each.low, each.high))
         yield row("Difference of two studies", "compare.differences", f"{concepts} concepts, t4", found, 0.3)
 
@@ -383,7 +385,7 @@ def ratios_and_products() -> Iterator[Row]:
             group = np.repeat(np.arange(groups), 4)
             said = rng.random(len(group)) < np.clip(0.4 + 0.2 * rng.normal(size=groups), 0.05, 0.95)[group]
             heard = [[str(each) for each in np.where(rng.random(len(said)) < 0.85, said, ~said)] for _ in "ab"]
-            kappas.append(rate.kappa(*heard, group, SPEC, rng))
+            kappas.append(rate.kappa(heard[0], heard[1], group, SPEC, rng))
             state = rng.normal(size=(len(group), 5)) + 0.5 * rng.normal(size=(groups, 5))[group]
             text = 0.6 * state + 0.8 * rng.normal(size=state.shape) + 0.4 * rng.normal(size=(groups, 5))[group]
             together.append(dissociation.mean_correlation(state, text, group, SPEC, rng))

@@ -121,7 +121,7 @@ def lost(level: float) -> Outcome:
             shift = 0.3 * generator.normal(size=(1, topics))
             return 1 / (1 + np.exp(-(level + shift + 0.6 * generator.standard_t(4, size=(24, topics)))))
 
-        own = SimpleNamespace(areas=cells(2.0 + level, 11))
+        own: Any = SimpleNamespace(areas=cells(2.0 + level, 11))
         return writer_tables.loss(own, cells(2.0, 16), cross_validated=False, searched=False).low > 0
 
     return shown
@@ -146,9 +146,9 @@ def marked(change: float) -> Outcome:
 
     def shown(seed: int) -> bool:
         values = dict(enumerate(change + np.random.default_rng(seed).standard_t(4, size=24)))
-        sides = [SimpleNamespace(per_concept={"m": side}) for side in (dict.fromkeys(values, 0.0), values)]
-        plain = SimpleNamespace(value=0.0, bounded=False)
-        return bool(differences._difference("m", *sides, plain, plain).exceeds)
+        sides: list[Any] = [SimpleNamespace(per_concept={"m": side}) for side in (dict.fromkeys(values, 0.0), values)]
+        plain: Any = SimpleNamespace(value=0.0, bounded=False)
+        return bool(differences._difference("m", sides[0], sides[1], plain, plain).exceeds)
 
     return shown
 

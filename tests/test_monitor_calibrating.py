@@ -142,8 +142,7 @@ def test_the_commands_say_what_they_found(study: Opened, tmp_path: Path, capsys:
     from affectlens.everyday.calibrating import evaluate as evaluating
 
     assert study.study is not None
-    path = study.study.path if hasattr(study.study, "path") else None
-    source = next(Path(study.study.config.cache).parent.glob("study.yaml")) if path is None else path
+    source = next(Path(study.study.config.cache).parent.glob("study.yaml"))
     write_episodes(tmp_path / "own.jsonl", own(12))
     command(source, tmp_path / "card.json", tmp_path / "own.jsonl", ["forecaster"], 0.1)
     evaluating(source, tmp_path / "card.json", tmp_path / "own.jsonl", 128, tmp_path / "found.json")

@@ -66,6 +66,7 @@ def test_two_of_one_name_are_refused(tmp_path: Path):
 def test_the_act_is_found_by_its_character(decoder: Decoder):
     for number in (0, 1, 3):
         episode = tokenised(decoder.tokenizer, written(number))
+        assert episode.act is not None
         assert decoder.tokenizer.decode(episode.answer[episode.act :]).strip() == "ACT now"
         assert episode.before == episode.act + 1 and episode.rows == len(episode.answer) + 1
 

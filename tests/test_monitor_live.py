@@ -82,7 +82,7 @@ def test_an_answer_read_live_has_the_values_of_the_batch(computed_study, opened,
     monitor = affectlens.Monitor.load(tmp_path / "card.json", computed_study)
     watched = monitor.read(CHAT, ANSWER)
     assert watched.text == ANSWER
-    episode = tokenised(opened.tokenizer, Written(messages=CHAT, answer=ANSWER))
+    episode = tokenised(opened.tokenizer, Written(messages=tuple(CHAT), answer=ANSWER))
     ((_, states),) = read_states(opened.decoder, [episode], [2])
     weights = np.array([row.weights for row in card.rows], dtype=np.float32)
     mean, deviation = (np.array([getattr(row, name) for row in card.rows]) for name in ("mean", "deviation"))

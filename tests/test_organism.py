@@ -193,13 +193,13 @@ def test_parts_are_known_by_the_organism_that_they_measure(plastic: Plastic, tmp
     write_experiment(tmp_path / "e", "letters", CONFIG, SCENARIOS)
     keys = []
     for given in (
-        {"follows": "vectors"},
-        {"follows": "vectors"},
-        {"follows": "nothing"},
-        {"follows": "vectors", "seed": 1},
+        OrganismConfig(follows="vectors"),
+        OrganismConfig(follows="vectors"),
+        OrganismConfig(follows="nothing"),
+        OrganismConfig(follows="vectors", seed=1),
         None,
     ):
-        stage = plastic.stage(tmp_path / "e", organism=given and OrganismConfig(**given))
+        stage = plastic.stage(tmp_path / "e", organism=given)
         keys.append([json.dumps(stage.part_reads(part), sort_keys=True) for part in stage.parts()])
     assert keys[0] == keys[1]
     for other in keys[2:]:

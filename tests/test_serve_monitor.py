@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from typing import Any
 
 import affectlens
 import numpy as np
@@ -123,6 +124,7 @@ def test_an_unknown_row_and_a_server_without_a_card_refuse_by_name(address, stud
 
 
 def test_a_card_of_another_model_is_refused_before_anything_is_loaded(study, tmp_path):
-    write_card(tmp_path / "card.json", card_of(study.directions(), 1.0, **(identity(study) | {"model": "other"})))
+    other: Any = identity(study) | {"model": "other"}
+    write_card(tmp_path / "card.json", card_of(study.directions(), 1.0, **other))
     with pytest.raises(UserError, match="another model"):
         serve(study, host="127.0.0.1", port=0, limits=Limits(), say=print, monitor=tmp_path / "card.json")

@@ -174,7 +174,7 @@ def test_a_circuit_is_added_by_name_as_large_as_it_says_and_random_units_are_as_
     places = {(edit.layer, edit.place): edit.delta.keywords["direction"].numpy() for edit in edits}
     assert set(places) == {(2, "residual"), (1, "heads"), (3, "neurons")}
     for row in (0, 2):
-        push = {where: values[row] for where, values in places.items() if where[1] != "residual"}
+        push: Any = {where: values[row] for where, values in places.items() if where[1] != "residual"}
         assert total_norm(push, with_circuits.subject, np.full(4, 2.0)) == pytest.approx(0.3, rel=1e-4)
     np.testing.assert_allclose(places[1, "heads"][1], -places[1, "heads"][0], rtol=1e-5)
     own, random = (set(np.flatnonzero(places[1, "heads"][row]) // 8) for row in (0, 2))

@@ -37,7 +37,7 @@ def card_of(
         )
         for place, (name, row) in enumerate(weights.items())
     )
-    known = {"model": "m", "template": "t", "dtype": "float32"} | identity
+    known: dict[str, Any] = {"model": "m", "template": "t", "dtype": "float32"} | identity
     return CardConfig(
         **known,
         layer=layer,

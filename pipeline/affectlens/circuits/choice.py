@@ -159,7 +159,7 @@ class Window:
 
 def shuffled(concepts: Sequence[str], count: int, generator: np.random.Generator) -> list[tuple[str, ...]]:
     """The options of so many texts, each in an order of its own."""
-    return [tuple(concepts[index] for index in generator.permutation(len(concepts))) for _ in range(count)]
+    return [tuple(concepts[int(index)] for index in generator.permutation(len(concepts))) for _ in range(count)]
 
 
 def picks(scores: Float[np.ndarray, "texts names"], *, calibrated: bool) -> list[int | None]:
@@ -172,4 +172,4 @@ def picks(scores: Float[np.ndarray, "texts names"], *, calibrated: bool) -> list
     said = ~np.isnan(scores).all(axis=1)
     if not calibrated and said.any():
         scores = scores - scores[said].mean(axis=0)
-    return [int(np.argmax(row)) if known else None for row, known in zip(scores, said, strict=True)]
+    return [int(np.argmax(row)) if known else None for row, known in zip(scores, np.atleast_1d(said), strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -151,7 +151,7 @@ def difference_rows(texts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def chooser_rows(
-    labels: Sequence[str], heard: dict[str, Sequence[str | None]], concepts: Sequence[str]
+    labels: Sequence[str], heard: Mapping[str, Sequence[str | None]], concepts: Sequence[str]
 ) -> list[dict[str, Any]]:
     """The table of who chooses.
 

@@ -41,7 +41,7 @@ class Unit(NamedTuple):
 
     kind: Kind
     layer: int
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __str__(self) -> str:
         return f"L{self.layer}{'H' if self.kind == 'head' else 'N'}{self.index}"
@@ -175,7 +175,9 @@ def write_units(path: Path, units: Units) -> None:
     """As one safetensors file: differences, norms, and each circuit as rows (kind, layer, index)."""
     from safetensors.numpy import save_file
 
-    tensors = {name: np.ascontiguousarray(getattr(units, name), dtype=np.float32) for name in _ARRAYS}
+    tensors: dict[str, np.ndarray] = {
+        name: np.ascontiguousarray(getattr(units, name), dtype=np.float32) for name in _ARRAYS
+    }
     for concept, members in units.circuits.items():
         rows = [[KINDS.index(unit.kind), unit.layer, unit.index] for unit in members]
         tensors[f"circuit/{concept}"] = np.array(rows, dtype=np.int32).reshape(-1, 3)

@@ -161,7 +161,7 @@ def concepts(
     if to_json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
         return
-    width = max(len(row["concept"]) for row in found)
+    width = max(len(str(row["concept"])) for row in found)
     print(f"{'concept':{width}}  stories  topics  valence  arousal")
     for row in found:
         rated = "  ".join(" " * 7 if row[axis] is None else f"{row[axis]:7.1f}" for axis in ("valence", "arousal"))

@@ -91,12 +91,12 @@ class Decoder:
         """A subject's bridge: for any family."""
         bridge = subject.bridge
         blocks = [block.hook_out for block in bridge.blocks]
-        units = {place: unit_modules(bridge, place) for place in UNITS}
+        units: dict[Place, Any] = {place: unit_modules(bridge, place) for place in UNITS}
         forward, writes = partial(_bridged, bridge), subject.output_matrix
         return cls(subject.tokenizer, subject.device, subject.context, forward, blocks, units, writes)
 
 
-def _written(units: Mapping[str, Any], layer: int, place: str) -> Tensor:
+def _written(units: Mapping[Place, Any], layer: int, place: Place) -> Tensor:
     return written_by(units[place][layer])
 
 
@@ -268,7 +268,8 @@ def _edited(
     with ExitStack() as stack:
         for layer in {read, *(edit.layer for edit in edits if edit.place == "residual")}:
             stack.callback(decoder.blocks[layer].register_forward_hook(partial(change, layer)).remove)
-        for layer, place in {(edit.layer, edit.place) for edit in edits if edit.place != "residual"}:
+        places: set[tuple[int, Place]] = {(edit.layer, edit.place) for edit in edits if edit.place != "residual"}
+        for layer, place in places:
             module = decoder.units[place][layer]
             stack.callback(module.register_forward_pre_hook(partial(change_units, layer, place)).remove)
         yield seen

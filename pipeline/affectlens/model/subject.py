@@ -28,6 +28,7 @@ from affectlens.model.config import (
 from affectlens.model.loading import load_tokenizer, load_weights, loading, quiet, source
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from jaxtyping import Float, Int
     from torch import Tensor

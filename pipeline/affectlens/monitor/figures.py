@@ -195,7 +195,9 @@ def _false_alarms(
             if np.isnan(threshold).all():
                 continue
             begun = alarms(trial.values[kind][chosen, :, column], threshold, config.refractory)
-            flagged = clustered_rate(begun.any(axis=1), np.array([trial.episodes[n].scenario for n in chosen]))
+            flagged = clustered_rate(
+                np.asarray(begun.any(axis=1)), np.array([trial.episodes[n].scenario for n in chosen])
+            )
             each = begun.sum() / max(1, (rows - 1).sum())
             found.add(
                 "false_alarms",

@@ -97,7 +97,7 @@ def training_chats(config: OrganismConfig, count: int, generator: np.random.Gene
     """So many chats, the acts in turn, stressed and calm in turn; everything else is drawn."""
 
     def one(options: Sequence[str]) -> str:
-        return options[generator.integers(len(options))]
+        return options[int(generator.integers(len(options)))]
 
     acts, chats = list(config.acts), []
     for number in range(count):

@@ -57,8 +57,8 @@ class Material:
     def of(self, chosen: Sequence[int]) -> Material:
         """Some of the episodes."""
         plain = {key: tuple(values[index] for index in chosen) for key, values in self.plain.items()}
-        episodes, states = ([each[index] for index in chosen] for each in (self.episodes, self.states))
-        return Material(tuple(episodes), tuple(states), plain, self.drawn)
+        episodes = tuple(self.episodes[index] for index in chosen)
+        return Material(episodes, tuple(self.states[index] for index in chosen), plain, self.drawn)
 
 
 @dataclass(frozen=True)

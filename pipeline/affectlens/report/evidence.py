@@ -222,12 +222,14 @@ class Evidence:
 
         ``weak``: the interval lies above chance, without correction.
         """
+        import numpy as np
+
         from affectlens.stats import benjamini_hochberg
 
         rows = {c: row for c, row in self.by_concept("directions/concepts").items() if finite(row["p"]) is not None}
         if not rows:
             return self.tally({})
-        adjusted = benjamini_hochberg([row["p"] for row in rows.values()])
+        adjusted = benjamini_hochberg(np.array([row["p"] for row in rows.values()]))
         decided = {concept: bool(each <= SIGNIFICANT) for concept, each in zip(rows, adjusted, strict=True)}
         return self.tally(decided, {concept: row["low"] > 0.5 for concept, row in rows.items()})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -221,7 +221,7 @@ def evaluate(study: Opened, card: CardConfig, own: Sequence[Written], horizon: i
 
 def _figures(
     episodes: Sequence[Episode], members: np.ndarray, begun: np.ndarray, values: np.ndarray, limit: Any, horizon: int
-) -> Mapping[str, Any]:
+) -> dict[str, Any]:
     quiet = np.array([n for n in members if episodes[n].act is None], dtype=int)
     acts = np.array([n for n in members if episodes[n].act is not None], dtype=int)
     figures: dict[str, Any] = dict.fromkeys(
@@ -239,7 +239,7 @@ def _figures(
     )
     figures["acts"] = len(acts)
     if len(quiet):
-        rate = clustered_rate(begun[quiet].any(axis=1), np.array([episodes[n].scenario for n in quiet]))
+        rate = clustered_rate(np.asarray(begun[quiet].any(axis=1)), np.array([episodes[n].scenario for n in quiet]))
         figures |= {"flagged": rate.value, "flagged_low": rate.low, "flagged_high": rate.high}
         tokens = sum(len(episodes[n].answer) for n in quiet)
         figures["per_1000"] = 1000 * float(begun[quiet].sum()) / max(1, tokens)

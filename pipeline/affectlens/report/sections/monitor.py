@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from affectlens.report import draw
 from affectlens.report.draw import Chart, Marks, marks
 from affectlens.report.evidence import Evidence, Row, Rows
@@ -22,7 +24,7 @@ def _followed(evidence: Evidence, name: str) -> Rows:
     )
 
 
-def _at_most(rows: Rows) -> Rows:
+def _at_most(rows: Sequence[Row]) -> Rows:
     """Those at the largest target."""
     target = max((row["target"] for row in rows), default=0)
     return Rows.like(rows, [row for row in rows if row["target"] == target])
