@@ -67,7 +67,7 @@ def test_writers_sum_and_heads_are_tested(finished) -> None:
     writers = study.table("circuit_units/writers")
     for _, rows in writers[writers["unit"] == "all"].groupby("concept"):
         direct = rows.set_index("kind")["direct"]
-        assert abs(float(direct.drop("reading").to_numpy().sum()) - float(direct["reading"])) < 1e-4
+        assert abs(float(direct.drop("reading").to_numpy().sum()) - direct.to_dict()["reading"]) < 1e-4
     heads = study.table("circuit_units/heads")
     assert len(heads) == 16
     assert heads["effect"].abs().to_numpy().max() > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import affectlens
 import numpy as np
@@ -351,6 +352,7 @@ def test_a_study_modulates_and_hears_on_gpt2(study_of):
     matched: Any = texts[texts["match"] == "divergence"]
     assert np.abs(matched["divergence"].to_numpy() - 0.01).max() < 0.001
     circuit = matched[matched["arm"] == "circuit"].set_index("concept")["norm"].groupby(level=0).first()
+    rows: Any
     for concept, rows in texts[texts["match"] == "norm"].groupby("concept"):
         assert np.abs(rows["norm"].to_numpy() - circuit[concept]).max() < 1e-3 * circuit[concept]
     found = study.table("modulation/rates")

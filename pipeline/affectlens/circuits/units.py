@@ -153,7 +153,7 @@ class Writing(Protocol):
     """A loaded model that says what its units write."""
 
     @property
-    def output_matrix(self) -> Callable[[int, str], Float[Tensor, "inner d_model"]]: ...
+    def output_matrix(self) -> Callable[[int, Place], Float[Tensor, "inner d_model"]]: ...
 
 
 def total_norm(push: Push, model: Writing, norms: Float[np.ndarray, "layers"]) -> float:

@@ -59,7 +59,7 @@ class Decoder:
     forward: Forward
     blocks: Sequence[torch.nn.Module]
     units: Mapping[Place, Sequence[torch.nn.Module]]
-    output_matrix: Callable[[int, str], Float[Tensor, "inner d_model"]]
+    output_matrix: Callable[[int, Place], Float[Tensor, "inner d_model"]]
 
     @classmethod
     def load(cls, config: ModelConfig, *, device: str, models: Path) -> Decoder:
