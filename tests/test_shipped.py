@@ -27,7 +27,7 @@ def test_a_file_of_ones_own_comes_before_the_shipped_one(tmp_path, monkeypatch):
 
 def test_shipped_experiments_are_read_in_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert len(read_chosen(Path("experiments"), "all")) == 11
+    assert len(read_chosen(Path("experiments"), "all")) == 14
 
 
 def test_init_copies_everything_and_overwrites_nothing(tmp_path):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from affectlens import results, stats
+from affectlens import results
 from affectlens.results import number
+
+if TYPE_CHECKING:
+    pass
 
 SCORES = ("open", "masked")
 ARMS = ("plain", "prompting", "circuit", "random", "wrong_emotion", "direction", "direction_layers")
@@ -94,6 +95,10 @@ def hit(row: dict[str, Any], score: str) -> bool:
 
 def rate_rows(texts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The table of rates, of all emotions together and of each."""
+    import numpy as np
+
+    from affectlens import stats
+
     groups: dict[tuple[str, str, str, float], list[dict[str, Any]]] = {}
     for row in texts:
         for concept in ("", row["concept"]):
@@ -121,6 +126,10 @@ def rate_rows(texts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def difference_rows(texts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The circuit against every other arm, paired by scenario: a t interval over scenarios, emotions fixed."""
+    import numpy as np
+
+    from affectlens import stats
+
     found = []
     for score in SCORES:
         cells: dict[tuple[str, str, float], dict[tuple[str, str], list[bool]]] = {}
@@ -160,6 +169,8 @@ def chooser_rows(
         heard: by score, what each was heard as.
         concepts: among which was chosen.
     """
+    from affectlens import stats
+
     found = []
     for concept in ("", *sorted(set(labels))):
         for score in SCORES:
@@ -178,6 +189,8 @@ def metrics(
     rates: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]], chooser: Sequence[dict[str, Any]]
 ) -> dict[str, float]:
     """Rates over all emotions and their differences, at the first target; whether who chooses is above chance."""
+    import numpy as np
+
     found: dict[str, float] = {}
     first = min((row["target"] for row in rates if row["arm"] == "circuit"), default=np.nan)
 

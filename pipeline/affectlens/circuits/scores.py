@@ -9,13 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from affectlens import stats
 from affectlens.circuits.design import Cell
 from affectlens.results import Average, Heatmap, Table, integer, number, text
 
 if TYPE_CHECKING:
+    import numpy as np
     from jaxtyping import Float, Int
 
 ARRAYS, CARD = "scores.safetensors", "scores.json"
@@ -121,17 +119,23 @@ class Scores:
 
     def rows(self, cells: Sequence[Cell]) -> Int[np.ndarray, " rows"]:
         """Where these contexts stand."""
+        import numpy as np
+
         at = {cell: index for index, cell in enumerate(self.cells)}
         return np.array([at[cell] for cell in cells], dtype=int)
 
     @cached_property
     def own(self) -> Int[np.ndarray, " contexts"]:
         """The concept of each context."""
+        import numpy as np
+
         return np.array([self.concepts.index(cell.concept) for cell in self.cells])
 
     @cached_property
     def effects(self) -> Float[np.ndarray, "contexts units"]:
         """Exact effect of each head on the own words."""
+        import numpy as np
+
         return np.take_along_axis(self.arrays["effect"], self.own[:, None, None], axis=2)[..., 0]
 
 
@@ -143,6 +147,10 @@ def sign_flip_p(
     Where there are fewer sign patterns than flips are asked for, flips repeat; p stays valid, its floor is that of the
     patterns.
     """
+    import numpy as np
+
+    from affectlens import stats
+
     signs = generator.choice((-1.0, 1.0), size=(flips, len(values)))
     null = np.abs(signs @ values) / len(values)
     p, floor = stats.permutation_p(np.abs(values.mean(axis=0)), null)
@@ -151,6 +159,10 @@ def sign_flip_p(
 
 def over_topics(values: Float[np.ndarray, "contexts units"], cells: Sequence[Cell]) -> list[stats.Estimate]:
     """Each unit's mean over topics with its interval."""
+    import numpy as np
+
+    from affectlens import stats
+
     names = np.array([cell.topic for cell in cells])
     by_topic = np.stack([values[names == topic].mean(axis=0) for topic in sorted(set(names))], axis=1)
     return [stats.t_interval(row) for row in by_topic]
@@ -167,6 +179,10 @@ def writer_rows(
         layers: up to the study's one.
         d_mlp: neurons of a layer.
     """
+    import numpy as np
+
+    from affectlens import stats
+
     rows = []
     for at, concept in enumerate(concepts):
         reading = float(arrays["reading"][:, at].mean())
@@ -210,6 +226,10 @@ def writer_rows(
 
 def head_rows(scores: Scores, flips: int, generator: np.random.Generator) -> list[dict[str, Any]]:
     """The table of heads, over all scored contexts."""
+    import numpy as np
+
+    from affectlens import stats
+
     effects, heads = scores.effects, scores.card["heads"]
     p, floor = sign_flip_p(effects, flips, generator)
     adjusted = stats.benjamini_hochberg(p)
@@ -238,6 +258,10 @@ def head_rows(scores: Scores, flips: int, generator: np.random.Generator) -> lis
 
 def concept_head_rows(scores: Scores, flips: int, generator: np.random.Generator) -> list[dict[str, Any]]:
     """The table of heads by concept."""
+    import numpy as np
+
+    from affectlens import stats
+
     heads, rows = scores.card["heads"], []
     for at, concept in enumerate(scores.concepts):
         mine = scores.own == at
@@ -269,6 +293,10 @@ def feature_rows(
     generator: np.random.Generator,
 ) -> list[dict[str, Any]]:
     """The table of features: the 50 of largest effect, all others together, and the error."""
+    import numpy as np
+
+    from affectlens import stats
+
     p, _ = sign_flip_p(features, flips, generator)
     adjusted = stats.benjamini_hochberg(p)
     order = np.argsort(-np.abs(features.mean(axis=0)), kind="stable")

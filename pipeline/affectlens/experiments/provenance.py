@@ -14,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from affectlens.experiments import organism
 from affectlens.experiments.conditions import checked, compared, sampled
 from affectlens.experiments.experiment import Experiment
 from affectlens.experiments.measurements import answered
@@ -84,6 +83,8 @@ def part(context: ExperimentContext, experiment: Experiment, payload: Mapping[st
         JSON-able data; under ``needs`` names of stages, under ``data`` roles whose content counts as well.
     """
     import numpy as np
+
+    from affectlens.experiments import organism
 
     config, kind = experiment.config, payload["kind"]
     start, end = payload["start"], payload["end"]

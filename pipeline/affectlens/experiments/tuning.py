@@ -12,14 +12,17 @@ How a copy is trained stands in :mod:`affectlens.model.tuning`, what organisms l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from affectlens.config import nearest
 from affectlens.corpus.texts import EMBEDDED, read_jsonl
 from affectlens.errors import ConfigError
-from affectlens.model.tuning import Example, TuningConfig
+from affectlens.model.config import TuningConfig
+
+if TYPE_CHECKING:
+    from affectlens.model.tuning import Example
 
 PROMPTS = (
     "Write a short piece of prose.",
@@ -60,6 +63,8 @@ def told_stories(emotions: Sequence[str]) -> list[Example]:
     Raises:
         ConfigError: an emotion without embedded stories.
     """
+    from affectlens.model.tuning import Example
+
     rows = read_jsonl(EMBEDDED / "stories.jsonl", required=("emotion", "text"))
     known = sorted({row["emotion"] for row in rows})
     for emotion in emotions:

@@ -324,3 +324,20 @@ def shown_name(model: str) -> str:
     if model == "embedded":
         return "SmolLM2-135M-Instruct"
     return Path(model).name if Path(model).expanduser().is_dir() else model
+
+
+class TuningConfig(Config):
+    """How a copy of a model is trained."""
+
+    steps: int = Field(default=60, ge=1)
+    """Updates of the weights."""
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Of AdamW, after a tenth of the steps; it falls to zero at the end."""
+    batch: int = Field(default=2, ge=1)
+    """Examples an update."""
+    length: int = Field(default=112, ge=8)
+    """Most tokens of an example; what is beyond is cut."""
+    seed: int = 0
+    """Draws the order of the examples."""
+    layers: tuple[int, int] | None = None
+    """The first and the last block that learn; all others, the embedding and the output stay. All blocks by default."""

@@ -22,12 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field
 
-from affectlens.config import Config
 from affectlens.errors import UserError
 from affectlens.model.compat import transformer_blocks
-from affectlens.model.config import ModelConfig, identity, resolve_dtype
+from affectlens.model.config import ModelConfig, TuningConfig, identity, resolve_dtype
 from affectlens.model.converted import converted_folder
 from affectlens.model.loading import load_tokenizer, load_weights
 from affectlens.model.tokens import Chat, continuation, encode, encode_following, tokenise
@@ -41,23 +39,6 @@ VERSION = 2
 """Goes into the folder's name: raised when the same recipe would train differently."""
 UNSEEN = -100
 """The label of tokens that are not learnt."""
-
-
-class TuningConfig(Config):
-    """How a copy of a model is trained."""
-
-    steps: int = Field(default=60, ge=1)
-    """Updates of the weights."""
-    learning_rate: float = Field(default=1e-5, gt=0)
-    """Of AdamW, after a tenth of the steps; it falls to zero at the end."""
-    batch: int = Field(default=2, ge=1)
-    """Examples an update."""
-    length: int = Field(default=112, ge=8)
-    """Most tokens of an example; what is beyond is cut."""
-    seed: int = 0
-    """Draws the order of the examples."""
-    layers: tuple[int, int] | None = None
-    """The first and the last block that learn; all others, the embedding and the output stay. All blocks by default."""
 
 
 @dataclass(frozen=True)

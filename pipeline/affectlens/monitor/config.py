@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from affectlens.config import MERGE_ONLY, Config
-from affectlens.monitor.probes import ProbeConfig
-from affectlens.monitor.statistics import Kind, StatisticConfig
+
+Kind = Literal["rolling", "own_start", "cusum", "edetector"]
+
+
+class StatisticConfig(Config):
+    """What is followed along an answer."""
+
+    kind: Kind = "rolling"
+    """`rolling` is the mean of the last tokens, `own_start` the same less the episode's own first tokens, `cusum` the
+    sum above a drift since it last was zero (Page 1954), `edetector` evidence against the benign blocks of tokens."""
+    window: int = Field(default=16, ge=1)
+    """Tokens of the rolling mean and of a block of the e-detector; what lies before the answer counts as zero."""
+    start: int = Field(default=24, ge=1)
+    """Tokens of an episode's own start; `own_start` is zero until they are read."""
+    drift: float = Field(default=1.0, gt=0)
+    """What the score has to exceed for `cusum` to rise, in standard deviations of benign tokens."""
+
+
+class ProbeConfig(Config):
+    """How probes are trained."""
+
+    l2: tuple[float, ...] = Field(default=(0.001, 0.01, 0.1, 1.0), min_length=1)
+    """Penalties that are tried on scenarios left out, for standardised features and a mean loss."""
+    stride: int = Field(default=4, ge=1)
+    """Every so manieth token of an episode is trained on."""
+    window: int = Field(default=1, ge=1)
+    """Tokens whose mean state is trained on: 16 with `softmax` is the loss of constitutional classifiers."""
+    softmax: bool = False
+    """Whether an episode's tokens are weighted by a softmax over their logits (2601.04603)."""
+    span: int = Field(default=16, ge=1)
+    """Tokens from the act on that a detector learns as the act."""
 
 
 class MonitorSettings(Config):

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
-from pydantic import Field
 
-from affectlens.config import Config
+from affectlens.monitor.config import ProbeConfig
 from affectlens.monitor.episodes import Episode, Resampled
 
 Matrix = Any
@@ -25,21 +24,6 @@ SHARPNESS = 1.0
 """Temperature of the softmax over an episode's tokens where they are weighted by their own logits."""
 ROUNDS = 4
 """How often those weights are computed anew."""
-
-
-class ProbeConfig(Config):
-    """How probes are trained."""
-
-    l2: tuple[float, ...] = Field(default=(0.001, 0.01, 0.1, 1.0), min_length=1)
-    """Penalties that are tried on scenarios left out, for standardised features and a mean loss."""
-    stride: int = Field(default=4, ge=1)
-    """Every so manieth token of an episode is trained on."""
-    window: int = Field(default=1, ge=1)
-    """Tokens whose mean state is trained on: 16 with `softmax` is the loss of constitutional classifiers."""
-    softmax: bool = False
-    """Whether an episode's tokens are weighted by a softmax over their logits (2601.04603)."""
-    span: int = Field(default=16, ge=1)
-    """Tokens from the act on that a detector learns as the act."""
 
 
 @dataclass(frozen=True)

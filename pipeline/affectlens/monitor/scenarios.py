@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from affectlens.config import Config, nearest, read_yaml, validate
 from affectlens.corpus.texts import read_lines
 from affectlens.errors import UserError
-from affectlens.model.tuning import TuningConfig
+from affectlens.model.config import TuningConfig
 from affectlens.monitor.acts import ACTS, find
 from affectlens.monitor.episodes import BENIGN, RISK, Written
 from affectlens.shipped import experiments_folder

@@ -9,29 +9,11 @@ None is a mean since the beginning: a burst late in a long answer would drown in
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
 
-from affectlens.config import Config
-
-Kind = Literal["rolling", "own_start", "cusum", "edetector"]
-
-
-class StatisticConfig(Config):
-    """What is followed along an answer."""
-
-    kind: Kind = "rolling"
-    """`rolling` is the mean of the last tokens, `own_start` the same less the episode's own first tokens, `cusum` the
-    sum above a drift since it last was zero (Page 1954), `edetector` evidence against the benign blocks of tokens."""
-    window: int = Field(default=16, ge=1)
-    """Tokens of the rolling mean and of a block of the e-detector; what lies before the answer counts as zero."""
-    start: int = Field(default=24, ge=1)
-    """Tokens of an episode's own start; `own_start` is zero until they are read."""
-    drift: float = Field(default=1.0, gt=0)
-    """What the score has to exceed for `cusum` to rise, in standard deviations of benign tokens."""
+from affectlens.monitor.config import StatisticConfig
 
 
 class Stream:

@@ -19,15 +19,13 @@ from affectlens.config import nearest
 from affectlens.corpus.documents import concepts
 from affectlens.corpus.texts import EMBEDDED, read_texts
 from affectlens.errors import UserError
-from affectlens.experiments import measurements, organism, provenance, tables, validation
+from affectlens.experiments import measurements, provenance, tables, validation
 from affectlens.experiments.config import ExperimentsConfig
 from affectlens.experiments.experiment import CompletionConfig, Experiment
 from affectlens.experiments.provenance import SECOND_MODEL, SECOND_RECIPE, digest
 from affectlens.experiments.tuning import PROMPTS, TunedConfig, told_stories
 from affectlens.files import write_json
-from affectlens.model import tuning
 from affectlens.model.config import ModelConfig, context, require_weights, shape, vocabulary
-from affectlens.model.tuning import tuned_folder
 from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
@@ -116,6 +114,8 @@ class MeasureStage(ExperimentStage[Measurements]):
 
     @classmethod
     def check(cls, study: StudySettings) -> None:
+        from affectlens.experiments import organism
+
         config: ExperimentsConfig = study.experiments
         experiments = chosen(config)
         if not experiments:
@@ -161,6 +161,9 @@ class MeasureStage(ExperimentStage[Measurements]):
 
     @classmethod
     def identities(cls, study: StudySettings) -> Mapping[str, Identity]:
+        from affectlens.experiments import organism
+        from affectlens.model import tuning
+
         config: ExperimentsConfig = study.experiments
         experiments = chosen(config)
         if not experiments:
@@ -217,6 +220,8 @@ class MeasureStage(ExperimentStage[Measurements]):
 
     def _other(self) -> ModelConfig:
         """The second model; tuned on first use."""
+        from affectlens.model.tuning import tuned_folder
+
         against, setting = self.config.against, self.setting
         if isinstance(against, ModelConfig):
             return against
@@ -227,6 +232,9 @@ class MeasureStage(ExperimentStage[Measurements]):
 
     def context_of(self, experiment: Experiment) -> ExperimentContext:
         """Models and vectors of one experiment; its organism is tuned on first use."""
+        from affectlens.experiments import organism
+        from affectlens.model.tuning import tuned_folder
+
         config = self.config.organism
         if config is None:
             return self.context

@@ -24,9 +24,6 @@ from affectlens.files import write_json
 from affectlens.model.config import ModelConfig, context
 from affectlens.monitor import tables
 from affectlens.monitor.config import MonitorSettings
-from affectlens.monitor.episodes import RISK, Episode, Resampled, prompt_ids, write_episodes
-from affectlens.monitor.result import DRAWN, EPISODES, STATES, TOKENS, MonitorResult, material, write_rows
-from affectlens.monitor.scenarios import Prompt, ScenarioFolder, folders, read_folder
 from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.directions import DirectionsStage
@@ -39,7 +36,10 @@ if TYPE_CHECKING:
 
     from affectlens.model.decoding import Decoder
     from affectlens.model.subject import Subject
+    from affectlens.monitor.episodes import Episode, Resampled
+    from affectlens.monitor.result import MonitorResult
     from affectlens.monitor.rows import Rows
+    from affectlens.monitor.scenarios import Prompt, ScenarioFolder
 
 NOTHING = "nothing"
 """The only part of a study without scenarios."""
@@ -107,7 +107,7 @@ class MonitorConfig(MonitorSettings):
 
 
 @register
-class MonitorStage(Stage[MonitorConfig, MonitorResult]):
+class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
     """Does the state warn before the act?"""
 
     name = "monitor"
@@ -123,6 +123,8 @@ class MonitorStage(Stage[MonitorConfig, MonitorResult]):
 
     @classmethod
     def check(cls, study: StudySettings) -> None:
+        from affectlens.monitor.scenarios import folders, read_folder
+
         config: MonitorConfig = study.monitor
         for key in ("run", "benign", "negatives") if config.run else ():
             for name in getattr(config, key):
@@ -140,6 +142,9 @@ class MonitorStage(Stage[MonitorConfig, MonitorResult]):
 
     @classmethod
     def check_pending(cls, study: StudySettings, tokenizer: Callable[[], Any]) -> None:
+        from affectlens.monitor.episodes import prompt_ids
+        from affectlens.monitor.scenarios import read_folder
+
         config: MonitorConfig = study.monitor
         limit = context(study.model)
         for name in config.all_folders:
@@ -155,6 +160,8 @@ class MonitorStage(Stage[MonitorConfig, MonitorResult]):
 
     @classmethod
     def identities(cls, study: StudySettings) -> Mapping[str, Identity]:
+        from affectlens.monitor.scenarios import read_folder
+
         config: MonitorConfig = study.monitor
         read: dict[str, Identity] = {
             name: digest_files(read_folder(name, config.folder).path) for name in config.all_folders
@@ -178,6 +185,8 @@ class MonitorStage(Stage[MonitorConfig, MonitorResult]):
         return found or [Part(NOTHING)]
 
     def _folder(self, name: str) -> ScenarioFolder:
+        from affectlens.monitor.scenarios import read_folder
+
         return read_folder(name, self.config.folder)
 
     def _samples(self, name: str) -> int:
@@ -214,6 +223,9 @@ class MonitorStage(Stage[MonitorConfig, MonitorResult]):
         return int(sum(part.size * 128 * (width + 8) * 4 for part in parts if part.name != NOTHING))
 
     def run_part(self, part: Part, out: Path, progress: Progress) -> None:
+        from affectlens.monitor.episodes import RISK, write_episodes
+        from affectlens.monitor.result import DRAWN, EPISODES, TOKENS
+
         if part.name == NOTHING:
             progress(part.size)
             return
@@ -251,6 +263,7 @@ class MonitorStage(Stage[MonitorConfig, MonitorResult]):
 
         from affectlens.model.decoding import Decoder
         from affectlens.monitor.episodes import read_states
+        from affectlens.monitor.result import STATES
         from affectlens.monitor.rivals import sentiment
 
         layer, directions = self.setting.model.layer, self.need(DirectionsStage)
@@ -352,6 +365,7 @@ class MonitorStage(Stage[MonitorConfig, MonitorResult]):
         import numpy as np
 
         from affectlens.monitor import figures, trials
+        from affectlens.monitor.result import material, write_rows
 
         found: dict[str, list[dict[str, Any]]] = {table.name: [] for table in self.tables}
         metrics: Metrics = {}
@@ -385,6 +399,8 @@ class MonitorStage(Stage[MonitorConfig, MonitorResult]):
 
     @classmethod
     def open(cls, folder: Path) -> MonitorResult:
+        from affectlens.monitor.result import MonitorResult
+
         return MonitorResult(folder)
 
 
