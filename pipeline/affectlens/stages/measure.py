@@ -114,8 +114,6 @@ class MeasureStage(ExperimentStage[Measurements]):
 
     @classmethod
     def check(cls, study: StudySettings) -> None:
-        from affectlens.experiments import organism
-
         config: ExperimentsConfig = study.experiments
         experiments = chosen(config)
         if not experiments:
@@ -130,9 +128,14 @@ class MeasureStage(ExperimentStage[Measurements]):
                     raise ValueError(
                         f"`experiments.against.tune: {emotion}`: no story has it; {nearest(emotion, known)}"
                     )
-        for experiment in experiments if config.organism is not None else ():
-            if reason := organism.fault(experiment):
-                raise ValueError(f"`experiments.organism`: {experiment.name} has none: {reason}; leave it out of `run`")
+        if config.organism is not None:
+            from affectlens.experiments import organism
+
+            for experiment in experiments:
+                if reason := organism.fault(experiment):
+                    raise ValueError(
+                        f"`experiments.organism`: {experiment.name} has none: {reason}; leave it out of `run`"
+                    )
         if isinstance(config.against, ModelConfig):
             _check_second(config.against, study.model)
         cached = sorted({study.model.layer, *study.activations.token_layers, *study.activations.pooled_layers})
@@ -161,13 +164,13 @@ class MeasureStage(ExperimentStage[Measurements]):
 
     @classmethod
     def identities(cls, study: StudySettings) -> Mapping[str, Identity]:
-        from affectlens.experiments import organism
-        from affectlens.model import tuning
-
         config: ExperimentsConfig = study.experiments
         experiments = chosen(config)
         if not experiments:
             return {}
+        from affectlens.experiments import organism
+        from affectlens.model import tuning
+
         read: dict[str, Identity] = {name: EMBEDDED / name for name in ("lexicon.json", "frames.json", "ratings.csv")}
         read |= {each.name: digest(provenance.measured(each)) for each in experiments}
         if config.organism is not None:

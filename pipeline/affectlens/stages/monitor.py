@@ -123,10 +123,12 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
 
     @classmethod
     def check(cls, study: StudySettings) -> None:
+        config: MonitorConfig = study.monitor
+        if not config.run:
+            return
         from affectlens.monitor.scenarios import folders, read_folder
 
-        config: MonitorConfig = study.monitor
-        for key in ("run", "benign", "negatives") if config.run else ():
+        for key in ("run", "benign", "negatives"):
             for name in getattr(config, key):
                 if name not in folders(config.folder):
                     known = ", ".join(folders(config.folder)) or "none"
@@ -142,10 +144,12 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
 
     @classmethod
     def check_pending(cls, study: StudySettings, tokenizer: Callable[[], Any]) -> None:
+        config: MonitorConfig = study.monitor
+        if not config.run:
+            return
         from affectlens.monitor.episodes import prompt_ids
         from affectlens.monitor.scenarios import read_folder
 
-        config: MonitorConfig = study.monitor
         limit = context(study.model)
         for name in config.all_folders:
             folder = read_folder(name, config.folder)
@@ -160,15 +164,16 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
 
     @classmethod
     def identities(cls, study: StudySettings) -> Mapping[str, Identity]:
+        config: MonitorConfig = study.monitor
+        if not config.run:
+            return {}
         from affectlens.monitor.scenarios import read_folder
 
-        config: MonitorConfig = study.monitor
         read: dict[str, Identity] = {
             name: digest_files(read_folder(name, config.folder).path) for name in config.all_folders
         }
-        if read:
-            read |= {name: EMBEDDED / name for name in ("lexicon.json", "ratings.csv")}
-        if config.run and config.judge is not None:
+        read |= {name: EMBEDDED / name for name in ("lexicon.json", "ratings.csv")}
+        if config.judge is not None:
             read["judge"] = f"server: {config.judge.model}" if config.judge.address else config.judge.local
         return read
 
