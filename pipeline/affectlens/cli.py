@@ -243,12 +243,13 @@ def compare(
     sweep.csv[/bold], [bold]affectlens compare cache/report/0123456789abcdef other_cache --json -[/bold],
     [bold]affectlens compare my-study lab/emotions/my-other-study[/bold] (groups of W&B runs)
     """
-    from affectlens.compare import arguments, differences, export
-    from affectlens.compare.models import show
-
     if models:
+        from affectlens.compare.models import show
+
         show(studies, changes or (), to_json, outputs=outputs)
         return
+    from affectlens.compare import arguments, differences, export
+
     if to_json == to_csv == "-":
         raise ConfigError("compare: --json and --csv cannot both go to standard output; give one of them a path")
     comparison = differences.compare(arguments.read(studies, changes or (), wandb))
