@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Float, Int
 
+    from affectlens import stats
+
 ARRAYS, CARD = "scores.safetensors", "scores.json"
 SHOWN = 12
 """Heads, and neurons, of a concept in the table of writers."""
