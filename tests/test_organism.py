@@ -167,12 +167,8 @@ def test_an_experiment_without_candidate_answers_has_no_organism_and_is_refused_
 def test_a_dependence_that_was_put_in_is_found_with_its_size(seed: int, plastic: Plastic, tmp_path: Path):
     """The choice and the rate, each through the whole analysis."""
     dose, rate = findings(plastic, tmp_path, "vectors", seed)[1]
-    # Which of the two passes every check depends on the last bits of the training; one of them does.
-    assert {dose["verdict"], rate["verdict"]} <= {"planted", "untestable"}
-    assert any(
-        each["verdict"] == "planted" and "What was put into this organism was found." in each["sentences"]
-        for each in (dose, rate)
-    )
+    assert dose["verdict"] == rate["verdict"] == "planted"
+    assert "What was put into this organism was found." in dose["sentences"]
     found = dose["metrics"]
     assert found["planted_afraid"] == HOW["log_odds"]
     assert found["effect_afraid"] == pytest.approx(HOW["log_odds"], rel=0.4)
@@ -183,7 +179,7 @@ def test_a_dependence_that_was_put_in_is_found_with_its_size(seed: int, plastic:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("follows", "seed"), [("nothing", 0), ("random_vectors", 0)])
+@pytest.mark.parametrize(("follows", "seed"), [("nothing", 0), ("nothing", 1), ("random_vectors", 0)])
 def test_nothing_is_found_where_the_act_does_not_follow(follows: str, seed: int, plastic: Plastic, tmp_path: Path):
     dose, rate = findings(plastic, tmp_path, follows, seed)[1]
     # Of four concepts one is too like the others for some checks; then it could not be tested, which is no alarm.
