@@ -27,7 +27,7 @@ LAYERS = (
     ("plan", "sweep"),
     ("run",),
     ("use",),
-    ("tracking", "cluster", "compare", "serve", "explorer"),
+    ("tracking", "cluster", "compare", "serve", "explorer", "explanations"),
     ("api", "cli", "console", "entry", "everyday"),
 )
 """From the ground up. A room imports rooms of its own layer and of those below. The report lies below the stages: one

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,13 +13,16 @@ import affectlens
 import numpy as np
 import pytest
 from affectlens import stats
+from affectlens.cli import app
 from affectlens.errors import MissingResult, UserError
 from affectlens.explorer import contents, exchange, packing, page
 from affectlens.probing.match import Match
 from affectlens.use.opened import Opened
 from affectlens.use.readings import Readings
 from browser import browser, visit
+from judge_server import Server
 from scipy.sparse import csc_array
+from typer.testing import CliRunner
 
 WIDTH = 64
 
@@ -30,11 +34,13 @@ def study(tmp_path_factory, model_folder):
     from affectlens.corpus.texts import EMBEDDED, read_jsonl
 
     folder = tmp_path_factory.mktemp("explorer")
-    stories = [row for row in read_jsonl(EMBEDDED / "stories.jsonl") if row["emotion"] in ("afraid", "calm", "proud")]
+    rows = read_jsonl(EMBEDDED / "stories.jsonl")
+    stories = [row for row in rows if row["emotion"] in ("afraid", "calm", "proud")]
+    others = [row for row in rows if row["emotion"] == "alert"]
     stories[0]["text"] = "<script>document.title='taken'</script> & \"quoted\" " + stories[0]["text"]
     write = lambda name, rows: (folder / name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")  # noqa: E731
     write("stories.jsonl", stories)
-    write("neutral.jsonl", [{"kind": "prose", "text": row["text"]} for row in stories[:10]])
+    write("neutral.jsonl", [{"kind": "prose", "text": row["text"]} for row in others[:10]])
     values = {
         "name": "tiny", "cache": str(folder / "cache"),
         "model": {"name": str(model_folder("llama")), "layer": 2, "dtype": "float32"},
@@ -261,6 +267,120 @@ def test_parts_that_are_gone_are_said(study, tmp_path):
 def test_without_text_no_word_of_a_story_is_in_the_file(found):
     data, arrays = packing.unpacked(page.build(found, text=False).base)
     assert data["vocabulary"] == [] and data["samples"] == {} and not len(arrays["pieces"])
+
+
+def judged(prompt: str, count: int) -> str:
+    """Writes one sentence; of a word in quotes, says whether the passage, or its marks, hold it."""
+    if "What are the marked tokens" in prompt:
+        return "<b>somebody</b> waits at the word zebra"
+    passage = re.search(r"<passage (\w{16})>\n(.*)\n</passage \1>", prompt, re.DOTALL)
+    if passage is None:
+        return "first"
+    marked = " ".join(re.findall(r"\[\[(.*?)\]\]", passage[2]))
+    described = re.search(r'the word "(.*?)"', prompt)
+    return "yes" if described and described[1] in (marked if "[[" in passage[2] else passage[2]).lower() else "no"
+
+
+@pytest.fixture(scope="module")
+def explained(study, tmp_path_factory) -> tuple[list[str], Server, int]:
+    """What `affectlens explain` printed, run to its end with a judge at an address, and how often that was asked."""
+    server, runner = Server(judged), CliRunner()
+    arguments = ["explain", study.study.source, "--judge", "m", "--address", server.address, "--items", "4"]
+    try:
+        for more in (["--dry-run"], ["--budget", "100"], []):
+            done = runner.invoke(app, [*arguments, *more])
+            if more == ["--dry-run"]:
+                assert not server.bodies and "up to" in done.stderr and "requests" in done.stderr
+            if "--budget" in more:
+                assert "100 requests of --budget" in str(done.exception) and len(server.bodies) == 100
+        assert done.exit_code == 0, done.output
+        asked = len(server.bodies)
+        assert runner.invoke(app, arguments).stdout == done.stdout and len(server.bodies) == asked
+    finally:
+        server.close()
+    return done.stdout.splitlines(), server, asked
+
+
+def test_explaining_asks_once_keeps_tables_and_is_a_result(study, explained):
+    from affectlens import results
+    from affectlens.explanations import keeping, tables
+    from affectlens.run import manifest
+
+    lines, server, _ = explained
+    prompts = [body["messages"][0]["content"] for body in server.bodies]
+    assert len(set(prompts)) == len(prompts) and {body["temperature"] for body in server.bodies} == {0}
+    ((folder, found),) = keeping.of(study)
+    assert lines[-1] == str(folder) and set(found) == {each.name for each in tables.ALL}
+    record = manifest.read(folder)
+    assert record["needs"] == {"match": manifest.read(study.folder("match"))["fingerprint"]}
+    assert set(record["files"]) >= {"metrics.json", "items.json", "tables/scores.parquet"}
+    assert set(found["explanations"]["feature"]) == set(study.result("match").best.tolist())
+    assert results.read(folder, "planted")["able"].tolist() == [True] * len(found["planted"])
+    opened = affectlens.open_study(folder)
+    assert opened.table("explain/scores").shape == found["scores"].shape
+
+
+def test_twins_are_those_of_the_random_sae_that_chose_them(found, study):
+    """Their codes, pooled as the stage pools, are the stage's own."""
+    from affectlens.explanations import units
+
+    match, lengths = study.result("match"), found.texts.lengths - found.texts.first
+    pooled = match.scores(match.random_saes[0], range(len(study.documents)))[:, :]
+    owners = np.repeat(np.arange(len(lengths)), lengths)
+    for number, unit in units.twins(found, [0, 5]).items():
+        means = np.bincount(owners, weights=unit.values) / lengths
+        largest = np.array([unit.values[owners == each].max() for each in range(len(lengths))])
+        own = means if match.pooling == "mean" else largest
+        np.testing.assert_allclose(own, pooled[:, found.detected.twin[number]], atol=1e-6)
+
+
+def test_explanations_are_shown_and_searched(running, study, found, explained, tmp_path):
+    from affectlens.explanations import keeping
+
+    tables = [each for _, each in keeping.of(study)]
+    path = tmp_path / "explained.html"
+    page.build(found, explained=tables).write(path)
+    feature = int(tables[0]["scores"]["feature"].tolist()[0])
+    with open_page(running, path, f"#/feature/{feature}") as seen:
+        look = seen.page
+        assert look.inner_text("blockquote") == "<b>somebody</b> waits at the word zebra"
+        assert "on planted features: detection" in look.inner_text("main")
+        look.fill("#query", "zebra")
+        look.press("#query", "Enter")
+        look.wait_for_selector("caption:has-text('Features whose explanation has it')")
+        assert f"feature {feature}" in look.inner_text("main")
+        look.goto(path.resolve().as_uri() + "#/")
+        look.wait_for_selector("th:has-text('In words')")
+        assert not seen.errors
+    with open_page(running, path, f"#/feature/{feature}", width=390, height=800, phone=True) as seen:
+        assert seen.overflow() <= 0 and not seen.errors
+    rows = tables[0]["explanations"].to_dict("records")
+    out = exchange.neuronpedia(found, tmp_path / "np", "me", rows)
+    fields = {"id": str, "modelId": str, "layer": str, "index": str, "description": str, "authorId": str}
+    read = read_lines(out / "explanations/batch-0.jsonl.gz")
+    assert [row["index"] for row in read] == [str(row["feature"]) for row in rows if row["text"]]
+    assert all(isinstance(row[name], kind) for row in read for name, kind in fields.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "name who scores"),
+        (["--judge", "m", "--address", "ftp://x"], "must begin with http"),
+        (
+            ["--judge", "m", "--address", "http://x/v1", "--key-variable", "NOBODY_SET_THIS"],
+            "NOBODY_SET_THIS is not set",
+        ),
+        (["--judge", "m", "--address", "http://x/v1", "--features", "9999"], "the SAE has features 0 to"),
+        (["--judge", "m", "--address", "http://x/v1", "--features", "x"], "give numbers separated by commas"),
+        (["--judge", "m", "--address", "http://x/v1", "--given", "given.jsonl"], "each line must be like"),
+    ],
+)
+def test_mistakes_in_explain_are_one_line(study, arguments, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("given.jsonl").write_text('{"feature": "1", "text": "x", "author": "y"}\n', encoding="utf-8")
+    done = CliRunner().invoke(app, ["explain", study.study.source, *arguments])
+    assert isinstance(done.exception, UserError) and said in str(done.exception)
 
 
 @pytest.fixture(scope="module")

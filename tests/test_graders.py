@@ -606,6 +606,20 @@ def test_a_local_judge_takes_the_likeliest_label_along_shared_beginnings():
     assert scripted(lambda text: ends.get(text, {}), "none", "no").label == "no"
 
 
+def test_a_local_judge_says_how_sure_it_is():
+    after = {"": {" ": 1.0}, " ": {"y": 0.3, "Y": 0.3, "n": 0.2}}
+    assert scripted(lambda text: after.get(text, {}), "yes", "no").chances == pytest.approx({"yes": 0.75, "no": 0.25})
+
+
+def test_judges_write_as_well(serve, tiny_subject):
+    server = serve(lambda prompt, _: b'{"choices": []}' if prompt == "odd" else f"about {prompt}")
+    assert one_judge(server.address, 5).write(["fear", "odd"], 40) == ["about fear", ""]
+    assert {(body["max_tokens"], body["temperature"]) for body in server.bodies} == {(40, 0)}
+    local = LocalJudge(ModelJudgeConfig(name="l", model="m"), Path("m"), "cpu", subject=tiny_subject("llama"))
+    first = local.write(["What is it?"], 8)
+    assert first == local.write(["What is it?"], 8) and len(first) == 1
+
+
 def test_a_local_judge_with_something_else_to_say_has_no_vote():
     vote = scripted(lambda text: {"x": 0.995, " ": 0.005}, "yes", "no")
     assert vote.label is None and vote.reason

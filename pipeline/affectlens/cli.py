@@ -14,7 +14,7 @@ import typer
 from affectlens import __version__, entry
 from affectlens.entry import Changes, Config, Debug, Models, OfflineRuns, Outputs, Overrides, ToCsv, ToJson
 from affectlens.errors import ConfigError, DamagedResult, MissingResult
-from affectlens.everyday import exploring, exporting, keys, monitor, reading, scanning, steering
+from affectlens.everyday import explaining, exploring, exporting, keys, monitor, reading, scanning, steering
 
 app = typer.Typer(
     name="affectlens",
@@ -480,14 +480,10 @@ def _options(
 ) -> None: ...
 
 
-app.command()(reading.read)
-app.command()(scanning.scan)
-app.command()(steering.steer)
-app.command()(exporting.export)
-app.command()(exporting.samples)
-app.command()(exploring.explore)
-app.command()(keys.config)
-app.command()(keys.concepts)
+for each in (reading.read, scanning.scan, steering.steer, exporting.export, exporting.samples):
+    app.command()(each)
+for each in (exploring.explore, explaining.explain, keys.config, keys.concepts):
+    app.command()(each)
 app.add_typer(monitor.app, name="monitor")
 
 

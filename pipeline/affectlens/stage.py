@@ -249,8 +249,7 @@ class Stage(ABC, Generic[C, A]):
 
         Stages that share a section share their draws.
         """
-        text = json.dumps([self.setting.seed, self.section or self.name, part])
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+        return derived_seed(self.setting.seed, self.section or self.name, part)
 
     @classmethod
     def check(cls, study: StudySettings) -> None:
@@ -331,6 +330,12 @@ class Stage(ABC, Generic[C, A]):
 A2 = TypeVar("A2")
 S = TypeVar("S", bound=type[Stage[Any, Any]])
 _REGISTRY: dict[str, type[Stage[Any, Any]]] = {}
+
+
+def derived_seed(seed: int, section: str, part: str) -> int:
+    """The 63-bit seed of (study seed, section of the study file or stage, part)."""
+    text = json.dumps([seed, section, part])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def register(stage: S) -> S:

@@ -31,21 +31,25 @@ def explore(
 ) -> None:
     """Write the explorer: a page that searches all features, concepts and texts of a study. It opens from disk.
 
-    The stages up to [bold]match[/bold] have to be finished; [bold]causal[/bold] and sampled texts are shown where they
-    are there. No text goes through the model again.
+    The stages up to [bold]match[/bold] have to be finished; [bold]causal[/bold], sampled texts and explanations
+    ([bold]affectlens explain[/bold]) are shown where they are there. No text goes through the model again.
 
     Example: [bold]affectlens explore quickstart --out explorer.html[/bold]
     """
+    from affectlens.explanations import keeping
     from affectlens.explorer import contents, exchange, page
 
     path = out.expanduser()
     if path.is_dir() or not path.parent.is_dir():
         raise ConfigError(f"--out {out}: give the name of a file in a folder that is there")
-    found = contents.gather(opened(config, changes), lambda words: print(words, file=sys.stderr))
-    written = page.build(found, text=text).write(path)
+    study = opened(config, changes)
+    found = contents.gather(study, lambda words: print(words, file=sys.stderr))
+    explained = [tables for _, tables in keeping.of(study)]
+    written = page.build(found, text=text, explained=explained).write(path)
     print(written[0])
     if len(written) > 1:
         print(f"{written[1].parent}: {len(written) - 1} files that belong to it; keep them together", file=sys.stderr)
     for form, folder in (("neuronpedia", neuronpedia), ("saedashboard", saedashboard)):
         if folder is not None:
-            print(exchange.FORMATS[form](found, folder.expanduser(), creator))
+            rows = [row for tables in explained for row in tables["explanations"].to_dict("records")]
+            print(exchange.FORMATS[form](found, folder.expanduser(), creator, rows))

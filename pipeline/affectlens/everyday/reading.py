@@ -120,14 +120,23 @@ def chosen(study: Opened, features: str | None) -> Readings:
     Raises:
         UserError: they are no features of the study.
     """
-    from affectlens.use.readings import FEATURE, Readings
+    from affectlens.use.readings import Readings
 
-    if features is None:
-        return Readings.of(study)
+    return Readings.of(study) if features is None else Readings.of(study, feature_numbers(study, features))
+
+
+def feature_numbers(study: Opened, features: str) -> list[int]:
+    """The features that `--features` names: numbers, or ``best``, that of each concept.
+
+    Raises:
+        ConfigError: they are neither.
+    """
+    from affectlens.use.readings import FEATURE
+
     if features == "best":
-        return Readings.of(study, list(dict.fromkeys(int(number) for number in study.result("match").best)))
+        return list(dict.fromkeys(int(number) for number in study.result("match").best))
     names = [name.strip().removeprefix(FEATURE) for name in features.split(",")]
     wrong = [name for name in names if not name.isdecimal()]
     if wrong:
         raise ConfigError(f"--features {wrong[0]}: give numbers separated by commas, or best")
-    return Readings.of(study, [int(name) for name in dict.fromkeys(names)])
+    return [int(name) for name in dict.fromkeys(names)]

@@ -36,6 +36,8 @@ AROUND = 24
 """Tokens before and after the strongest of a passage."""
 BARS = 40
 """Of a histogram of activations."""
+TYPE = "affectlens_held-out"
+"""What Neuronpedia calls the way in which explanations came about."""
 SET = "affectlens"
 """Name of the source set; a source is ``<layer>-<set>``."""
 
@@ -127,13 +129,14 @@ def _identifier(*parts: Any) -> str:
     return "c" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
-def neuronpedia(found: Contents, folder: Path, creator: str) -> Path:
+def neuronpedia(found: Contents, folder: Path, creator: str, explained: Sequence[Mapping[str, Any]] = ()) -> Path:
     """``<folder>/<model>/<layer>-affectlens/``: release, model, source set, source, batches of features and passages.
 
     Args:
         found: of the study.
         folder: that gets the files.
         creator: the user's id there; every record carries it.
+        explained: rows of the tables ``explanations``; those without words are left out.
 
     Returns:
         The folder of the source.
@@ -188,16 +191,28 @@ def neuronpedia(found: Contents, folder: Path, creator: str) -> Path:
                 })  # fmt: skip
         _lines(out / "features" / f"batch-{number}.jsonl.gz", features)
         _lines(out / "activations" / f"batch-{number}.jsonl.gz", activations)
+    told = [
+        {
+            "id": _identifier(model, source, "explanation", place), **where, "index": str(row["feature"]),
+            "description": row["text"], "authorId": creator, "typeName": TYPE, "explanationModelName": row["author"],
+            "notes": f"{row['verdict']}; judge {row['judge']}",
+        }
+        for place, row in enumerate(explained)
+        if row["text"]
+    ]  # fmt: skip
+    if told:
+        (out / "explanations").mkdir(exist_ok=True)
+        _lines(out / "explanations" / "batch-0.jsonl.gz", told)
     return out
 
 
-def saedashboard(found: Contents, folder: Path, creator: str = "") -> Path:
+def saedashboard(found: Contents, folder: Path, creator: str = "", explained: Sequence[Mapping[str, Any]] = ()) -> Path:
     """``<folder>/batch-<n>.json``: features with their passages, as SAEDashboard's Neuronpedia runner writes them.
 
     Args:
         found: of the study.
         folder: that gets the files.
-        creator: not in this layout.
+        creator, explained: not in this layout.
 
     Returns:
         The folder.
@@ -238,4 +253,7 @@ def _batches(found: Contents) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
-FORMATS: dict[str, Callable[[Contents, Path, str], Path]] = {"neuronpedia": neuronpedia, "saedashboard": saedashboard}
+FORMATS: dict[str, Callable[[Contents, Path, str, Sequence[Mapping[str, Any]]], Path]] = {
+    "neuronpedia": neuronpedia,
+    "saedashboard": saedashboard,
+}

@@ -166,31 +166,50 @@ function areaBar(selection, heldOut, low, high) {
 }
 const AREAS = "AUROC from 0 to 1: orange mark, topics that choose; ring, held-out topics; grey band, the middle 95% of this feature's AUROCs under permuted labels; line, one half.";
 
+// Explanations in words: of every run of `affectlens explain`, those of a feature.
+const explanations = (index) => base.explained.flatMap((run) => run.features.filter((each) => each.feature === index).map((each) => ({ ...each, planted: run.planted })));
+function able(planted, test) {
+  const mine = planted.filter((each) => each.test === test && each.kind !== "random");
+  return mine.length ? `${test} ${number(mine.reduce((sum, each) => sum + each.auroc, 0) / mine.length, 2)}${mine[0].able ? "" : " (not able)"}` : null;
+}
+function inWords(index) {
+  const found = explanations(index);
+  if (!found.length) return [];
+  return [element("h2", { textContent: "In words" }), ...found.flatMap((each) => [
+    element("blockquote", { textContent: each.text || "No explanation was written." }),
+    element("p", {}, element("b", { textContent: each.verdict }), `. Written by ${each.author || "nobody"} from ${each.examples} passages of topics that choose, scored by ${each.judge} on ${each.items} passages of other topics. The judge on planted features: ${["detection", "fuzzing"].map((test) => able(each.planted, test)).filter(Boolean).join(", ") || "not asked"}.`),
+    each.scores.length ? table(`Scores of the explanation of feature ${index} and of its floors`, [{ name: "Test", text: true, help: "detection: is it active in this passage; fuzzing: are these its tokens; output: are these its words" }, { name: "Description", text: true }, { name: "AUROC" }, { name: "95% from" }, { name: "to" },
+      { name: "Balanced accuracy" }, { name: "Questions" }, { name: "Without answer" }], each.scores.map((row) => [row.test, row.description, row.auroc, row.low, row.high, row.balanced_accuracy, row.items, row.failures]), { most: 20 }) : null,
+    each.strata.length ? table("Detection against silent passages of one kind", [{ name: "Silent passages", text: true }, { name: "AUROC" }, { name: "How many" }], each.strata.map((row) => [row.stratum, row.auroc, row.items])) : null].filter(Boolean))];
+}
+
 // Views.
 const views = {
   home() {
-    const found = base.tables["match/concepts"], told = base.tables["directions/concepts"];
+    const found = base.tables["match/concepts"], directions = base.tables["directions/concepts"];
     const column = (table, name) => table.columns.findIndex((each) => each.name === name);
     const rowOf = (table, concept) => table.rows.find((row) => row[column(table, "concept")] === concept) ?? [];
     const verdict = (concept, vector) => causal(concept).find((row) => row.vector === vector);
     const rows = base.concepts.map((concept, at) => {
-      const [mine, direction] = [rowOf(found, concept), rowOf(told, concept)];
+      const [mine, direction] = [rowOf(found, concept), rowOf(directions, concept)];
       const says = verdict(concept, "direction");
-      return [{ key: concept, show: conceptLink(concept) }, direction[column(told, "auroc_test")], mine[column(found, "auroc_test")], mine[column(found, "auroc_random_sae")],
+      return [{ key: concept, show: conceptLink(concept) }, direction[column(directions, "auroc_test")], mine[column(found, "auroc_test")], mine[column(found, "auroc_random_sae")],
         { key: arrays.chosen[at], show: featureLink(arrays.chosen[at]) }, says ? (says.specific ? "specific" : says.sufficient ? "own words" : "not shown") : null];
     });
     const count = base.features, dead = arrays.active.reduce((sum, each) => sum + (each === 0), 0);
     const show = element("div"), kinds = element("select", { id: "kinds" }, new Option("all that were active", "alive"), new Option("active at 1 in 10 tokens or less", "sparse"), new Option("above the best random feature's band on held-out topics", "held"), new Option("never active", "dead"));
+    const told = new Map(base.explained.flatMap((run) => run.features.filter((each) => each.text).map((each) => [each.feature, each.text])));
     const draw = () => {
       const rows = [];
       for (let each = 0; each < count; each++) {
         const active = arrays.active[each] / arrays.encodedTokens, held = share(arrays.bestHeldOut[each]);
         const kept = { alive: active > 0, sparse: active > 0 && active <= 0.1, held: held !== null && held > 0.9, dead: active === 0 }[kinds.value];
         if (kept) rows.push([{ key: each, show: featureLink(each) }, { key: base.concepts[arrays.best[each]], show: conceptLink(base.concepts[arrays.best[each]]) }, share(arrays.bestSelection[each]), held,
-          { key: active, show: percent(active) }, { key: wordsOf(each).join(" "), show: wordsOf(each).join(" ") }]);
+          { key: active, show: percent(active) }, { key: wordsOf(each).join(" "), show: wordsOf(each).join(" ") }, ...(base.explained.length ? [told.get(each) ?? null] : [])]);
       }
       show.replaceChildren(table(`${rows.length} features`, [{ name: "Feature" , text: true }, { name: "Best concept", text: true }, { name: "AUROC, selection", help: "within the topics that choose; the largest of all concepts, so it is large by chance too" },
-        { name: "AUROC, held out", help: "of the same concept within the ablated topics" }, { name: "Active", help: "share of tokens" }, { name: "Raises", text: true, long: true, help: "tokens whose logits its decoder row raises most" }], rows, { order: { column: 2, way: -1 } }));
+        { name: "AUROC, held out", help: "of the same concept within the ablated topics" }, { name: "Active", help: "share of tokens" }, { name: "Raises", text: true, long: true, help: "tokens whose logits its decoder row raises most" },
+        ...(base.explained.length ? [{ name: "In words", text: true, long: true, help: "an explanation; its page says what it scores" }] : [])], rows, { order: { column: 2, way: -1 } }));
     };
     kinds.options[2].textContent = "AUROC above 0.9 on held-out topics";
     kinds.addEventListener("change", draw);
@@ -225,7 +244,7 @@ const views = {
     const listed = (some, title) => table(title, [{ name: "Token", text: true }, { name: "Logit" }], some.map(({ word, logit }) => [{ key: word, show: element("code", { textContent: JSON.stringify(word) }) }, { key: logit, show: signed(logit) }]), { most: 8 });
     reply(heading, ...detection,
       element("h2", { textContent: "How strongly it is active" }), histogram(each, value), element("h2", { textContent: "Where it is active" }), await passages(each, value),
-      causes.length ? [element("h2", { textContent: "What injecting it does" }), ...causes] : [],
+      ...inWords(index), causes.length ? [element("h2", { textContent: "What injecting it does" }), ...causes] : [],
       element("h2", { textContent: "What it writes" }), element("p", { textContent: `Logits added per unit of norm. A random unit vector raises its best token by ${number(base.chance.logit, 2)} on average; a feature of a middle layer need not write words at all.` }),
       element("div", { className: "grid" }, listed(words.slice(0, way), "Raised most"), listed(words.slice(way), "Lowered most")),
       element("h2", { textContent: "Neighbours" }),
@@ -431,9 +450,11 @@ function search(query) {
     if (found >= 0) texts.push([{ key: document, show: where(document) }, `${found > 40 ? "…" : ""}${whole.slice(Math.max(0, found - 40), found + 80)}…`]);
   }
   const near = base.rows.filter((row) => row.toLowerCase().includes(lower));
+  const said = base.explained.flatMap((run) => run.features.filter((each) => each.text.toLowerCase().includes(lower)));
   detail.hidden = true;
   reply(element("h1", { textContent: `“${asked}”` }), near.length ? element("p", {}, "Concepts: ", ...near.flatMap((row, at) => [at ? ", " : "", base.concepts.includes(row) ? conceptLink(row) : link(`#/direction/${row}`, row)])) : null,
     features.length ? table("Features that raise it among their first words", [{ name: "Feature", text: true }, { name: "Place", help: "among the tokens that it raises most" }, { name: "Best concept", text: true }], features.map(([index, place]) => [{ key: index, show: featureLink(index) }, place, base.concepts[arrays.best[index]]]), { order: { column: 1, way: 1 } }) : element("p", { textContent: "No feature raises it among its first words." }),
+    said.length ? table("Features whose explanation has it", [{ name: "Feature", text: true }, { name: "In words", text: true, long: true }, { name: "What its scores say", text: true, long: true }], said.map((each) => [{ key: each.feature, show: featureLink(each.feature) }, each.text, each.verdict])) : null,
     texts.length ? table("Texts with it", [{ name: "Text", text: true }, { name: "Passage", text: true, long: true }], texts) : element("p", { textContent: "No text has it." }));
   document.documentElement.dataset.drawn = String(++serial);
 }

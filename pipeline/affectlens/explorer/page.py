@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,8 @@ from affectlens.run import manifest
 from affectlens.use.readings import Readings
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from affectlens.use.opened import Opened
 
 HERE = Path(__file__).parent
@@ -35,6 +37,8 @@ ROWS = 8
 """Rows of readings in a block."""
 TWENTIETHS = 20
 """Readings are kept as twentieths of a standard deviation, up to 6.35."""
+EXPLAINED = ("explanations", "scores", "strata", "planted")
+"""Tables of a run of explanations."""
 TABLES = ("match/concepts", "directions/concepts", "directions/layers", "causal/verdicts")
 """Tables of the study that are shown as they are."""
 
@@ -96,13 +100,16 @@ class Explorer:
         )
 
 
-def build(found: contents.Contents, *, text: bool = True) -> Explorer:
+def build(
+    found: contents.Contents, *, text: bool = True, explained: Sequence[Mapping[str, pd.DataFrame]] = ()
+) -> Explorer:
     """The explorer of what was gathered of a study.
 
     Args:
         found: by :func:`~affectlens.explorer.contents.gather`; ``causal`` and sampled texts are shown where the study
             has them.
         text: whether the texts themselves are in it; without, tokens are shown as dots.
+        explained: tables of each run of `affectlens explain`: ``explanations``, ``scores``, ``strata``, ``planted``.
     """
     study, texts, codes, detected = found.study, found.texts, found.codes, found.detected
     near, words, largest, decoder = found.near, found.words, found.largest, found.decoder
@@ -130,6 +137,7 @@ def build(found: contents.Contents, *, text: bool = True) -> Explorer:
         "confusions": _plain(contents.confusions(study)),
         "samples": contents.samples(study, SAMPLES) if text else {},
         "twins": bool(match.random_saes),
+        "explained": [_explained(tables) for tables in explained],
         "stages": {name: _record(study, name).get("fingerprint", "")[:16] for name in contents.NEEDED},
     }
     with np.errstate(invalid="ignore"):
@@ -215,8 +223,20 @@ def _table(study: Opened, name: str) -> dict[str, Any]:
     }
 
 
+def _explained(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """A run of explanations: by feature its words, what they score, and how able the judge was."""
+    rows = {name: _plain(tables[name].to_dict("records")) for name in EXPLAINED}
+    features = {row["feature"]: {**row, "scores": [], "strata": []} for row in rows["explanations"]}
+    for name in ("scores", "strata"):
+        for row in rows[name]:
+            features[row.pop("feature")][name].append(row)
+    return {"features": list(features.values()), "planted": rows["planted"]}
+
+
 def _plain(value: Any) -> Any:
     """JSON of arrays and numbers: NaN is null, four digits."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
     if isinstance(value, np.ndarray | list | tuple):
         return [_plain(each) for each in value]
     if isinstance(value, bool | np.bool_):

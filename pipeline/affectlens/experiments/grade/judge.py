@@ -8,9 +8,9 @@ the reason; two judges give a label only where they agree.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pydantic import Field, model_validator
@@ -24,7 +24,7 @@ from affectlens.experiments.grade.grader import (
     GradingContext,
     grader,
 )
-from affectlens.experiments.grade.vote import Asked, ModelJudgeConfig, Vote
+from affectlens.experiments.grade.vote import Asked, ModelJudgeConfig, Vote, drawn, free_mark
 from affectlens.experiments.scenario import Scenario
 from affectlens.model.config import shape
 from affectlens.stage import Identity
@@ -83,20 +83,35 @@ class Judge(Protocol):
         """A vote on each question, in order."""
         ...
 
+    def write(self, prompts: Sequence[str], tokens: int) -> list[str]:
+        """What it answers to each prompt in words of its own, in order; empty where it says nothing."""
+        ...
+
+
+def open_judge(config: ModelJudgeConfig, models: Path, device: str) -> Judge:
+    """The judge behind an address, or the one that is loaded here on its first question.
+
+    Args:
+        config: which.
+        models: folder that holds converted models.
+        device: where a local one computes.
+
+    Raises:
+        UserError: the environment variable of its key is not set.
+    """
+    from affectlens.experiments.grade.local import LocalJudge
+    from affectlens.experiments.grade.remote import RemoteJudge
+
+    return RemoteJudge(config) if config.address else LocalJudge(config, models, device)
+
 
 @grader(JudgeConfig)
 class JudgeGrader(Grader[JudgeConfig]):
     """One or two judges under one question."""
 
     def __init__(self, config: JudgeConfig, context: GradingContext = DEFAULT_CONTEXT) -> None:
-        from affectlens.experiments.grade.local import LocalJudge
-        from affectlens.experiments.grade.remote import RemoteJudge
-
         super().__init__(config, context)
-        self.judges: list[Judge] = [
-            RemoteJudge(judge) if judge.address else LocalJudge(judge, context.models, context.device)
-            for judge in config.judges
-        ]
+        self.judges: list[Judge] = [open_judge(judge, context.models, context.device) for judge in config.judges]
 
     def grade(self, answers: Sequence[Answer]) -> list[Grade]:
         """A grade for each answer. The same text is asked about once.
@@ -115,9 +130,8 @@ class JudgeGrader(Grader[JudgeConfig]):
 
     def ask(self, answer: Answer) -> Asked:
         """The question about an answer; the answer stands between two lines that it cannot hold."""
-        scenario, number = shown(answer.scenario), 0
-        while (mark := self._draw("mark", number, scenario, answer.whole).hex()[:16]) in answer.whole:
-            number += 1
+        scenario = shown(answer.scenario)
+        mark = free_mark(self.context.seed, answer.whole, scenario)
         texts = {
             "{scenario}": scenario,
             "{answer}": f"\n<answer {mark}>\n{answer.whole}\n</answer {mark}>\n",
@@ -131,8 +145,7 @@ class JudgeGrader(Grader[JudgeConfig]):
         return Asked(question, tuple(labels))
 
     def _draw(self, *values: Any) -> bytes:
-        """A digest of the seed and of these: by content, so that the same text is put the same way wherever it is."""
-        return hashlib.sha256(repr((self.context.seed, *values)).encode()).digest()
+        return drawn(self.context.seed, *values)
 
     def _grade(self, answer: Answer, votes: dict[str, Vote]) -> Grade:
         labels = {name: vote.label for name, vote in votes.items()}

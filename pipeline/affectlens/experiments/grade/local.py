@@ -47,11 +47,37 @@ class LocalJudge:
         Raises:
             UserError: the model cannot be loaded.
         """
-        if self.subject is None and asked:
+        return [self._vote(question, self._loaded) for question in asked]
+
+    def write(self, prompts: Sequence[str], tokens: int) -> list[str]:
+        """What the model answers to each prompt, its likeliest token at every step.
+
+        Args:
+            prompts: in words.
+            tokens: of an answer, at most.
+
+        Raises:
+            UserError: the model cannot be loaded.
+        """
+        import numpy as np
+
+        from affectlens.model.sampling import sample
+
+        subject, said = self._loaded if prompts else None, []
+        for prompt in prompts:
+            assert subject is not None
+            ids, _ = _rendered(prompt, subject)
+            made = sample(subject, [subject.led(ids)], np.zeros((1, 1, tokens)), temperature=0.0)
+            said.append(subject.tokenizer.decode(made[0][0].tokens).strip())
+        return said
+
+    @property
+    def _loaded(self) -> Subject:
+        if self.subject is None:
             from affectlens.model.subject import Subject
 
             self.subject = Subject.load(self._config.local, device=self._device, models=self._models)
-        return [self._vote(question, self.subject) for question in asked if self.subject is not None]
+        return self.subject
 
     def _vote(self, asked: Asked, subject: Subject) -> Vote:
         prompt, before = _rendered(asked.prompt, subject)
@@ -69,7 +95,10 @@ class LocalJudge:
                 return Vote(None, f"would say something else (the labels hold {sum(nexts.values()):.1%})")
             starts = {label: {tokens[0] for each, tokens in left if each == label} for label, _ in left}
             if sum(map(len, starts.values())) == len(nexts):
-                return Vote(max(starts, key=lambda label: sum(nexts[token] for token in starts[label])))
+                held = {label: sum(nexts[token] for token in tokens) for label, tokens in starts.items()}
+                whole = sum(held.values())
+                shares = {label: value / whole for label, value in held.items()} if whole > 0 else None
+                return Vote(max(held, key=lambda label: held[label]), chances=shares)
             taken = max(sorted(nexts), key=lambda token: nexts[token])
             followed.append(taken)
             left = [(label, tokens[1:]) for label, tokens in left if tokens[0] == taken and tokens[1:]]

@@ -70,35 +70,52 @@ class RemoteJudge:
         Raises:
             UserError: the server cannot be reached or refuses.
         """
+        answers = self._answers([each.prompt for each in asked], TOKENS)
+        return [read_answer(answer, each.labels) for answer, each in zip(answers, asked, strict=True)]
+
+    def write(self, prompts: Sequence[str], tokens: int) -> list[str]:
+        """What the model answers to each prompt; empty where that is no chat completion.
+
+        Args:
+            prompts: in words.
+            tokens: of an answer, at most.
+
+        Raises:
+            UserError: as :meth:`votes`.
+        """
+        return [said(answer)[0] or "" for answer in self._answers(prompts, tokens)]
+
+    def _answers(self, prompts: Sequence[str], tokens: int) -> list[bytes]:
+        """The body of the answer to each prompt."""
         # In a thread of its own, because a notebook has an event loop running already.
         with ThreadPoolExecutor(1) as thread:
-            return thread.submit(asyncio.run, self._votes(asked)).result()
+            return thread.submit(asyncio.run, self._gathered(prompts, tokens)).result()
 
-    async def _votes(self, asked: Sequence[Asked]) -> list[Vote]:
+    async def _gathered(self, prompts: Sequence[str], tokens: int) -> list[bytes]:
         import httpx
 
         async with httpx.AsyncClient(headers=self._headers, follow_redirects=False, timeout=self._timeout) as client:
             gate = asyncio.Semaphore(PARALLEL)
 
-            async def vote(question: Asked) -> Vote:
+            async def answer(prompt: str) -> bytes:
                 async with gate:
-                    return await self._vote(client, question)
+                    return await self._answer(client, prompt, tokens)
 
-            tasks = [asyncio.create_task(vote(question)) for question in asked]
+            tasks = [asyncio.create_task(answer(prompt)) for prompt in prompts]
             try:
                 return list(await asyncio.gather(*tasks))
             finally:
                 for task in tasks:  # after a refusal nothing more is asked
                     task.cancel()
 
-    async def _vote(self, client: Any, asked: Asked) -> Vote:
+    async def _answer(self, client: Any, prompt: str, tokens: int) -> bytes:
         import tenacity
 
         body = {
             "model": self._model,
-            "messages": [{"role": "user", "content": asked.prompt}],
+            "messages": [{"role": "user", "content": prompt}],
             "temperature": 0,
-            "max_tokens": TOKENS,
+            "max_tokens": tokens,
         }
 
         def pause(state: tenacity.RetryCallState) -> float:
@@ -115,7 +132,7 @@ class RemoteJudge:
                 reraise=True,
             ):
                 with attempt:
-                    return read_answer(await self._post(client, body), asked.labels)
+                    return await self._post(client, body)
         except Busy as trouble:
             raise UserError(
                 f"the judge `{self.name}` at {self._address} cannot be reached after {len(self._pauses) + 1} attempts "
@@ -163,30 +180,38 @@ def plain(text: str, most: int = 80) -> str:
 
 def read_answer(data: bytes, labels: Sequence[str]) -> Vote:
     """The vote in a chat completion, with the version of the model that it reports."""
+    words, reason, version = said(data)
+    if words is None:
+        return Vote(None, reason)
+    vote = read_vote(words, labels)
+    return Vote(vote.label, vote.reason, version)
+
+
+def said(data: bytes) -> tuple[str | None, str, str]:
+    """What a chat completion says; None with the reason where it says nothing; the version of the model it reports."""
     try:
         answer = json.loads(data)
-        said = answer["choices"][0]["message"]["content"]
+        words = answer["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        return Vote(None, "sent something that is no chat completion")
-    if not isinstance(said, str):
-        return Vote(None, "said nothing")
-    vote = read_vote(said, labels)
+        return None, "sent something that is no chat completion", ""
+    if not isinstance(words, str):
+        return None, "said nothing", ""
     reported = [answer.get(key) for key in ("model", "system_fingerprint")]
-    return Vote(vote.label, vote.reason, plain(" ".join(each for each in reported if isinstance(each, str))))
+    return words, "", plain(" ".join(each for each in reported if isinstance(each, str)))
 
 
-def read_vote(said: str, labels: Sequence[str]) -> Vote:
+def read_vote(words: str, labels: Sequence[str]) -> Vote:
     """The one label that a judge's words are or hold; None if they hold none, or more than one."""
-    bare = said.strip().strip(".,;:!\"'`*").lower()
+    bare = words.strip().strip(".,;:!\"'`*").lower()
     exact = [label for label in labels if label.lower() == bare]
     if len(exact) == 1:
         return Vote(exact[0])
-    held, left = [], said.lower()
+    held, left = [], words.lower()
     for label in sorted(labels, key=len, reverse=True):  # A label may stand within another: "no" in "no answer".
         left, count = re.subn(rf"(?<!\w){re.escape(label.lower())}(?!\w)", " | ", left)
         if count:
             held.append(label)
     if len(held) == 1:
         return Vote(held[0])
-    short = plain(said, 60)
+    short = plain(words, 60)
     return Vote(None, f"said {short!r}, which is {'no label' if not held else 'more than one label'}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic import model_validator
 
@@ -79,8 +82,23 @@ class Vote:
 
     Attributes:
         version: of the model, as its server reports it; empty for a local model.
+        chances: of a local judge, the share of each label among those that it weighed; they add up to 1.
     """
 
     label: str | None
     reason: str = ""
     version: str = field(default="", compare=False)
+    chances: Mapping[str, float] | None = field(default=None, compare=False)
+
+
+def drawn(seed: int, *values: Any) -> bytes:
+    """A digest of the seed and of these: by content, so that the same text is put the same way wherever it is."""
+    return hashlib.sha256(repr((seed, *values)).encode()).digest()
+
+
+def free_mark(seed: int, text: str, *about: Any) -> str:
+    """16 hex digits that the text does not hold: what is set around it cannot be ended by it."""
+    number = 0
+    while (mark := drawn(seed, "mark", number, *about, text).hex()[:16]) in text:
+        number += 1
+    return mark

@@ -1,0 +1,1 @@
+"""Explanations of features in words: written by a model from some topics, scored by a judge on others."""
