@@ -527,6 +527,6 @@ def test_memory_stays_flat_over_many_requests(computed_study, record_property):
         finally:
             served.terminate()
     assert load["tokens"] > 5_000, "it is this process that answered"
-    record_property("bytes_held", held); print("HELD", held)
+    record_property("bytes_held", held)
     assert held[0] > 100e6, "a model and its results are held, so what is counted is not nothing"
     assert held[-1] - held[0] < 30e6
