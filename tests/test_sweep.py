@@ -49,6 +49,22 @@ def test_sweeps_that_cannot_be_meant(overrides):
         sweep.expand(overrides)
 
 
+@pytest.mark.parametrize("named", ["quickstart", "quickstart.yaml", "configs/quickstart.yaml"])
+def test_a_shipped_study_is_swept_by_its_short_name_in_any_folder(named: str, tmp_path: Path, monkeypatch: Any):
+    monkeypatch.chdir(tmp_path)
+    studies = sweep.load(Path(named), ["seed=0,1,2"])
+    assert [each.config.name for each in studies] == [f"quickstart-seed{seed}" for seed in range(3)]
+    assert [each.config.seed for each in studies] == [0, 1, 2]
+
+
+def test_the_short_name_of_a_study_is_swept_on_the_command_line(tmp_path: Path, monkeypatch: Any):
+    monkeypatch.chdir(tmp_path)
+    found = CliRunner().invoke(app, ["status", "quickstart", "seed=0,1,2", "--sweep", "--json"])
+    assert found.exit_code == 0, found.exception
+    named = [each["study"] for each in json.loads(found.stdout)["studies"]]
+    assert named == ["quickstart-seed0", "quickstart-seed1", "quickstart-seed2"]
+
+
 def test_the_studies_of_a_sweep_have_names_of_their_own(study):
     studies = sweep.load(Path(study.source), ["sae.k=4,6", "model.layer=1,2", "seed=5"])
     assert [each.config.name for each in studies] == [

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from affectlens import shipped
 from affectlens.config import read_yaml
 from affectlens.errors import ConfigError
 from affectlens.study import Study
@@ -65,10 +66,14 @@ def label(overrides: Sequence[str]) -> str:
 def load(path: Path, overrides: Sequence[str]) -> list[Study]:
     """The studies of a sweep, checked; each carries the values that vary in its name.
 
+    Args:
+        path: of the study file, or the name of a shipped study.
+        overrides: ``key=value`` with one value or several.
+
     Raises:
         ConfigError: as :func:`expand` and :meth:`Study.load`.
     """
-    combinations = expand(overrides)
+    combinations, path = expand(overrides), shipped.study_file(path)
     varying = [index for index, override in enumerate(overrides) if len(alternatives(override)) > 1]
     name = next((o.partition("=")[2] for o in overrides if o.startswith("name=")), read_yaml(path).get("name", ""))
     studies = []
