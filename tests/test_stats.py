@@ -689,14 +689,53 @@ class TestAurocInterval:
             assert found.concepts[concept] == pytest.approx(expected, abs=1e-12)
         assert found.mean == pytest.approx(stats.bootstrap_interval(point.mean(), slow.mean(axis=1), 9), abs=1e-12)
 
-    @pytest.mark.parametrize("topics", [1, 3, 7])
-    def test_few_groups_give_no_interval(self, data, topics):
+    def test_one_group_gives_no_interval(self, data):
         scores, labels, _ = data
-        found = stats.auroc_interval(scores, labels, np.arange(160) % topics, rng=0, n_boot=20)
+        found = stats.auroc_interval(scores, labels, np.zeros(160), rng=0, n_boot=20)
         for estimate in (found.mean, *found.concepts):
             assert math.isfinite(estimate.value)
             assert math.isnan(estimate.low)
             assert math.isnan(estimate.high)
+
+    @pytest.mark.parametrize("topics", [2, 3, 7])
+    def test_few_groups_give_the_t_interval_of_the_jackknife(self, data, topics):
+        scores, labels, _ = data
+        topic = np.arange(160) % topics
+        found = stats.auroc_interval(scores, labels, topic, rng=0, n_boot=20)
+        rows = [np.arange(160), *(np.flatnonzero(topic != left) for left in range(topics))]
+        slow = np.array([[roc_auc_score(labels[own, c], scores[own, c]) for c in range(4)] for own in rows])
+        areas = slow.mean(axis=1)
+        pseudo = topics * areas[0] - (topics - 1) * areas[1:]
+        half = scipy.stats.t.ppf(0.975, topics - 1) * pseudo.std(ddof=1) / math.sqrt(topics)
+        low, high = max(0, min(areas[0], pseudo.mean() - half)), min(1, max(areas[0], pseudo.mean() + half))
+        assert found.mean == pytest.approx((areas[0], low, high, topics), abs=1e-12)
+        for concept in range(4):  # three positives tell too little
+            assert found.concepts[concept].value == pytest.approx(slow[0, concept], abs=1e-12)
+            assert math.isnan(found.concepts[concept].low) and math.isnan(found.concepts[concept].high)
+
+    def test_over_three_groups_the_figure_of_many_is_held(self):
+        """Every text of a group shares a shift of its concept's readout, so that a bootstrap would hold 0.6 of them."""
+        concepts, draws, rng = 12, 120, np.random.default_rng(0)
+
+        def drawn(groups: int, seed: int) -> stats.Estimate:
+            group = np.repeat(np.arange(groups), concepts)
+            labels = np.tile(np.eye(concepts, dtype=bool), (groups, 1))
+            shift, quality = rng.normal(0, 0.8, (groups, concepts)), 1.8 + rng.normal(0, 0.5, (groups, 1))
+            scores = (shift[group] + quality[group] * labels) + rng.normal(size=labels.shape)
+            return stats.auroc_interval(scores, labels, group, rng=seed, n_boot=2).mean
+
+        many = drawn(300, 0).value
+        held = np.mean([each.low <= many <= each.high for each in (drawn(3, seed) for seed in range(draws))])
+        assert 0.88 <= held <= 0.995
+
+    def test_of_few_groups_one_may_hold_all_positives_of_a_concept_but_not_of_all(self, data):
+        scores, labels, _ = data
+        topic = np.arange(160) % 3
+        labels[:, 1] &= topic == 2
+        found = stats.auroc_interval(scores, labels, topic, rng=0).mean
+        assert found.low < found.value < found.high
+        found = stats.auroc_interval(scores, labels & (topic == 2)[:, None], topic, rng=0).mean
+        assert math.isfinite(found.value) and math.isnan(found.low) and math.isnan(found.high)
 
     def test_document_order_changes_nothing(self, data):
         order = np.random.default_rng(1).permutation(160)

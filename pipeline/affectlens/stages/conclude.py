@@ -40,7 +40,7 @@ class ConcludeStage(ExperimentStage[Conclusions]):
     """Analyse what was measured and graded."""
 
     name = "conclude"
-    version = 7
+    version = 8
     fields = ("run", "limit")
     needs = ("measure", "grade")
     unit = "experiments"
