@@ -635,7 +635,7 @@ def test_answers_of_experiments_are_samples_too(tmp_path):
         (b'{"conversations": ["x", 5]}', "a list of objects"),
         (b'{"conversations": 5}', "neither"),
         (b'{"messages": [{"role": 5, "content": "x"}]}', "role"),
-        (b'{"text": "\xff"}', "not JSON in UTF-8"),
+        (b'{"text": "\xff"}', "not UTF-8 text"),
     ],
 )
 def test_lines_that_mean_harm_are_refused_by_their_number(line: bytes, said: str, tmp_path):

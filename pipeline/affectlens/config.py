@@ -19,9 +19,18 @@ from affectlens.errors import ConfigError
 
 
 class Config(pydantic.BaseModel):
-    """Base of every config class: frozen, unknown keys refused, docstrings under fields are their help."""
+    """Base of every config class: frozen, unknown keys refused, numbers finite and within 64 bits, docstrings under
+    fields are their help."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @pydantic.field_validator("*")
+    @classmethod
+    def _within_64_bits(cls, value: Any) -> Any:
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, int) and abs(each) >= 2**63:
+                raise ValueError("a number with too many digits")
+        return value
 
     def on_machine(self, type_name: Callable[[str], str]) -> Config:
         """The same with every number type that `auto` leaves to the machine as it is on this one.

@@ -16,15 +16,16 @@ import math
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
-from affectlens.errors import as_os_error, of_the_world
+from affectlens.errors import UserError, as_os_error, of_the_world
 
 if TYPE_CHECKING:
     import h5py
@@ -37,6 +38,33 @@ STALE_S = 3600.0
 """Age from which an unfinished writing of that memory is a killed run's."""
 LARGE = 1 << 20
 """Bytes from which a file's checksum is worth remembering."""
+
+
+ENDLESS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+"""What has a path and is no file: reading it may never begin, or never end."""
+
+
+def require_file(path: Path) -> None:
+    """Refuse a pipe, a socket or a device under a name that a user gave.
+
+    Raises:
+        UserError: it is one.
+        OSError: there is nothing, or it cannot be looked at.
+    """
+    kind = ENDLESS.get(stat.S_IFMT(path.stat().st_mode))
+    if kind is not None:
+        raise UserError(f"{path}: is {kind}, not a file; give a file")
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A file of a user's, opened to be read.
+
+    Raises:
+        UserError: as :func:`require_file`.
+        OSError: it cannot be opened.
+    """
+    require_file(path)
+    return path.open("rb")
 
 
 def file_digest(path: Path) -> str:
@@ -266,10 +294,10 @@ class DigestMemory:
 
     def file(self, path: Path) -> str:
         """sha256 of a file, as hex."""
-        stat = path.stat()
-        if stat.st_size < LARGE:
+        known = path.stat()
+        if known.st_size < LARGE:
             return file_digest(path)
-        stamp = _stamp(stat)
+        stamp = _stamp(known)
         if self._stamps is None:
             self._stamps = self._read()
         key = str(path.resolve())
@@ -285,9 +313,9 @@ class DigestMemory:
     def remember(self, digests: Mapping[Path, str]) -> None:
         """Keep digests that were just taken, of whichever of these files are large."""
         for path, digest in digests.items():
-            stat = path.stat()
-            if stat.st_size >= LARGE:
-                self._new[str(path.resolve())] = (_stamp(stat), digest)
+            known = path.stat()
+            if known.st_size >= LARGE:
+                self._new[str(path.resolve())] = (_stamp(known), digest)
         self.flush()
 
     def flush(self) -> None:
@@ -322,5 +350,5 @@ class DigestMemory:
         return stamps
 
 
-def _stamp(stat: os.stat_result) -> list[int]:
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+def _stamp(known: os.stat_result) -> list[int]:
+    return [known.st_size, known.st_mtime_ns, known.st_ctime_ns, known.st_ino]

@@ -2,20 +2,67 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import json
 from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from affectlens.errors import UserError
+from affectlens.files import open_file
 
 EMBEDDED = Path(__file__).parent
+LARGEST_TEXT, LARGEST_JSON = 16_000_000, 500_000_000
+"""Bytes of a line or a plain text, which a tokenizer takes half a minute for, and of a JSON file."""
 
 
 def texts_path(role: str, value: str) -> Path:
     """The file meant by a config value: the embedded ``<role>.jsonl``, or the path it gives."""
     return EMBEDDED / f"{role}.jsonl" if value == "embedded" else Path(value).expanduser()
+
+
+def raw_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Each line of a file, and where it stands, for messages; no more than one line is in memory.
+
+    Raises:
+        UserError: it is no file, or names the line that is too long for a text.
+    """
+    with open_file(path) as stream:
+        for number in count(1):
+            line = stream.readline(LARGEST_TEXT + 1)
+            if not line:
+                return
+            require_size(len(line), f"{path} line {number}")
+            yield f"{path} line {number}", line
+
+
+def require_size(size: int, where: str) -> None:
+    """Refuse a text that no model would get through.
+
+    Args:
+        size: in bytes.
+        where: for the message.
+
+    Raises:
+        UserError: it is larger than ``LARGEST_TEXT``.
+    """
+    if size > LARGEST_TEXT:
+        raise UserError(f"{where}: longer than {LARGEST_TEXT // 1_000_000} MB; split it into several texts")
+
+
+def decoded(line: bytes, where: str) -> str:
+    """A line as text, without a byte-order mark.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    try:
+        return line.decode("utf-8-sig" if line.startswith(codecs.BOM_UTF8) else "utf-8")
+    except UnicodeError:
+        raise UserError(f"{where}: not UTF-8 text; save the file as UTF-8") from None
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
@@ -24,35 +71,39 @@ def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
     Blank lines and a byte-order mark are skipped.
 
     Raises:
-        UserError: names the line that is no UTF-8 or no JSON, or in which a key stands twice.
+        UserError: names the line that is no UTF-8, no JSON or too long, or in which a key stands twice.
     """
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            where = f"{path} line {number}"
-            try:
-                decoded = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                if not decoded.strip():
-                    continue
-                value = json.loads(decoded, object_pairs_hook=_once)
-                # Half an emoji is valid JSON, but no text: nothing could write it down again.
-                json.dumps(value, ensure_ascii=False).encode()
-            except UnicodeError:
-                raise UserError(f"{where}: not UTF-8 text; save the file as UTF-8") from None
-            except KeyError as twice:
-                raise UserError(f"{where}: the key {twice} stands twice; keep one") from None
-            except (ValueError, RecursionError):
-                raise UserError(f"{where}: not JSON; each line must hold one object") from None
-            yield where, value
+    for where, line in raw_lines(path):
+        text = decoded(line, where)
+        if not text.strip():
+            continue
+        try:
+            value = json.loads(text, object_pairs_hook=_once)
+            # Half an emoji is valid JSON, but no text: nothing could write it down again.
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeError:
+            raise UserError(f"{where}: not UTF-8 text; save the file as UTF-8") from None
+        except KeyError as twice:
+            raise UserError(f"{where}: the key {twice} stands twice; keep one") from None
+        except (ValueError, RecursionError):
+            raise UserError(f"{where}: not JSON; each line must hold one object") from None
+        yield where, value
 
 
 def read_json(path: Path) -> Any:
     """The value of a JSON file; a byte-order mark is skipped.
 
     Raises:
-        UserError: it is no UTF-8 or no JSON, or a key stands twice in it.
+        UserError: it is no file, too large, no UTF-8 or no JSON, or a key stands twice in it.
     """
+    with open_file(path) as stream:
+        data = stream.read(LARGEST_JSON + 1)
+    if len(data) > LARGEST_JSON:
+        raise UserError(f"{path}: larger than {LARGEST_JSON // 1_000_000} MB; it is no file of this kind")
     try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_once)
+        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_once)
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
     except UnicodeError:
         raise UserError(f"{path}: not UTF-8 text; save the file as UTF-8") from None
     except KeyError as twice:
@@ -75,10 +126,10 @@ def read_table(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV with a line of column names; of a row that is too short, the values that lack are empty.
 
     Raises:
-        UserError: the file is no CSV in UTF-8, or has a column twice.
+        UserError: the file is no CSV in UTF-8, has a column twice, or a row with more cells than columns.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, restval="")
             rows, names = list(reader), list(reader.fieldnames or ())
     except (UnicodeError, csv.Error) as error:
@@ -86,6 +137,9 @@ def read_table(path: Path) -> list[dict[str, str]]:
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(f"{path}: the column `{twice[0]}` stands twice; keep one")
+    for number, row in enumerate(rows, start=1):
+        if any(row.pop(None, ())):  # pyright: ignore[reportArgumentType, reportCallIssue]
+            raise UserError(f"{path} row {number}: has more cells than columns; put texts with commas in quotes")
     return rows
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from affectlens.config import nearest
-from affectlens.entry import Config, Debug
+from affectlens.entry import Config, Debug, printable
 from affectlens.errors import ConfigError
 from affectlens.everyday.reading import Changes, opened
 
@@ -80,7 +80,7 @@ def calibrate(
             length = "any length" if bucket.longest is None else f"up to {bucket.longest} tokens"
             low, high = bucket.band
             print(
-                f"  {each.name}: alarm above {bucket.threshold:.2f} ({length}, {bucket.episodes} episodes; "
+                f"  {printable(each.name)}: alarm above {bucket.threshold:.2f} ({length}, {bucket.episodes} episodes; "
                 f"the realised rate lies between {low:.3f} and {high:.3f} with 90% probability)"
             )
 
@@ -117,7 +117,8 @@ def evaluate(
     if to_json is not None:
         write_json(to_json.expanduser(), json.loads(json.dumps(found)))
     for each in found:
-        print(f"{each['row']}, {each['source']} ({each['stratum']}): {each['episodes']} episodes")
+        named = printable(f"{each['row']}, {each['source']} ({each['stratum']})")
+        print(f"{named}: {each['episodes']} episodes")
         if each["flagged"] is not None:
             rate, often = _between(each, "flagged"), f"{each['per_1000']:.2f} per 1,000 tokens"
             print(f"  without an act: {rate} raise an alarm (target {read.target:g}), {often}")
@@ -129,4 +130,5 @@ def evaluate(
 
 
 def _between(row: dict[str, Any], name: str) -> str:
-    return f"{row[name]:.1%} ({row[f'{name}_low']:.1%} to {row[f'{name}_high']:.1%})"
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return f"{row[name]:.1%} " + (f"({low:.1%} to {high:.1%})" if low == low else "(too few for an interval)")

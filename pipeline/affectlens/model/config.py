@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -17,7 +18,7 @@ from pydantic import Field
 
 from affectlens.config import Config
 from affectlens.errors import ConfigError, UserError
-from affectlens.files import FLOATING, file_digest, tensor_heads
+from affectlens.files import FLOATING, file_digest, require_file, tensor_heads
 from affectlens.model import embedded
 
 if TYPE_CHECKING:
@@ -140,11 +141,17 @@ def require_weights(config: ModelConfig) -> None:
     """Refuse a local folder whose weights are not there in full; only the heads of the files are read.
 
     Raises:
-        ConfigError: names the file that is missing, cut short or no weights.
+        ConfigError: names the file that is missing, cut short or no weights, or what is no file at all.
     """
     folder = Path(config.name).expanduser()
     if config.name == "embedded" or not folder.is_dir():
         return
+    for path in sorted(folder.rglob("*")):
+        with suppress(OSError):  # a link to nothing is no file of the model
+            try:
+                require_file(path)
+            except UserError as error:
+                raise ConfigError(f"`model.name: {config.name}`: {error}") from None
     index = folder / "model.safetensors.index.json"
     names = sorted(path.name for path in folder.glob("*.safetensors"))
     if index.is_file():

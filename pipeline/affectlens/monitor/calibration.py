@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from affectlens.config import Config, validate
 from affectlens.corpus.texts import read_json
 from affectlens.errors import UserError
 from affectlens.files import write_json
+from affectlens.monitor.config import LONGEST
 from affectlens.monitor.statistics import StatisticConfig
 
 EDGES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -31,22 +33,26 @@ MOST_BLOCKS = 2000
 class BucketConfig(Config):
     """Answers of similar length, and what was calibrated on them."""
 
-    longest: int | None
+    longest: Annotated[int, Field(ge=0)] | None
     """Most tokens of an answer; none where the bucket is open."""
     threshold: float
     """The statistic has to be larger."""
-    episodes: int
+    episodes: int = Field(ge=1)
     """Benign episodes behind it."""
     band: tuple[float, float]
     """Between which ends the realised rate lies with 90% probability, calibrations being random."""
 
 
+Weight = Annotated[float, Field(ge=-1e20, le=1e20)]
+"""Far within what single precision holds, in which states are read."""
+
+
 class WatchedRowConfig(Config):
     """A row of a monitor, as a card holds it."""
 
-    name: str
-    layer: int
-    weights: tuple[float, ...]
+    name: str = Field(min_length=1, max_length=500)
+    layer: int = Field(ge=0)
+    weights: tuple[Weight, ...] = Field(min_length=1)
     """One a coordinate of the residual stream."""
     offset: float
     """Added to the product."""
@@ -54,19 +60,41 @@ class WatchedRowConfig(Config):
     """Whether negative values count as zero, as those of a feature."""
     mean: float
     """Of benign tokens; the score is (value - mean) / deviation."""
-    deviation: float
-    buckets: tuple[BucketConfig, ...]
-    """Ascending."""
+    deviation: float = Field(gt=0)
+    buckets: tuple[BucketConfig, ...] = Field(min_length=1)
+    """Ascending; the last is open."""
     blocks: tuple[float, ...] = ()
     """Benign means of blocks, ascending, for an e-detector."""
     alarms_per_1000: float | None = None
     """False alarms per 1,000 benign tokens of the calibration."""
 
+    @field_validator("name")
+    @classmethod
+    def _a_text(cls, name: str) -> str:
+        if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in name):
+            raise ValueError("a name must be a text of one line")
+        return name
+
+    @field_validator("buckets")
+    @classmethod
+    def _ascending(cls, found: tuple[BucketConfig, ...]) -> tuple[BucketConfig, ...]:
+        ends = [math.inf if each.longest is None else each.longest for each in found]
+        if ends[-1] < math.inf or any(first >= second for first, second in pairwise(ends)):
+            raise ValueError("buckets must ascend, and the last alone is open (`longest: null`)")
+        return found
+
+    @field_validator("blocks")
+    @classmethod
+    def _sorted(cls, blocks: tuple[float, ...]) -> tuple[float, ...]:
+        if any(first > second for first, second in pairwise(blocks)):
+            raise ValueError("blocks must ascend")
+        return blocks
+
 
 class CardConfig(Config):
     """A calibrated monitor: all that is needed to watch the same model under the same template."""
 
-    version: int = 1
+    version: Literal[1] = 1
     model: str
     """The model's content, as studies know it."""
     model_name: str = ""
@@ -74,16 +102,34 @@ class CardConfig(Config):
     template: str
     """SHA-256 of the chat template."""
     dtype: str
-    layer: int
+    layer: int = Field(ge=0)
     """The study's."""
     statistic: StatisticConfig
-    refractory: int = Field(ge=0)
+    refractory: int = Field(ge=0, le=LONGEST)
     """Tokens of quiet between two alarms."""
     target: float = Field(gt=0, lt=1)
     """Share of benign episodes that may raise an alarm."""
     source: str
     """The benign episodes of the calibration."""
     rows: tuple[WatchedRowConfig, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _alike(self) -> CardConfig:
+        names = [row.name for row in self.rows]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two rows have the name `{twice}`")
+        if len({len(row.weights) for row in self.rows}) > 1:
+            raise ValueError("rows have weights of different lengths")
+        blocks = {len(row.blocks) for row in self.rows}
+        if self.statistic.kind == "edetector" and (len(blocks) > 1 or 0 in blocks):
+            raise ValueError("an e-detector needs `blocks` of one length in every row")
+        return self
+
+    @property
+    def width(self) -> int:
+        """Coordinates of the residual stream that its rows read."""
+        return len(self.rows[0].weights)
 
 
 def least_target(episodes: int) -> float:
@@ -116,7 +162,7 @@ def realised_band(count: int, target: float, level: float = 0.9) -> tuple[float,
 
 
 def _order(count: int, target: float) -> int:
-    return min(count, math.ceil((count + 1) * (1 - target) - 1e-9))
+    return min(count, max(1, math.ceil((count + 1) * (1 - target) - 1e-9)))
 
 
 def buckets(lengths: Int[np.ndarray, " episodes"], target: float) -> list[tuple[int | None, Int[np.ndarray, " own"]]]:
@@ -188,8 +234,32 @@ def read_card(path: Path) -> CardConfig:
     return validate(CardConfig, values, str(path))
 
 
-def require_same(card: CardConfig, *, model: str, template: str, dtype: str, layer: int) -> None:
+def require_one_layer(card: CardConfig) -> None:
+    """Refuse a card whose rows read more than the study's layer, which one stream of residuals cannot serve.
+
+    Raises:
+        UserError: names the layers.
+    """
+    layers = sorted({row.layer for row in card.rows})
+    if layers != [card.layer]:
+        raise UserError(
+            f"the card reads layers {', '.join(map(str, layers))}; only cards that read the study's layer alone "
+            f"({card.layer}) can watch live"
+        )
+
+
+def require_same(
+    card: CardConfig, *, model: str, template: str, dtype: str, layer: int, width: int | None = None
+) -> None:
     """Refuse a card of something else: its thresholds would mean nothing.
+
+    Args:
+        card: the card.
+        model: the model's content.
+        template: digest of its chat template.
+        dtype: number type that it computes in.
+        layer: the study's.
+        width: of its residual stream; None where it is not known before the model is loaded.
 
     Raises:
         UserError: names what differs.
@@ -203,3 +273,8 @@ def require_same(card: CardConfig, *, model: str, template: str, dtype: str, lay
                 f"the card was calibrated for another {called[name]} ({short[0]}) than this one ({short[1]}); "
                 "calibrate again with `affectlens monitor calibrate`"
             )
+    if width is not None and card.width != width:
+        raise UserError(
+            f"the card's rows have {card.width} weights, and the model's residual stream has {width} coordinates; "
+            "calibrate again with `affectlens monitor calibrate`"
+        )

@@ -9,6 +9,8 @@ from pydantic import Field
 from affectlens.config import MERGE_ONLY, Config
 
 Kind = Literal["rolling", "own_start", "cusum", "edetector"]
+LONGEST = 1_000_000
+"""Tokens of a window, of a start and of the quiet between alarms, at most: memory is set aside for them."""
 
 
 class StatisticConfig(Config):
@@ -17,9 +19,9 @@ class StatisticConfig(Config):
     kind: Kind = "rolling"
     """`rolling` is the mean of the last tokens, `own_start` the same less the episode's own first tokens, `cusum` the
     sum above a drift since it last was zero (Page 1954), `edetector` evidence against the benign blocks of tokens."""
-    window: int = Field(default=16, ge=1)
+    window: int = Field(default=16, ge=1, le=LONGEST)
     """Tokens of the rolling mean and of a block of the e-detector; what lies before the answer counts as zero."""
-    start: int = Field(default=24, ge=1)
+    start: int = Field(default=24, ge=1, le=LONGEST)
     """Tokens of an episode's own start; `own_start` is zero until they are read."""
     drift: float = Field(default=1.0, gt=0)
     """What the score has to exceed for `cusum` to rise, in standard deviations of benign tokens."""
@@ -63,7 +65,7 @@ class MonitorSettings(Config):
     """Benign traffic that thresholds come from; the first source by default. All other traffic is a test of drift."""
     horizon: int = Field(default=128, ge=1, json_schema_extra=MERGE_ONLY)
     """Tokens before the act within which an alarm counts."""
-    refractory: int = Field(default=16, ge=0, json_schema_extra=MERGE_ONLY)
+    refractory: int = Field(default=16, ge=0, le=LONGEST, json_schema_extra=MERGE_ONLY)
     """Tokens of quiet between two alarms."""
     tokens_per_day: float = Field(default=1e6, gt=0, json_schema_extra=MERGE_ONLY)
     """Answer tokens of the traffic to be watched, for alarms a day."""

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -54,7 +54,7 @@ class Written(Config):
     """The chat before the answer, objects of `role` and `content`; the last is not the assistant's."""
     answer: str = ""
     """What the assistant said; empty where it is still to be sampled."""
-    tokens: tuple[int, ...] = ()
+    tokens: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Token ids of the answer, where it was sampled from the same model; the text is tokenised by default."""
     act: int | None = Field(default=None, ge=0)
     """The character of the answer at which the act begins; none where there is no act."""

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from affectlens.errors import UserError
-from affectlens.monitor.calibration import CardConfig, thresholds
+from affectlens.monitor.calibration import CardConfig, require_one_layer, thresholds
 from affectlens.monitor.statistics import Stream
 
 
@@ -64,12 +64,7 @@ class Watch:
         Raises:
             UserError: the card has rows of more than one layer, which one stream of residuals cannot serve.
         """
-        layers = sorted({row.layer for row in card.rows})
-        if layers != [card.layer]:
-            raise UserError(
-                f"the card reads layers {', '.join(map(str, layers))}; only cards that read the study's layer alone "
-                f"({card.layer}) can watch live"
-            )
+        require_one_layer(card)
         self.card = card
         self.names = [row.name for row in card.rows]
         length = np.array([np.inf if most is None else most])
@@ -92,12 +87,20 @@ class Watch:
 
         Raises:
             ValueError: it has another width than the card's rows.
+            UserError: the state gives a row no finite number, so that no alarm could begin.
         """
         state = np.asarray(residual.detach().float().cpu() if hasattr(residual, "detach") else residual, np.float32)
         if state.shape != self._weights.shape[1:]:
             raise ValueError(f"a residual of shape {state.shape}; the card reads {self._weights.shape[1:]}")
-        read = self._weights @ state + self._offset
+        with np.errstate(invalid="ignore", over="ignore"):  # told below
+            read = self._weights @ state + self._offset
         scores = (np.where(self._rectified, np.maximum(read, 0), read) - self._mean) / self._deviation
+        if not np.isfinite(scores).all():
+            name = self.names[int(np.flatnonzero(~np.isfinite(scores))[0])]
+            raise UserError(
+                f"the state at token {self._stream.read} gives row `{name}` no finite number, so it cannot be watched; "
+                "does the model overflow in its number type?"
+            )
         values = self._stream.step(scores[None])[0]
         above = values > self.thresholds
         begun = above & self._heard & (self._quiet >= self.card.refractory)

@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from affectlens.errors import is_out_of_memory
+from affectlens.errors import UserError, is_out_of_memory
 from affectlens.report.palette import stylesheet
 from affectlens.report.policy import checksums
 from affectlens.serve.generation import End, Event, Failure
@@ -175,7 +175,8 @@ class _Listening:
 def _failure(error: BaseException) -> Refused:
     if is_out_of_memory(error):
         return Refused("memory ran out; ask for less", status=503, kind="server_error", code="out_of_memory")
-    return Refused("the server failed; its log says why", status=500, kind="server_error", code="server_error")
+    said = str(error) if isinstance(error, UserError) else "the server failed; its log says why"
+    return Refused(said, status=500, kind="server_error", code="server_error")
 
 
 async def _answer(request: Request, service: Service, wanted: Any, asked: Sequence[Asked]) -> Response:

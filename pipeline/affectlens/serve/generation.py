@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from affectlens.errors import UserError
 from affectlens.model.steering import Edit
 from affectlens.monitor.watching import Seen, Watch
 from affectlens.use.texts import Pieces
@@ -180,8 +181,13 @@ class Row:
 
     def watched(self, state: Any) -> None:
         """The state at the end of the prompt, or at the last token, for the monitor."""
-        if self._watch is not None:
+        if self._watch is None:
+            return
+        try:
             self._seen.append(self._watch.feed(state))
+        except UserError as error:  # a state without a finite number: this answer ends, those beside it go on
+            self.generation.tell(Failure(error))
+            self.generation.cancel()
 
     def read(self, values: Float[np.ndarray, "rows"] | None) -> None:
         """The readings at the token that waits for them."""

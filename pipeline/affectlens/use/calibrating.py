@@ -16,7 +16,7 @@ from affectlens.monitor.calibration import (
     WatchedRowConfig,
     calibrated,
     conformal_threshold,
-    require_same,
+    require_one_layer,
     thresholds,
 )
 from affectlens.monitor.episodes import BENIGN, Episode, Written, read_states, tokenised
@@ -25,7 +25,7 @@ from affectlens.monitor.rows import Rows
 from affectlens.monitor.statistics import StatisticConfig, alarms, block_means, follow
 from affectlens.monitor.trials import padded
 from affectlens.stats.estimates import clustered_rate
-from affectlens.use.monitor import identity
+from affectlens.use.monitor import identity, require_card_of
 from affectlens.use.opened import Opened
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ def calibrate(study: Opened, asked: Asked, own: Sequence[Written] = (), source: 
     for name in asked.rows:
         if name not in rows.names:
             raise UserError(f"--row {name}: the study's monitor has no such row; {nearest(name, rows.names)}")
+        if asked.rows.count(name) > 1:
+            raise UserError(f"--row {name}: given twice; give each row once")
     rows = rows.only(asked.rows)
     fitted, benign = _benign(study, result, asked.scenarios)
     if own:
@@ -172,11 +174,32 @@ def answered(study: Opened, rows: Sequence[Written], asked: Asked) -> list[Writt
 def read_scores(
     study: Opened, rows: Rows, layer: int, written: Sequence[Written]
 ) -> tuple[list[Episode], list[Float[np.ndarray, "tokens rows"]]]:
-    """Episodes and their scores, read token by token by the study's model."""
+    """Episodes and their scores, read token by token by the study's model.
+
+    Raises:
+        UserError: an episode is longer than the model takes, holds a token that it does not know, or a state gives a
+            row no finite number.
+    """
     episodes = [tokenised(study.tokenizer, row) for row in written]
+    most, known = study.decoder.context, len(study.tokenizer)
+    for episode in episodes:
+        tokens = len(episode.prompt) + len(episode.answer)
+        if most is not None and tokens > most:
+            raise UserError(f"episode `{episode.name}`: has {tokens} tokens, and the model takes {most}; shorten it")
+        beyond = max(episode.answer, default=0)
+        if beyond >= known:
+            raise UserError(
+                f"episode `{episode.name}`: token {beyond} is none of the {known} that the model has; leave `tokens` "
+                "out and give the text as `answer`"
+            )
     found: list[Any] = [None] * len(episodes)
     for index, states in read_states(study.decoder, episodes, [layer]):
         found[index] = rows.scores(states.residuals[layer].cpu().numpy())
+        if not np.isfinite(found[index]).all():
+            raise UserError(
+                f"episode `{episodes[index].name}`: a state gives no finite number, so it cannot be watched; does the "
+                "model overflow in its number type?"
+            )
     return episodes, found
 
 
@@ -196,7 +219,8 @@ def evaluate(study: Opened, card: CardConfig, own: Sequence[Written], horizon: i
     Raises:
         UserError: the card is of another model, template, number type or layer; or an episode has no answer.
     """
-    require_same(card, **identity(study))
+    require_card_of(study, card)
+    require_one_layer(card)
     empty = [row.name for row in own if not row.answer and not row.tokens]
     if empty:
         raise UserError(f"episode `{empty[0]}` has no answer; give one, or leave it out")

@@ -12,6 +12,7 @@ import numpy as np
 
 from affectlens.config import nearest
 from affectlens.errors import UserError
+from affectlens.model.config import shape
 from affectlens.model.decoding import Opening, Rows
 from affectlens.model.sampling import choose
 from affectlens.model.tokens import encode_following
@@ -52,7 +53,7 @@ class Monitor:
     def __init__(self, card: CardConfig, study: Opened, rows: Sequence[str] | None = None) -> None:
         """As :meth:`load`, of what is read already."""
         self.card, self.study = card, study
-        require_same(card, **identity(study))
+        require_card_of(study, card)
         self.rows = tuple(range(len(card.rows)) if rows is None else map(self.index, rows))
 
     @classmethod
@@ -256,6 +257,17 @@ class Watched:
     def text(self) -> str:
         """What was said."""
         return "".join(self.pieces)
+
+
+def require_card_of(study: Opened, card: CardConfig) -> None:
+    """Refuse a card of another model, template, number type, layer or width than a study's.
+
+    Raises:
+        UserError: names what differs.
+    """
+    known = identity(study)
+    found = None if study.study is None else shape(study.study.config.model)
+    require_same(card, **known, width=None if found is None else found.width)
 
 
 def identity(study: Opened) -> dict[str, Any]:

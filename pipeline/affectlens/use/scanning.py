@@ -20,7 +20,7 @@ import numpy as np
 from affectlens import results
 from affectlens.corpus.texts import read_json
 from affectlens.errors import UserError
-from affectlens.files import write_json
+from affectlens.files import require_file, write_json
 from affectlens.results import Table, integer, number, text
 from affectlens.use.opened import Opened
 from affectlens.use.readings import Readings
@@ -161,6 +161,7 @@ class State:
 
 def identity(corpus: Path) -> str:
     """Tells corpora apart without reading them whole: by the size and the first MiB of every file."""
+    require_file(corpus)
     digest = hashlib.sha256()
     files = [corpus] if corpus.is_file() else sorted(file for file in corpus.rglob("*") if file.is_file())
     for file in files:

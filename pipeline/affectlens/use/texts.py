@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from affectlens.corpus.texts import LARGEST_TEXT, decoded, raw_lines, require_size
 from affectlens.errors import UserError
+from affectlens.files import open_file
 from affectlens.model.tokens import Chat, Text, tokenise
 from affectlens.use.opened import Opened
 from affectlens.use.readings import Readings, Row
@@ -194,7 +196,7 @@ def from_source(source: str, stdin: Any) -> Iterator[tuple[str, str | Messages]]
         UserError: it holds no text; names the line.
     """
     if source == "-":
-        yield from _from_content("standard input", stdin.read())
+        yield from _from_content("standard input", _from_stream(stdin))
         return
     path = _existing(source)
     if path is None:
@@ -206,11 +208,20 @@ def from_source(source: str, stdin: Any) -> Iterator[tuple[str, str | Messages]]
     elif path.suffix in LINES:
         yield from _from_lines(path)
     else:
-        try:
-            content = path.read_text(encoding="utf-8-sig")
-        except UnicodeError:
-            raise UserError(f"{path}: not UTF-8 text; save the file as UTF-8") from None
-        yield from _from_content(str(path), content)
+        with open_file(path) as stream:
+            data = stream.read(LARGEST_TEXT + 1)
+        require_size(len(data), str(path))
+        yield from _from_content(str(path), decoded(data, str(path)))
+
+
+def _from_stream(stdin: Any) -> str:
+    """What standard input holds: in all no more than one text may."""
+    try:
+        content = stdin.read(LARGEST_TEXT + 1)
+    except UnicodeError:
+        raise UserError("standard input: not UTF-8 text; give UTF-8") from None
+    require_size(len(content), "standard input")
+    return content
 
 
 def _existing(source: str) -> Path | None:
@@ -240,15 +251,14 @@ def _from_content(name: str, content: str) -> Iterator[tuple[str, str | Messages
 
 
 def _from_lines(path: Path) -> Iterator[tuple[str, str | Messages]]:
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            where = f"{path} line {number}"
-            if line.strip():
-                try:
-                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
-                    raise UserError(f"{where}: not JSON in UTF-8; each line must hold one object") from None
-                yield _text_of(where, row)
+    for where, line in raw_lines(path):
+        text = decoded(line, where)
+        if text.strip():
+            try:
+                row = json.loads(text)
+            except (ValueError, RecursionError):
+                raise UserError(f"{where}: not JSON; each line must hold one object") from None
+            yield _text_of(where, row)
 
 
 def _from_dataset(folder: Path) -> Iterator[tuple[str, str | Messages]]:

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from affectlens.corpus.texts import require_size
 from affectlens.errors import UserError
+from affectlens.files import open_file
 from affectlens.model.tokens import encode_following
 from affectlens.use.monitor import Live, Monitor, Watched
 from affectlens.use.texts import LINES, Messages
 
+AT_ONCE = 1 << 20
+"""Bytes that are read in one go."""
 PAUSE = 0.2
 """Seconds between two looks at a file that grows."""
 
@@ -49,12 +53,18 @@ def watch_file(
         following: go on as the file grows; None reads what is there.
 
     Raises:
-        UserError: the file is missing, a line is none of these, or a plain text comes without its chat.
+        UserError: the file is missing, a line is none of these, none is the assistant's, or a plain text comes without
+            its chat.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a transcript (JSON lines, or the text of one answer)")
     if path.suffix in LINES:
-        yield from _lines(monitor, path, following)
+        none = True
+        for watched in _lines(monitor, path, following):
+            none = False
+            yield watched
+        if none and following is None:
+            raise UserError(f"{path}: holds nothing that the assistant says; give a transcript with an answer")
         return
     if not asked:
         raise UserError(f"{path}: the text of an answer; give what it answers with --prompt, or JSON lines of messages")
@@ -62,20 +72,30 @@ def watch_file(
 
 
 def _grown(path: Path, following: Following | None) -> Iterator[tuple[str, bool]]:
-    """What the file gains, and whether it is complete with that."""
-    with path.open("rb") as stream:
+    """What the file gains, and whether it is complete with that.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    not_text = UserError(f"{path}: not UTF-8 text; save the file as UTF-8")
+    with open_file(path) as stream:
         held, last = b"", 0.0 if following is None else following.clock()
         while True:
-            more = stream.read()
+            more = stream.read(AT_ONCE)
             try:
                 text, held = (held + more).decode("utf-8"), b""
             except UnicodeDecodeError as error:
                 # A letter may be written in two goes; anything longer than a letter is no UTF-8.
                 if len(held) + len(more) - error.start > 3:
-                    raise UserError(f"{path}: not UTF-8 text; save the file as UTF-8") from None
+                    raise not_text from None
                 whole = held + more
                 text, held = whole[: error.start].decode("utf-8"), whole[error.start :]
+            if len(more) == AT_ONCE:
+                yield text, False
+                continue
             if following is None:
+                if held:
+                    raise not_text
                 yield text, True
                 return
             now = following.clock()
@@ -83,6 +103,8 @@ def _grown(path: Path, following: Following | None) -> Iterator[tuple[str, bool]
                 last = now
                 yield text, False
             elif following.idle is not None and now - last >= following.idle:
+                if held:
+                    raise not_text
                 yield "", True
                 return
             following.sleep(PAUSE)
@@ -94,9 +116,11 @@ def _lines(monitor: Monitor, path: Path, following: Following | None) -> Iterato
     dialogue: list[Mapping[str, str]] = []
     for text, complete in _grown(path, following):
         *lines, unfinished = (unfinished + text).split("\n")
+        require_size(len(unfinished), f"{path} line {number + len(lines) + 1}")
         for line in [*lines, *([unfinished] if complete else [])]:
             number += 1
             where = f"{path} line {number}"
+            require_size(len(line), where)
             if not line.strip():
                 continue
             try:
@@ -154,6 +178,7 @@ def _text(monitor: Monitor, path: Path, asked: Messages, following: Following | 
     yield watched
     for text, complete in _grown(path, following):
         said += text
+        require_size(len(said), str(path))
         ids = _settled(monitor.study.tokenizer, said, complete)
         if ids[: len(fed)] != fed:  # the spelling of what was read has changed: begin again
             live, fed = monitor.begin(asked), []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from affectlens.corpus.texts import read_table
 from affectlens.errors import UserError
 from affectlens.experiments.conclude import estimators
 from affectlens.experiments.conclude.analysis import Analysis
@@ -103,18 +103,20 @@ def read_scores(path: Path) -> tuple[list[str], list[str], Float[np.ndarray, " i
     """
     if not path.is_file():
         raise UserError(f"there is no file {path}; give a CSV with the columns {', '.join(COLUMNS)} and the readings")
-    with path.open(encoding="utf-8", newline="") as stream:
-        table = csv.DictReader(stream)
-        header, rows = list(table.fieldnames or ()), list(table)
+    rows = read_table(path)
+    header = list(rows[0]) if rows else []
     missing = [name for name in COLUMNS if name not in header]
     concepts = [name for name in header if name not in COLUMNS]
-    if missing or not concepts or not rows:
-        lacks = f"the column `{missing[0]}`" if missing else "a column with a reading" if not concepts else "any row"
+    if missing or not concepts:  # without rows all columns are missing
+        lacks = "any row" if not rows else f"the column `{missing[0]}`" if missing else "a column with a reading"
         raise UserError(f"{path} lacks {lacks}; give {', '.join(COLUMNS)} and one column a reading")
 
     def numbers(name: str) -> Float[np.ndarray, " items"]:
         try:
-            return np.array([float(row[name]) for row in rows])
+            found = np.array([float(row[name]) for row in rows])
+            if np.isfinite(found).all():
+                return found
+            raise ValueError
         except (TypeError, ValueError):
             raise UserError(f"{path}: a cell of the column `{name}` is not a number; correct it") from None
 

@@ -1,0 +1,171 @@
+"""Names of files that are none, and files without end: told in a sentence, and nothing waits or fills the memory."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from affectlens.corpus import texts as corpus_texts
+from affectlens.corpus.texts import read_json, read_jsonl, read_table
+from affectlens.errors import ConfigError, UserError
+from affectlens.experiments.conclude.preference_table import read_scores
+from affectlens.files import open_file
+from affectlens.monitor.episodes import read_episodes
+from affectlens.study import Study
+from affectlens.use.scanning import identity
+from affectlens.use.texts import from_source
+from affectlens.use.transcripts import watch_file
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "a line of texts": lambda path: list(from_source(str(path.with_suffix(".jsonl")), None)),
+    "a chat": lambda path: list(from_source(str(path.with_suffix(".json")), None)),
+    "a text": lambda path: list(from_source(str(path), None)),
+    "a corpus to scan": identity,
+    "stories": read_jsonl,
+    "a card": read_json,
+    "ratings": read_table,
+    "episodes": read_episodes,
+    "a transcript": lambda path: list(watch_file(None, path)),  # pyright: ignore[reportArgumentType]
+    "preferences": read_scores,
+    "any file": open_file,
+}
+unix = pytest.mark.skipif(sys.platform == "win32", reason="pipes and sockets have no paths there")
+
+
+@pytest.fixture
+def unlike_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A pipe, a socket and a device under every ending."""
+    found = []
+    for ending in ("", ".jsonl", ".json"):
+        os.mkfifo(tmp_path / f"pipe{ending}")
+        with socket.socket(socket.AF_UNIX) as place:
+            monkeypatch.chdir(tmp_path)  # the path of a socket has to be short
+            place.bind(f"socket{ending}")
+        (tmp_path / f"device{ending}").symlink_to("/dev/zero")
+        found += [tmp_path / f"{name}{ending}" for name in ("pipe", "socket", "device")]
+    return found
+
+
+@unix
+@pytest.mark.parametrize("what", READERS)
+def test_what_is_no_file_is_told_and_never_waited_for(what: str, unlike_files: list[Path]):
+    for path in unlike_files[:3]:
+        with pytest.raises(UserError, match=r"is a (pipe|socket|device), not a file|no such file|there is no file"):
+            READERS[what](path)
+
+
+@unix
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_a_model_folder_with_what_is_no_file_is_refused_before_it_is_read(
+    kind: str, model_folder: Any, unlike_files: list[Path], study_values: dict, write_study: Any, tmp_path: Path
+):
+    import shutil
+
+    folder = shutil.copytree(model_folder("llama"), tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").symlink_to(tmp_path / kind)
+    study_values["model"] = {"name": str(folder), "layer": 2, "dtype": "float32"}
+    with pytest.raises(ConfigError, match=rf"`model.name: .*tokenizer.json: is a {kind}, not a file"):
+        Study.load(write_study(study_values))
+
+
+LONG = {
+    "lines of texts": ("x.jsonl", lambda path: list(from_source(str(path), None))),
+    "a text": ("x.txt", lambda path: list(from_source(str(path), None))),
+    "stories": ("x.jsonl", read_jsonl),
+    "episodes": ("x.jsonl", read_episodes),
+    "a transcript": ("x.jsonl", lambda path: list(watch_file(None, path))),  # pyright: ignore[reportArgumentType]
+}
+
+
+@pytest.mark.parametrize("what", LONG)
+def test_a_text_that_no_model_would_get_through_is_refused_by_its_line(what: str, tmp_path: Path, monkeypatch: Any):
+    """One of 100 MB would be refused after 16 MB; here the limits are a thousandth."""
+    name, read = LONG[what]
+    for module in ("affectlens.corpus.texts", "affectlens.use.texts"):
+        monkeypatch.setattr(f"{module}.LARGEST_TEXT", 16_000)
+    path = tmp_path / name
+    path.write_bytes(b'{"text": "' + b"word " * 20_000 + b'"}\n')
+    with pytest.raises(UserError, match=r"longer than .* MB; split it into several texts") as refused:
+        read(path)
+    assert str(path) in str(refused.value)
+
+
+def test_a_line_without_end_is_not_taken_into_memory(tmp_path: Path):
+    import tracemalloc
+
+    path = tmp_path / "x.jsonl"
+    with path.open("wb") as stream:
+        stream.truncate(2 << 30)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="line 1: longer than 16 MB"):
+            list(corpus_texts.raw_lines(path))
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_json_file_without_end_is_refused(tmp_path: Path, monkeypatch: Any):
+    monkeypatch.setattr(corpus_texts, "LARGEST_JSON", 1000)
+    (tmp_path / "card.json").write_text("[" + "1, " * 1000 + "1]")
+    with pytest.raises(UserError, match=r"card.json: larger than"):
+        read_json(tmp_path / "card.json")
+
+
+def test_standard_input_without_end_or_in_another_encoding_is_refused(monkeypatch: Any):
+    monkeypatch.setattr("affectlens.use.texts.LARGEST_TEXT", 1000)
+    monkeypatch.setattr(corpus_texts, "LARGEST_TEXT", 1000)
+    with pytest.raises(UserError, match="standard input: longer than"):
+        list(from_source("-", io.StringIO("word " * 1000)))
+    with pytest.raises(UserError, match="standard input: not UTF-8"):
+        list(from_source("-", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8")))
+
+
+def test_half_an_emoji_in_a_json_file_is_no_text(tmp_path: Path):
+    (tmp_path / "card.json").write_text('{"name": "\\ud83d"}')
+    with pytest.raises(UserError, match="not UTF-8 text"):
+        read_json(tmp_path / "card.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("item,category,elo,calm\na,b,nan,1\nb,c,1,2\n", "column `elo` is not a number"),
+        ("item,category,elo,calm\na,b,1,inf\nb,c,1,2\n", "column `calm` is not a number"),
+        ("item,category,elo,calm\na, or b,c,1,1\n", "row 1: has more cells than columns"),
+        ("item,category,elo,calm\n", "lacks any row"),
+        ("item,category,elo\na,b,1\n", "a column with a reading"),
+        ("item,elo,calm\na,1,1\n", "column `category`"),
+        ("item,category,elo,elo\na,b,1,1\n", "column `elo` stands twice"),
+        ("", "lacks any row"),
+    ],
+)
+def test_a_table_of_preferences_that_cannot_be_meant_is_named(content: str, said: str, tmp_path: Path):
+    (tmp_path / "table.csv").write_text(content)
+    with pytest.raises(UserError, match=said):
+        read_scores(tmp_path / "table.csv")
+
+
+def test_a_row_of_a_table_may_end_in_empty_cells(tmp_path: Path):
+    (tmp_path / "table.csv").write_text("item,category,elo,calm\na,b,1,1,,\nc,d,2,2,,\n")
+    assert read_scores(tmp_path / "table.csv")[0] == ["a", "c"]
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", '{"role": "user", "content": "x"}\n'])
+def test_a_transcript_without_an_answer_is_told(content: str, tmp_path: Path):
+    (tmp_path / "x.jsonl").write_text(content)
+    with pytest.raises(UserError, match="holds nothing that the assistant says"):
+        list(watch_file(None, tmp_path / "x.jsonl"))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_transcript_that_ends_within_a_letter_is_no_text(tmp_path: Path):
+    (tmp_path / "x.jsonl").write_bytes(b'{"role": "user", "content": "x"}\n\xc3')
+    with pytest.raises(UserError, match="not UTF-8"):
+        list(watch_file(None, tmp_path / "x.jsonl"))  # pyright: ignore[reportArgumentType]
