@@ -23,28 +23,28 @@ ROWS: dict[str, np.ndarray] = {"calm": np.eye(2, 4)[0], "sad": np.eye(2, 4)[1]}
 OPEN = {"longest": None, "threshold": 1.0, "episodes": 9, "band": [0.0, 0.1]}
 
 
-def rows(**changes: Any) -> Callable[[Card], None]:
+def rows(**changes: Any) -> Callable[[Card], object]:
     """Every row with these values."""
-    return lambda card: [row.update(changes) for row in card["rows"]] and None
+    return lambda card: [row.update(changes) for row in card["rows"]]
 
 
-def first(**changes: Any) -> Callable[[Card], None]:
+def first(**changes: Any) -> Callable[[Card], object]:
     return lambda card: card["rows"][0].update(changes)
 
 
-def buckets(**changes: Any) -> Callable[[Card], None]:
-    return lambda card: [each.update(changes) for row in card["rows"] for each in row["buckets"]] and None
+def buckets(**changes: Any) -> Callable[[Card], object]:
+    return lambda card: [each.update(changes) for row in card["rows"] for each in row["buckets"]]
 
 
-def statistic(**changes: Any) -> Callable[[Card], None]:
+def statistic(**changes: Any) -> Callable[[Card], object]:
     return lambda card: card["statistic"].update(changes)
 
 
-def top(**changes: Any) -> Callable[[Card], None]:
+def top(**changes: Any) -> Callable[[Card], object]:
     return lambda card: card.update(changes)
 
 
-def blocks(*given: list[float]) -> Callable[[Card], None]:
+def blocks(*given: list[float]) -> Callable[[Card], object]:
     def change(card: Card) -> None:
         card["statistic"]["kind"] = "edetector"
         for row, values in zip(card["rows"], given, strict=True):
@@ -54,7 +54,7 @@ def blocks(*given: list[float]) -> Callable[[Card], None]:
 
 
 NAN, INF = math.nan, math.inf
-CARDS: dict[str, tuple[Callable[[Card], None], str]] = {
+CARDS: dict[str, tuple[Callable[[Card], object], str]] = {
     "weights of two lengths": (first(weights=[1.0, 2.0]), "different lengths"),
     "no weights": (rows(weights=[]), "weights"),
     "weights that are no numbers": (rows(weights=[NAN] * 4), "finite"),
