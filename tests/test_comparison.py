@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -20,7 +21,7 @@ import pytest
 import yaml
 from affectlens import results
 from affectlens.cli import app
-from affectlens.compare import arguments, export, groups, tables
+from affectlens.compare import arguments, export, groups, page, tables
 from affectlens.compare.differences import LEAST_SHARED, UNKNOWN, Comparison, Metric, compare
 from affectlens.compare.findings import Findings
 from affectlens.compare.findings import Result as Stage
@@ -29,6 +30,7 @@ from affectlens.errors import ConfigError, UserError
 from affectlens.run import runner
 from affectlens.study import Study, stage_named
 from affectlens.tracking.observer import WandbObserver
+from browser import browser, visit
 from rich.console import Console
 from test_tracking import sync
 from typer.testing import CliRunner, Result
@@ -169,6 +171,88 @@ def test_numbers_are_short(value: float, shown: str) -> None:
     assert tables.number(value) == shown
 
 
+# The page
+
+DIRECTIONS = dataclasses.replace(CONCEPTS, averages=(results.Average("auroc_test", "auroc_test"),))
+EVIL = "</script><img src=x onerror=alert(1)>"
+
+
+def whole_study(name: str, shift: float) -> Findings:
+    """Detection by features and directions of 24 concepts, verdicts, and a metric without interval."""
+    generator = np.random.default_rng(3)
+    concepts = ["calm", EVIL, *(f"concept {index}" for index in range(22))]
+    base = generator.uniform(0.6, 0.95, 24)
+    tables_of = {}
+    for stage, values in (("match", base - 0.1), ("directions", np.minimum(base + shift, 1.0))):
+        frame = pd.DataFrame({"concept": concepts, "feature": range(24), "auroc_test": values})
+        frame.attrs["table"] = CONCEPTS if stage == "match" else DIRECTIONS
+        metrics = (
+            {"best_feature_auroc": float(values.mean())} if stage == "match" else {"auroc_test": float(values.mean())}
+        )
+        ends = {
+            f"{each}_{end}": metrics[each] + way for each in metrics for end, way in (("low", -0.02), ("high", 0.02))
+        }
+        record = {
+            "config": {"k": 16 if shift else 8, EVIL: shift},
+            "fingerprint": f"{stage}-{shift}",
+            "versions": {"torch": "2"},
+        }
+        tables_of[stage] = Stage(stage, record, metrics | ends | {"loss": 1.0 + shift}, {"concepts": frame})
+    return Findings(name, "", f"{name}.yaml", tables_of, missing=("causal (missing)",))
+
+
+@pytest.fixture(scope="module")
+def compared() -> Comparison:
+    return compare([whole_study("base", 0.0), whole_study(f"tuned {EVIL}", 0.04)])
+
+
+@pytest.fixture(scope="module")
+def running():
+    with browser() as opened:
+        yield opened
+
+
+def test_the_page_counts_marks_against_chance(compared) -> None:
+    found = page.judged(compared)
+    assert found == {"judged": 2, "marked": 1, "expected": 1}
+    html = page.render(compared)
+    assert html == page.render(compare([whole_study("base", 0.0), whole_study(f"tuned {EVIL}", 0.04)]))
+    assert "1 of 2 differences with an interval is marked. About 1 would be if nothing differed: there are not" in html
+    assert EVIL not in html
+    assert page.judged(compare([found_("a"), found_("b")])) == {"judged": 0, "marked": 0, "expected": 0}
+    assert "none can be judged" in page.render(compare([found_("a"), found_("b")]))
+
+
+def found_(name: str) -> Findings:
+    return found(name, {"loss": 1.0})
+
+
+@pytest.mark.parametrize(("width", "dark", "phone"), [(1200, False, False), (390, True, True)])
+def test_the_page_is_drawn_and_fits(running, compared, tmp_path, width: int, dark: bool, phone: bool) -> None:
+    path = tmp_path / "compare.html"
+    path.write_text(page.render(compared), encoding="utf-8")
+    with visit(running, path, width=width, height=900, dark=dark, phone=phone) as seen:
+        look = seen.page
+        assert seen.drawn() == 3 and seen.overflow() <= 0
+        assert look.inner_text("h1").startswith("base and tuned </script>")
+        look.click("#concepts summary >> nth=0")
+        assert look.locator("#table-concepts tbody tr").count() == 24
+        look.dispatch_event("#table-concepts thead button >> nth=1", "click")
+        shown = [float(text) for text in look.locator("#table-concepts tbody tr td:nth-child(2)").all_inner_texts()]
+        assert shown == sorted(shown, reverse=True) and len(set(shown)) > 12
+        before = look.evaluate("document.documentElement.dataset.theme")
+        look.click("#scheme")
+        assert look.evaluate("document.documentElement.dataset.theme") != before
+        assert not seen.errors
+        assert [each for each in seen.requests if not each.startswith(("file:", "blob:", "data:"))] == []
+
+
+def test_three_studies_are_held_against_the_first(compared) -> None:
+    three = compare([*compared.studies, whole_study("third", 0.01)])
+    html = page.render(three)
+    assert html.count('data-chart="concepts-2-') == 2 and "the others are held against" in html
+
+
 # A sweep that ran, seen in every way
 
 
@@ -234,6 +318,17 @@ def test_a_sweep_ends_with_its_comparison(swept) -> None:
     assert again.exit_code == 0
     printed = again.stdout[again.stdout.index("Metrics") :]
     assert printed in done.stdout
+
+
+def test_the_page_of_a_sweep_has_what_the_terminal_has(swept, tmp_path) -> None:
+    study, _ = swept
+    path = tmp_path / "sweep.html"
+    done = CliRunner().invoke(app, ["compare", str(study), "sae.k=4,12", "--page", str(path)], env={"COLUMNS": "160"})
+    assert done.exit_code == 0, done.output
+    html = path.read_text(encoding="utf-8")
+    assert {"sae.k", "match/best_feature_auroc", "directions", *EMOTIONS} <= set(re.findall(r"[\w./]+", html))
+    refused = CliRunner().invoke(app, ["compare", str(study), "sae.k=4,12", "--page", str(path), "--models"])
+    assert "leave --models out" in str(refused.exception)
 
 
 def test_files_folders_and_groups_say_the_same(swept) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from affectlens import __version__, entry
-from affectlens.entry import Changes, Config, Debug, Models, OfflineRuns, Outputs, Overrides, ToCsv, ToJson
+from affectlens.entry import Changes, Config, Debug, Models, OfflineRuns, Outputs, Overrides, ToCsv, ToJson, ToPage
 from affectlens.errors import ConfigError, DamagedResult, MissingResult
 from affectlens.everyday import explaining, exploring, exporting, keys, monitor, reading, scanning, steering
 
@@ -229,6 +229,7 @@ def compare(
     changes: Changes = None,
     to_json: ToJson = None,
     to_csv: ToCsv = None,
+    page: ToPage = None,
     everything: Annotated[bool, typer.Option("--all", help="Show all metrics and concepts.")] = False,
     wandb: OfflineRuns = None,
     models: Models = False,
@@ -244,6 +245,8 @@ def compare(
     [bold]affectlens compare my-study lab/emotions/my-other-study[/bold] (groups of W&B runs)
     """
     if models:
+        if page is not None:
+            raise ConfigError("compare: --page shows studies, not their models; leave --models out")
         from affectlens.compare.models import show
 
         show(studies, changes or (), to_json, outputs=outputs)
@@ -253,7 +256,7 @@ def compare(
     if to_json == to_csv == "-":
         raise ConfigError("compare: --json and --csv cannot both go to standard output; give one of them a path")
     comparison = differences.compare(arguments.read(studies, changes or (), wandb))
-    for path, text in ((to_json, export.as_json), (to_csv, export.as_csv)):
+    for path, text in ((to_json, export.as_json), (to_csv, export.as_csv), (page, export.as_page)):
         if path == "-":
             print(text(comparison), end="")
         elif path is not None:

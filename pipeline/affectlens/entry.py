@@ -35,6 +35,7 @@ ToCsv = Annotated[
     str | None,
     typer.Option("--csv", metavar="PATH|-", help="Write one row a study and metric, as a W&B report takes it."),
 ]
+ToPage = Annotated[Path | None, typer.Option("--page", help="Write a self-contained HTML page.")]
 OfflineRuns = Annotated[
     Path | None, typer.Option("--wandb", help="Where offline runs of a group lie; cache/wandb by default.")
 ]

@@ -66,6 +66,13 @@ def as_csv(comparison: Comparison) -> str:
     return stream.getvalue()
 
 
+def as_page(comparison: Comparison) -> str:
+    """A self-contained HTML page."""
+    from affectlens.compare.page import render
+
+    return render(comparison)
+
+
 def _value(value: Value | None) -> dict[str, float] | None:
     return None if value is None else value._asdict()
 

@@ -26,7 +26,7 @@ WIDTH_IN_A_FILE = 160
 HEADLINE = {f"{stage.name}/{metric}": meaning for stage in STAGES for metric, meaning in stage.headline}
 RULES = (
     "* differs by more than its uncertainty. Where the difference has an interval (values of the same concepts paired, "
-    "concepts drawn with replacement, 95%): 0 lies outside it. Elsewhere: the two 95% intervals do not overlap, which "
+    "a 95% t interval over concepts): 0 lies outside it. Elsewhere: the two 95% intervals do not overlap, which "
     "says less when they rest on few topics. Without intervals there is no mark. Each metric stands by itself: of "
     "twenty that do not really differ, one is marked."
 )
@@ -93,11 +93,12 @@ def _settings(title: str, names: Sequence[str], rows: Sequence[Setting]) -> Tabl
     for column in ("", *names):
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(row.key, *(_setting(value) for value in row.values))
+        table.add_row(row.key, *(setting(value) for value in row.values))
     return table
 
 
-def _setting(value: Any) -> str:
+def setting(value: Any) -> str:
+    """A setting as it is shown: lists joined, digests cut to what tells them apart."""
     if value is None:
         return "none"
     if isinstance(value, list):

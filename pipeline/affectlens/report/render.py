@@ -1,23 +1,19 @@
-"""Puts the page together: one HTML file that holds its style, its script, its data and plotly, and asks for nothing."""
+"""Puts the page of a study together."""
 
 from __future__ import annotations
 
-import base64
-import gzip
-import json
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 from affectlens.circuits.tables import CAVEATS
-from affectlens.report import cards, draw, palette, policy, sampled, tables
+from affectlens.report import cards, frame, palette, sampled, tables
 from affectlens.report.draw import Chart
 from affectlens.report.evidence import OPERATIONS, VECTORS, Evidence
 from affectlens.report.registry import ITEMS, Item
 from affectlens.report.sections import behaviour, causal
 from affectlens.report.sections.detection import GATES
-from affectlens.report.sentences import HERE, conclusions, environment, say
+from affectlens.report.sentences import conclusions, environment, say
 from affectlens.report.tables import Table
 
 SECTIONS = {
@@ -77,23 +73,18 @@ def render(
     experiments = {row["name"]: behaviour.answers(row) for row in evidence.experiments}
     drawn = [content for _, contents in blocks for content in contents]
     drawn += [each for answers in experiments.values() for answer in answers for each in answer["figures"]]
-    figures = {each.name: each.spec for each in drawn if isinstance(each, Chart)}
-    page = environment(escape=True).get_template("page.html.j2")
-    script = (HERE / "page.js").read_text(encoding="utf-8")
-    return page.render(
+    return frame.whole(
+        environment(escape=True).get_template("page.html.j2"),
+        [each for each in drawn if isinstance(each, Chart)],
+        colours=colours,
         evidence=evidence,
         title=title,
         theme=theme,
         sections={name: SECTIONS[name] for name in SECTIONS if name not in absent},
         experiments=experiments,
-        style=palette.stylesheet(colours) + (HERE / "page.css").read_text(encoding="utf-8"),
-        policy=policy.inside(script, _plotly()),
-        script=script,
-        plotly=_packed(_plotly()),
         blocks=blocks,
-        specifications=_json({"template": {"layout": draw.TEMPLATE}, "figures": figures}),
         samples=texts,
-        sample_rows=_json(texts and texts["rows"]),
+        sample_rows=frame.as_json(texts and texts["rows"]),
         findings=conclusions(evidence),
         controls=causal.controls(evidence),
         overview=cards.overview(evidence, {card["concept"]: card["anchor"] for card in listed}),
@@ -130,26 +121,7 @@ def _stages(evidence: Evidence) -> Table:
     return tables.table("Stages and fingerprints", evidence.provenance.stages, columns, open=True, name="stages")
 
 
-def _json(value: Any) -> str:
-    """JSON that may stand inside a script element: it holds no ``<``."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
 def _yaml(config: Mapping[str, Any]) -> str:
     import yaml
 
     return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=100)
-
-
-@cache
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return get_plotlyjs()
-
-
-@cache
-def _packed(script: str) -> str:
-    """A script compressed to a third, as text; the page unpacks it without asking anybody."""
-    return base64.b64encode(gzip.compress(script.encode(), compresslevel=9, mtime=0)).decode()
