@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -48,6 +49,24 @@ def test_the_notebook_runs_as_it_is_written(study, path):
     assert list(names["reading"].columns)[:3] == ["message", "role", "token"]
     assert set(study.concepts) < set(names["reading"].columns)
     assert all(len(answers) == 2 for answers in (names["answers"].plain, names["answers"].steered))
+
+
+def test_the_jupyter_notebook_runs_cell_by_cell_and_holds_no_outputs(study, path):
+    book = json.loads(NOTEBOOK.with_suffix(".ipynb").read_text(encoding="utf-8"))
+    assert (book["nbformat"], book["nbformat_minor"]) == (4, 5)
+    assert len({cell["id"] for cell in book["cells"]}) == len(book["cells"])
+    names: dict = {}
+    for cell in book["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None, cell["id"]
+            source = "".join(cell["source"]).replace('"quickstart"', repr(str(path)))
+            exec(compile(source, cell["id"], "exec"), names)
+    assert names["study"].folder("directions") == study.folder("directions")
+    assert set(names["known"]["concept"]) == set(study.concepts)
+    assert names["figure"].data[0].z.shape == (len(names["strongest"]), len(names["reading"]))
+    assert "".join(names["reading"]["token"]) == names["text"]
+    assert all(len(made) == 2 for made in (names["answers"].plain, names["answers"].steered, names["answers"].random))
+    assert names["active"].idxmax() == names["codes"].max(axis=0).argmax()
 
 
 def test_a_reading_is_what_the_cache_holds_of_the_same_text(study):
