@@ -31,7 +31,7 @@ from affectlens.stages.corpus import CorpusStage
 from affectlens.stages.directions import DirectionsStage
 from affectlens.study import Study
 from affectlens.tracking.artifact import Artifact
-from affectlens.tracking.observer import RUNS, SUMMARY, WandbObserver, mode, run_id
+from affectlens.tracking.observer import RUNS, SAMPLED, SUMMARY, WandbObserver, mode, run_id
 from affectlens.tracking.process import Process
 from wandb_server import API_KEY, WandbServer
 
@@ -338,7 +338,7 @@ def test_a_stage_that_fails_leaves_a_failed_run(
     assert (run.exit_code, warnings) == (1, [])
 
 
-def test_the_summary_shows_headline_figures_and_the_page(study: Study, synced: Any) -> None:
+def test_the_summary_shows_headline_figures_the_page_and_sampled_texts(study: Study, synced: Any) -> None:
     (corpus,) = runner.run(study, only=["corpus"])
     figures = {name: 0.5 for name, _ in DirectionsStage.headline}
     outcomes = []
@@ -349,10 +349,24 @@ def test_the_summary_shows_headline_figures_and_the_page(study: Study, synced: A
         manifest.write(folder, (manifest.read(corpus.folder) or {}) | record)
         outcomes.append(Outcome(stage, "computed", folder, 1.0, metrics))
     (folder / "report.html").write_text("<p>page</p>", encoding="utf-8")
+    folder = study.config.cache / "causal" / ("0" * 16)
+    folder.mkdir(parents=True)
+    record = {"stage": "causal", "fingerprint": "1" * 64, "config": {"reference": 0.1}}
+    manifest.write(folder, (manifest.read(outcomes[0].folder) or {}) | record)
+    sampled = {"vector": "direction calm", "words_banned": False, "opening": "She said", "text": '<b>"quiet"</b>'}
+    others = {"vector": "none", "words_banned": False, "opening": "She said", "text": "so"}
+    (folder / "texts.jsonl").write_text(f"{json.dumps(sampled)}\n{json.dumps(others)}\n", encoding="utf-8")
+    outcomes.append(Outcome("causal", "computed", folder, 1.0, {}))
     observer = WandbObserver()
     observer.study_finished(study, outcomes)
     observer.close()
     (run,) = synced(study.config.cache / "wandb").runs.values()
+    table = json.loads(run.files[run.values(SAMPLED)[-1]["path"]])
+    assert table["columns"] == ["source", "family", "concept", "strength", "prompt", "text"]
+    assert table["data"] == [
+        ["causal", "direction", "calm", 0.1, "She said", '<b>"quiet"</b>'],
+        ["causal", "none", "", 0.0, "She said", "so"],
+    ]
     kept = {name: value for name, value in run.summary.items() if name.startswith("directions/")}
     assert kept == {f"directions/{name}": 0.5 for name in figures}
     assert run.files[run.values("report/report")[-1]["path"]] == b"<p>page</p>"

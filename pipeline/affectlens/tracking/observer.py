@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from affectlens.errors import MissingResult
 from affectlens.files import write_json
 from affectlens.run import manifest
 from affectlens.run.observer import Observer, Outcome
@@ -36,6 +37,8 @@ SUMMARY = "summary"
 """Job type of the run that sums up a study."""
 PAGE = "report"
 """The stage whose page the summary shows."""
+SAMPLED, TEXTS = "sampled/texts", 2000
+"""Table of sampled texts in the summary, and how many it holds at most."""
 NAME_LENGTH = 128
 RUNS = "runs"
 """Folder of the records of what was tracked, below the one that W&B writes into."""
@@ -162,6 +165,8 @@ class WandbObserver(Observer):
             if outcome.stage == PAGE:
                 for page in sorted(outcome.folder.glob("*.html")):
                     self._send("html", run, name=f"{PAGE}/{page.stem}", path=str(page.resolve()))
+        if texts := _sampled(study, outcomes):
+            self._send("texts", run, name=SAMPLED, rows=texts)
         stages = [study.stage_named(outcome.stage) for outcome in outcomes]
         uses = [lineage.artifact(study, stage, records[stage.name]).to_json() for stage in stages]
         self._send("artifact", run, made=None, uses=uses)
@@ -285,6 +290,18 @@ class Live:
         if self._total:
             progress["progress/share"] = self.done / self._total
         return [*rows, progress]
+
+
+def _sampled(study: Study, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Texts sampled under the study's interventions; every so-manieth where there are more than :data:`TEXTS`."""
+    from affectlens.use.opened import Opened
+    from affectlens.use.samples import sampled
+
+    try:
+        rows = sampled(Opened(study, {outcome.stage: outcome.folder for outcome in outcomes}))
+    except MissingResult:
+        return []
+    return [dict(row) for row in rows[:: -(-len(rows) // TEXTS)]]
 
 
 def _settings(study: Study, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -170,6 +170,14 @@ class Recorder:
                         figure = wandb.Plotly(_heatmap(drawn, chart))
                     self.runs[run].log({title + suffix: figure})
 
+    def texts(self, run: str, name: str, rows: list[dict[str, Any]]) -> None:
+        """Send rows of words and numbers as a table; cells that a row lacks are empty."""
+        import wandb
+
+        columns: Any = list(dict.fromkeys(column for row in rows for column in row))
+        data: Any = [[row.get(column) for column in columns] for row in rows]
+        self.runs[run].log({name: wandb.Table(columns=columns, data=data)})
+
     def html(self, run: str, name: str, path: str) -> None:
         """Send a page as a panel."""
         import wandb
@@ -202,6 +210,7 @@ EVENTS: dict[str, Callable[..., None]] = {
     "log": Recorder.log,
     "summary": Recorder.summary,
     "tables": Recorder.tables,
+    "texts": Recorder.texts,
     "html": Recorder.html,
     "artifact": Recorder.artifact,
     "finish": Recorder.finish,
