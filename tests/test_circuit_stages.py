@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import affectlens
 import numpy as np
@@ -11,11 +17,13 @@ import pytest
 import yaml
 from affectlens import results
 from affectlens.circuits import graph, units
-from affectlens.circuits.scores import Scores
+from affectlens.circuits.scores import Scores, sign_flip_p
 from affectlens.errors import ConfigError, UserError
 from affectlens.report.evidence import Rows
 from affectlens.report.render import render
+from affectlens.run.workspace import Workspace
 from affectlens.study import Study
+from test_runner import result_bytes
 from tiny import EMOTIONS
 
 CIRCUITS = {
@@ -85,6 +93,18 @@ def test_the_arrays_hold_every_context(finished) -> None:
     assert np.abs(scores.arrays["effect"].sum(axis=2)).max() < 1e-4, "contrasts of all concepts sum to 0"
 
 
+def test_with_shuffled_labels_at_most_a_twentieth_of_the_heads_is_significant(finished) -> None:
+    study = Study.load(finished["path"])
+    scores = Scores(study.folder(study.stage_named("circuit_units")))
+    effect, generator = scores.arrays["effect"], np.random.default_rng(0)
+    shares = []
+    for _ in range(200):
+        own = generator.integers(effect.shape[2], size=len(effect))
+        values = np.take_along_axis(effect, own[:, None, None], axis=2)[..., 0]
+        shares.append(float((sign_flip_p(values, 199, generator)[0] <= 0.05).mean()))
+    assert np.mean(shares) <= 0.05
+
+
 def test_a_study_names_circuits_or_has_none(study_values, write_study) -> None:
     path = write_study(study_values)
     study = Study.load(path)
@@ -97,12 +117,17 @@ def test_a_study_names_circuits_or_has_none(study_values, write_study) -> None:
 def test_a_model_of_noise_has_no_contrast_to_explain(finished) -> None:
     study = affectlens.open_study(finished["path"])
     verdicts = study.table("circuits/verdicts")
-    assert set(verdicts["verdict"]) == {"no contrast to explain"}
+    said = verdicts.set_index("concept")["verdict"].to_dict()
+    assert said.pop("all concepts") == "no contrast to explain"
+    assert set(said.values()) == {"too few contexts"}, "one reported context each has no interval"
+    halves = verdicts.set_index("concept")["halves"].to_dict()
+    assert 0 <= halves["all concepts"] <= 1
     assert len(verdicts) == 1 + len(EMOTIONS)
     curves = study.table("circuits/curves")
     assert set(curves["ranking"]) == {"signed effect", "size of effect", "activation", "random"}
     checks = set(study.table("circuits/checks")["check"])
     assert {"completeness", "another frame", "another writer's stories", "neutral text", "neurons"} <= checks
+    assert "one other story as reference" in checks
 
 
 def test_what_modulation_and_viewers_read_is_written(finished) -> None:
@@ -111,11 +136,18 @@ def test_what_modulation_and_viewers_read_is_written(finished) -> None:
     found = units.read_units(folder / "units.safetensors")
     assert set(found.circuits) == set(EMOTIONS)
     graph.validate(json.loads((folder / "graph.json").read_text(encoding="utf-8")))
+    published = units.read_members(folder / "published_units.json")
+    rows = affectlens.open_study(finished["path"]).table("circuits/published").set_index("concept")
+    for concept, members in published.items():
+        kinds = [unit.kind for unit in members]
+        assert (kinds.count("head"), kinds.count("neuron")) == tuple(rows.loc[concept, ["heads", "neurons"]])
+        found.push(members, concept)
 
 
 def test_the_published_choices_stand_beside_chance(finished) -> None:
     rows = affectlens.open_study(finished["path"]).table("circuits/published")
     assert set(rows["concept"]) == {"sad", "afraid"}
+    assert set(rows["contexts"]) == {3}
     assert (rows["heads_chance"].to_numpy() > 0).all()
 
 
@@ -168,3 +200,51 @@ def test_the_page_shows_circuits_where_a_study_has_them(finished) -> None:
         assert f'id="circuits-{name}"' in html
     assert "No contrast to explain: " in html
     assert "Zero is no value that a head has" in html
+
+
+SPOKEN = {
+    "run": True, "units": "circuits", "emotions": ["sad", "calm"], "outcomes": ["neutral"], "tuning_events": 1,
+    "tokens": 4, "divergence": [0.01], "random_circuits": 1, "chooser_texts": 4,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_killed_runs_of_the_three_stages_resume_to_the_same_bytes(finished, tmp_path) -> None:
+    """``kill -9`` in the middle of each stage: finished parts are not repeated, and no byte is another."""
+    few = {"rotations": 1, "select_contexts": 4, "report_contexts": 4, "contexts_per_part": 1, "edge_nodes": 0}
+    values = {**finished["values"], "circuits": CIRCUITS | few, "modulation": SPOKEN}
+    values |= {"corpus": {"emotions": list(EMOTIONS)}}
+    studies = []
+    for name in ("undisturbed", "killed"):
+        cache = tmp_path / name
+        shutil.copytree(finished["folder"] / "cache", cache, ignore=shutil.ignore_patterns("circuit*", "modulation"))
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**values, "cache": str(cache)}), encoding="utf-8")
+        studies.append(Study.load(tmp_path / f"{name}.yaml"))
+    affectlens.run_study(studies[0].source, stages=["modulation"])
+    whole, killed = studies
+    command = [sys.executable, "-m", "affectlens.cli", "run", str(killed.source), "--stage", "modulation"]
+    stamps: dict[Path, int] = {}
+    for name in ("circuit_units", "circuits", "modulation"):
+        space = Workspace(killed, killed.stage_named(name))
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 300
+        while len(space.finished()) < 2 and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not space.complete, "it was killed before the merge"
+        stamps |= {
+            space.parts / each: (space.parts / each / "part.json").stat().st_mtime_ns for each in space.finished()
+        }
+    affectlens.run_study(killed.source, stages=["modulation"])
+    assert len(stamps) >= 6
+    for part, stamp in stamps.items():
+        kept = Path(str(part).replace(".partial", ""))
+        assert (kept / "part.json").stat().st_mtime_ns == stamp, f"{kept.name} was made again"
+    for name in ("circuit_units", "circuits", "modulation"):
+        stage = whole.stage_named(name)
+        assert result_bytes(killed.folder(stage)) == result_bytes(whole.folder(stage))
+    texts = affectlens.open_study(whole.source).table("modulation/texts")
+    published = texts[texts["arm"] == "as_published"]
+    assert set(published["concept"]) == {"sad"}, "of the published six the study has this one among those that speak"

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from affectlens.circuits import curves
+from affectlens.circuits import curves, merging, trials
 from affectlens.circuits.anatomy import Anatomy, path
-from affectlens.circuits.bench import Bench, exact_effects
+from affectlens.circuits.bench import Bench, activation_sizes, exact_effects, require_empty
 from affectlens.circuits.config import CircuitsConfig
-from affectlens.circuits.design import Cell
-from affectlens.circuits.judging import verdict
+from affectlens.circuits.design import Cell, chosen, rotations
+from affectlens.circuits.judging import Judge, Turn, verdict
 from affectlens.circuits.neurons import Inside
-from affectlens.circuits.scores import sign_flip_p
+from affectlens.circuits.scores import ARRAYS, CARD, Scores, sign_flip_p
 from affectlens.circuits.tables import ALL
 from affectlens.circuits.writers import decompose
 from affectlens.model.subject import ModelConfig, Subject
 from affectlens.model.words import ConceptWords
+from safetensors.numpy import save_file
 from tiny import build_model
 
 D, HEADS, D_HEAD, LAYERS = 32, 4, 8, 4
@@ -33,10 +36,10 @@ SIGNAL, ANSWER = (0, 1), (8, 9)
 class Planted:
     """A model whose blocks do nothing but what a test plants; every story is one marker among fillers."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **shape: int) -> None:
         from transformers import AutoModelForCausalLM
 
-        build_model(folder, "llama", num_key_value_heads=HEADS)
+        build_model(folder, "llama", **({"num_key_value_heads": HEADS} | shape))
         self.folder = folder
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         with torch.no_grad():
@@ -137,6 +140,31 @@ def test_one_neuron_is_found_inside_the_head_circuit_and_ablated_exactly(tmp_pat
     exact = inside.removed_one_by_one(cell, np.array([2 * width + 5, 2 * width + 9, 17]))
     assert exact[0] > 1e-4 and np.abs(exact[1:]).max() < 1e-5
     assert found[2 * width + 5] == pytest.approx(exact[0], rel=0.1)
+    # Of the reading behind its layer, along what it writes, it is the first writer, too.
+    recorded = bench.anatomy.record(bench.tokens(cell))
+    written = decompose(bench.anatomy, recorded, torch.eye(D)[ANSWER[0]][None], 2, bench.story, 1.0)
+    assert np.abs(written.neurons[..., 0]).argmax() == 2 * width + 5
+    assert np.abs(written.neurons[..., 0]).max() > 10 * np.abs(written.heads[..., 0]).max()
+
+
+def test_what_the_attribution_of_neurons_missed_raises_its_bound() -> None:
+    """The upper end of the share of unselected neurons whose exact effect is as large as that of selected ones."""
+
+    def bound(unselected: np.ndarray) -> float:
+        generator = np.random.default_rng(0)
+        exact = np.concatenate([generator.normal(1.0, 0.1, (4, 30)), unselected], axis=1).astype(np.float32)
+        turn = {
+            "checked": np.array(30), "exact": exact, "screen": exact, "matched": np.array([2, 1, 4]),
+            "significant": np.array(3),
+        }  # fmt: skip
+        rows = {row["measure"]: row["value"] for row in merging.neuron_checks([turn])}
+        return rows["upper end of that share"]
+
+    quiet = np.random.default_rng(1).normal(0.0, 0.05, (4, 60))
+    missed = quiet.copy()
+    missed[:, :12] += 2.0
+    assert bound(quiet) < 0.07
+    assert bound(missed) > 0.2, "a fifth of the others does as much"
 
 
 def test_of_two_redundant_heads_only_the_pair_is_missed(tmp_path: Path) -> None:
@@ -228,6 +256,94 @@ def test_a_circuit_that_serves_two_concepts_is_not_specific(tmp_path: Path) -> N
     assert observed > 1.5 and p < 0.01 and (rank == 1).all()
 
 
+class Several(Bench):
+    """Four concepts; how often the marker stands in a story depends on the topic, so that contrasts differ."""
+
+    def tokens(self, cell: Cell) -> torch.Tensor:
+        topic = int(cell.topic)
+        ids = [FILLER] * 6
+        for place in range(1 + topic % 3):
+            ids[(topic + 2 * place) % 6] = 40 + self.concepts.index(cell.concept)
+        return self.anatomy.subject.pad([[*ids, FRAME]])
+
+
+def judged(folder: Path, plant: Callable[[Planted], None]) -> Judge:
+    """A planted model of four concepts and sixteen heads a layer, taken through selection, size and report."""
+    many = 16
+    world = Planted(folder, num_attention_heads=many, num_key_value_heads=many, head_dim=D_HEAD)
+    with torch.no_grad():
+        for lane in (2, 3):
+            world.model.model.embed_tokens.weight[40 + lane, lane] = 1.0
+            world.model.lm_head.weight[50 + lane, 8 + lane] = 4.0
+    plant(world)
+    names = ("afraid", "calm", "proud", "sad")
+    subject = world.bench().anatomy.subject
+    words = [ConceptWords(name, (name,), (50 + at,), whole=True) for at, name in enumerate(names)]
+    topics = [str(each) for each in range(6)]
+    bench = Several(Anatomy(subject), words, {Cell(t, n): n for t in topics for n in names}, "", 6)
+    config = CircuitsConfig(
+        sizes=(1 / 64, 4 / 64), removed_up_to=0.1, concept_heads=1, control_contexts=4, minimal_contexts=2,
+        size_contexts=8, permutations=199,
+    )  # fmt: skip
+    cells = [Cell(topic, name) for topic in topics for name in names]
+    taken = [bench.take(cell) for cell in cells]
+    assert require_empty([(each.cell.topic, each.empty) for each in taken]) < 1e-4
+    arrays = {
+        "effect": np.stack([exact_effects(bench, each) for each in taken]),
+        "activation": np.stack([activation_sizes(bench, each) for each in taken]),
+    }
+    save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, folder / ARRAYS)
+    card = {"concepts": names, "cells": [[each.topic, each.concept] for each in cells], "heads": many}
+    (folder / CARD).write_text(json.dumps(card), encoding="utf-8")
+    scores, turns = Scores(folder), []
+
+    def generator(name: str) -> np.random.Generator:
+        return np.random.default_rng(len(name))
+
+    for turn in rotations(topics, names, config):
+        selected = trials.select(scores, turn.select)
+        size = trials.choose(bench, selected, turn.size, config, generator("size"))
+        plan = trials.Plan.of(selected, size, config, many, generator("plan"))
+        controls = chosen(turn.report, config.control_contexts)
+        rows = [
+            trials.try_context(bench, plan, cell, controls=cell in controls, thinned=cell in controls, config=config)
+            for cell in turn.report
+        ]
+        stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        turns.append(Turn(turn.report, turn.select, stacked, selected, size))
+    return Judge(turns, scores, config, generator)
+
+
+def test_heads_of_single_concepts_are_a_circuit_and_each_is_its_concepts_own(tmp_path: Path) -> None:
+    def plant(world: Planted) -> None:
+        for at in range(4):
+            world.head(at, 3 + at, source=(at,), target=(8 + at,))
+
+    judge = judged(tmp_path, plant)
+    rows = {row["concept"]: row for row in judge.verdict_rows()}
+    pooled = rows.pop(ALL)
+    assert pooled["verdict"] == "necessary and sufficient"
+    assert pooled["ratio"] == pytest.approx(1.0, abs=0.01) and abs(pooled["left"]) < 0.01
+    assert pooled["random_ratio"] < 0.8 and pooled["random_left"] > 0.2
+    assert {row["verdict"] for row in rows.values()} == {"necessary and sufficient"}
+    assert {row["rank"] for row in rows.values()} == {1}
+    assert {(row["layer"], row["head"]) for row in judge.member_rows()} == {(at, 3 + at) for at in range(4)}
+    assert all(row["needed"] for row in judge.member_rows())
+
+
+def test_heads_that_serve_all_concepts_are_a_circuit_of_no_concept(tmp_path: Path) -> None:
+    def plant(world: Planted) -> None:
+        for at in range(4):
+            world.head(at, 3 + at, gain=1.0 + at / 4, source=(0, 1, 2, 3), target=(8, 9, 10, 11))
+
+    judge = judged(tmp_path, plant)
+    rows = {row["concept"]: row for row in judge.verdict_rows()}
+    assert rows.pop(ALL)["verdict"] == "necessary and sufficient"
+    # Which of the shared heads a concept's noise chooses differs; what it costs third concepts is taken off.
+    assert max(abs(judge.own_excess(at).mean()) for at in range(4)) < 0.01 * judge.whole.mean()
+    assert {row["verdict"] for row in rows.values()} == {"not concept-specific"}
+
+
 def test_at_most_a_twentieth_of_units_of_noise_is_significant() -> None:
     generator = np.random.default_rng(3)
     shares = [
@@ -235,6 +351,12 @@ def test_at_most_a_twentieth_of_units_of_noise_is_significant() -> None:
     ]
     assert np.mean(shares) < 0.06
     assert sign_flip_p(generator.normal(size=(24, 5)) + 3, 199, generator)[0].max() < 0.01
+    # What is alike in all contexts of a concept is one observation: four concepts are too few for any p of 5%.
+    alike = np.repeat(generator.normal(size=(4, 270)), 6, axis=0).astype(np.float32)
+    groups = np.repeat(np.arange(4), 6)
+    p, floor = sign_flip_p(alike, 999, generator, groups)
+    assert floor == 1 / 8 and p.min() > 0.09
+    assert (sign_flip_p(alike, 999, generator)[0] <= 0.05).mean() > 0.2
 
 
 ROW = {
@@ -248,9 +370,9 @@ ROW = {
     [
         ({}, "necessary and sufficient"),
         ({"contrast_low": -0.1}, "no contrast to explain"),
-        ({"contrast_low": None}, "no contrast to explain"),
+        ({"contrast_low": None}, "too few contexts"),
         ({"stability": 0.1}, "not stable"),
-        ({"stability": None}, "not stable"),
+        ({"stability": None}, "too few contexts"),
         ({"ratio": 0.3}, "necessary only"),
         ({"slope": 0.1}, "necessary only"),
         ({"random_ratio": 0.95}, "necessary only"),
@@ -298,3 +420,13 @@ def test_bootstrapped_circuits_overlap_where_effects_are_clear() -> None:
     unstable, _ = curves.stability(noise, 10, 50, np.random.default_rng(1), signed=True)
     assert stable == 1.0 and chance == pytest.approx(10 / 190)
     assert unstable < 0.6
+    topics = ["a", "b", "c", "d"] * 5
+    draws = np.random.default_rng(1)
+    assert curves.halves(clear, topics, 10, 50, draws, signed=True) == 1.0
+    apart = curves.halves(noise, topics, 10, 50, draws, signed=True)
+    assert apart < 0.15, "of noise, disjoint halves overlap by chance alone; bootstraps of the same contexts by more"
+    assert unstable > apart + 0.1
+    # What only one topic has does not return in the other half.
+    local = noise + 20 * (np.array(topics) == "a")[:, None] * (np.arange(100) < 10)
+    assert curves.halves(local, topics, 10, 50, draws, signed=True) < 0.2
+    assert np.isnan(curves.halves(clear, ["a"] * 20, 10, 50, draws, signed=True))

@@ -100,4 +100,5 @@ Verdict = Literal[
     "not concept-specific",
     "not stable",
     "no contrast to explain",
+    "too few contexts",
 ]

@@ -175,6 +175,33 @@ def stability(
     return float(jaccard(sets[:draws], sets[draws:]).mean()), count / (2 * units - count)
 
 
+def halves(
+    effects: Float[np.ndarray, "contexts units"],
+    topics: Sequence[str],
+    count: int,
+    draws: int,
+    generator: np.random.Generator,
+    *,
+    signed: bool,
+) -> float:
+    """Mean Jaccard overlap of the circuits that two disjoint halves of the topics choose, over random divisions.
+
+    Bootstrap samples share contexts, so that their circuits overlap without anything that would return in new texts;
+    these do not. Of an odd number of topics one half has one more. NaN where there is a single topic.
+    """
+    names = np.asarray(topics)
+    kinds = sorted(set(names.tolist()))
+    if len(kinds) < 2:
+        return math.nan
+    found = []
+    for _ in range(draws):
+        first = np.isin(names, generator.permutation(kinds)[: len(kinds) // 2])
+        means = [effects[half].mean(axis=0) for half in (first, ~first)]
+        a, b = (top(row if signed else np.abs(row), count) for row in means)
+        found.append(float(jaccard(a, b)))
+    return float(np.mean(found))
+
+
 def label_permutation(
     matrix: Float[np.ndarray, "concepts circuits"], permutations: int, generator: np.random.Generator
 ) -> tuple[float, float, Int[np.ndarray, " concepts"]]:

@@ -192,13 +192,28 @@ class Judge:
                 found[at] = self.losses[mine].mean(axis=0)
         return found
 
-    def _own_p(self, at: int) -> float:
-        """Is a concept hurt more by its own heads than by the others' mean? Sign flips over its contexts, one-sided."""
-        mine = self.losses[self._of(self.scores.concepts[at])]
-        if len(mine) < 2 or mine.shape[1] < 2:
-            return math.nan
+    def own_excess(self, at: int) -> Float[np.ndarray, " contexts"]:
+        """By how much more a concept's own heads hurt its words than the other concepts' heads do, in its contexts.
+
+        Some concepts' heads hurt all words. So of each loss there is first taken off what the same heads cost, on
+        average, the words of third concepts; where there is none, nothing is.
+        """
+        concepts = len(self.scores.concepts)
+        of = np.array([self.scores.concepts.index(cell.concept) for cell in self.cells])
+        base = np.zeros(concepts)
+        for circuit in range(concepts):
+            third = (of != at) & (of != circuit)
+            if third.any():
+                base[circuit] = self.losses[third, circuit].mean()
+        mine = self.losses[of == at] - base
         own = mine[:, at]
-        more = own - (mine.sum(axis=1) - own) / (mine.shape[1] - 1)
+        return own - (mine.sum(axis=1) - own) / max(1, concepts - 1)
+
+    def _own_p(self, at: int) -> float:
+        """Is that more than nothing? Sign flips over the concept's contexts, one-sided."""
+        more = self.own_excess(at).astype(np.float64)
+        if len(more) < 2 or len(self.scores.concepts) < 2:
+            return math.nan
         generator = self.generator(f"own {at}")
         signs = generator.choice((-1.0, 1.0), size=(self.config.permutations, len(more)))
         return float(stats.permutation_p(float(more.mean()), signs @ more / len(more))[0])
@@ -228,7 +243,7 @@ class Judge:
             contrast = stats.t_interval(np.array(by_topic))
             found = curves.faithfulness(kept[mine], self.whole[mine])
             ratio, rest = self.interval(kept, f"kept {concept}", mine), self.interval(left, f"left {concept}", mine)
-            stable, chance = self._stability(at)
+            stable, apart, chance = self._stability(at)
             row: dict[str, Any] = {
                 "concept": concept,
                 "contrast": contrast.value,
@@ -246,6 +261,7 @@ class Judge:
                 "random_ratio": random,
                 "random_left": random_left,
                 "stability": stable,
+                "halves": apart,
                 "stability_chance": chance,
             }
             wrong = slice(1, None)
@@ -266,19 +282,25 @@ class Judge:
             rows.append({**row, "verdict": verdict(row, self.config)})
         return rows
 
-    def _stability(self, at: int | None) -> tuple[float, float]:
-        """Overlap over bootstraps of the selection contexts, mean over rotations."""
+    def _stability(self, at: int | None) -> tuple[float, float, float]:
+        """Overlap over bootstraps of the selection contexts, over halves of their topics, and chance, mean over
+        rotations."""
         found = []
         for number, turn in enumerate(self.turns):
             rows = self.scores.rows(turn.select)
             if at is not None:
                 rows = rows[self.scores.own[rows] == at]
             if len(rows) < 2:
-                return math.nan, math.nan
+                return math.nan, math.nan, math.nan
             signed = at is not None or RANKINGS[turn.size.ranking] == "signed"
             count, generator = int(turn.size.circuit.sum()), self.generator(f"stability {number} {at}")
             effects = self.scores.effects[rows]
-            found.append(curves.stability(effects, count, BOOTSTRAPS, generator, signed=signed))
+            stable, chance = curves.stability(effects, count, BOOTSTRAPS, generator, signed=signed)
+            topics = [self.scores.cells[row].topic for row in rows]
+            apart = curves.halves(
+                effects, topics, count, BOOTSTRAPS, self.generator(f"halves {number} {at}"), signed=signed
+            )
+            found.append((stable, apart, chance))
         return tuple(np.mean(found, axis=0).tolist())  # pyright: ignore[reportReturnType]
 
     def member_rows(self) -> list[dict[str, Any]]:
@@ -348,7 +370,8 @@ def check(
 def verdict(row: Mapping[str, Any], config: CircuitsConfig) -> Verdict:
     """What is said of a circuit, by rule.
 
-    In this order: the contrast's interval reaches 0 or below: there is nothing to explain. Its heads are not the same
+    In this order: fewer than two topics or selection contexts, so that neither interval nor overlap is known. The
+    contrast's interval reaches 0 or below: there is nothing to explain. Its heads are not the same
     over bootstraps of the contexts. Nothing is lost without it beyond what random circuits lose. A concept's circuit
     that hurts its words no more than other concepts' circuits do is shared. Then it is necessary, and sufficient too
     where it alone gives the contrast, over contexts as well as on average, and no random circuit does.
@@ -357,6 +380,8 @@ def verdict(row: Mapping[str, Any], config: CircuitsConfig) -> Verdict:
     def value(key: str) -> float:
         return math.nan if row[key] is None else float(row[key])
 
+    if math.isnan(value("contrast_low")) or math.isnan(value("stability")):
+        return "too few contexts"
     if not value("contrast_low") > 0:
         return "no contrast to explain"
     if not (value("stability") >= config.stable and value("stability") > value("stability_chance")):

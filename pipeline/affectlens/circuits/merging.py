@@ -42,6 +42,17 @@ def transfer_rows(turns: Sequence[Arrays]) -> list[Row]:
         rows.append(check(name, "ratio", float(ratios[0]), ratios[1:], len(values)))
         slopes = [curves.faithfulness(each, whole).slope for each in found.T]
         rows.append(check(name, "slope over contexts", slopes[0], np.array(slopes[1:]), len(values)))
+    known = [turn["resampled"] for turn in turns if "resampled" in turn]
+    if known:
+        values = np.concatenate(known)
+        whole = values[:, 0] - values[:, 1]
+        sums = (values[:, 2:] - values[:, 1:2]).sum(axis=0)
+        ratios = sums / whole.sum() if whole.sum() else np.full(len(sums), np.nan)
+        kept, left = np.split(ratios, 2)
+        name = "one other story as reference"
+        rows.append(check(name, "contrast of the whole model, nats", float(whole.mean()), None, len(values)))
+        rows.append(check(name, "ratio", float(kept[0]), kept[1:], len(values)))
+        rows.append(check(name, "left without the circuit", float(left[0]), left[1:], len(values)))
     losses = np.concatenate([turn["neutral"] for turn in turns])
     raised = np.exp((losses[:, 1:] - losses[:, :1]).mean(axis=0))
     rows.append(
@@ -95,10 +106,11 @@ def neuron_rows(turns: Sequence[Arrays]) -> tuple[list[Row], list[Row], list[Row
         }
         for at, share in enumerate(SIZES)
     ]
-    return rows, curve, _neuron_checks(turns)
+    return rows, curve, neuron_checks(turns)
 
 
-def _neuron_checks(turns: Sequence[Arrays]) -> list[Row]:
+def neuron_checks(turns: Sequence[Arrays]) -> list[Row]:
+    """Attribution of neurons against their exact ablation, what it may have missed, and whose neurons they are."""
     selected_exact, other_exact, agreements = [], [], []
     for turn in turns:
         checked = int(turn["checked"])

@@ -25,7 +25,9 @@ from affectlens.model.tokens import Chat, tokenise
 if TYPE_CHECKING:
     from affectlens.model.subject import Subject
 
-Name = Literal["plain", "prompting", "circuit", "random", "wrong_emotion", "direction", "direction_layers"]
+Name = Literal[
+    "plain", "prompting", "circuit", "random", "wrong_emotion", "as_published", "direction", "direction_layers"
+]
 Match = Literal["none", "divergence", "norm"]
 CLOSE = 0.05
 """Divergences are equal where they differ by less than this share."""
@@ -40,8 +42,9 @@ class Arm:
     Attributes:
         name: ``circuit``, the emotion's differences at the units of its circuit; ``random``, at random units of the
             same layers and kinds; ``wrong_emotion``, another emotion's differences at the units of that one's circuit;
-            ``direction``, the emotion's direction at the study's layer; ``direction_layers``, its differences of the
-            residual stream at all layers of the circuit; ``prompting``, the emotion named in the prompt; ``plain``.
+            ``as_published``, the emotion's differences at the heads and neurons that the choices of arXiv 2510.11328
+            take; ``direction``, the emotion's direction at the study's layer; ``direction_layers``, its differences of
+            the residual stream at all layers of the circuit; ``prompting``, the emotion named in the prompt; ``plain``.
         match: in what it is as large as the circuit.
         number: of the random circuit.
         push: what is added, as large as it is added.
@@ -58,7 +61,13 @@ class Arm:
 
 
 def raw_arms(
-    units: Units, concept: str, wrong: str, direction: Push, random: int, generator: np.random.Generator
+    units: Units,
+    concept: str,
+    wrong: str,
+    direction: Push,
+    random: int,
+    generator: np.random.Generator,
+    published: Sequence[Unit] = (),
 ) -> list[Arm]:
     """What is added in every arm, before it is made equally large.
 
@@ -69,6 +78,7 @@ def raw_arms(
         direction: the emotion's direction at the study's layer.
         random: so many random circuits.
         generator: draws them.
+        published: units of the emotion by the published choices; none: no such arm.
     """
     circuit = units.circuit(concept)
     row = units.concepts.index(concept)
@@ -79,6 +89,8 @@ def raw_arms(
         Arm("direction", push=direction),
         Arm("direction_layers", push={(layer, "residual"): units.residual[row, layer] for layer in layers}),
     ]
+    if published:
+        found.insert(2, Arm("as_published", push=units.push(published, concept)))
     drawn: list[tuple[Unit, ...]] = [units.matched(circuit, generator) for _ in range(random)]
     return found + [Arm("random", number=n, push=units.push(each, concept)) for n, each in enumerate(drawn)]
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from affectlens import stats
 from affectlens.circuits import curves
 from affectlens.circuits.anatomy import Recorded, Replaced, path
 from affectlens.circuits.design import Cell, chosen
@@ -155,7 +154,7 @@ def attribute(
         values.append(found[0])
         others.append((other, found[1]))
     scored = np.stack(values)
-    p = sign_flip_blocks(scored, FLIPS, generator)
+    p = sign_flip_blocks(scored, np.array(target_of), generator)
     mean = scored.mean(axis=0)
     order = np.argsort(-np.abs(mean), kind="stable")
     checked, rest = order[: config.neurons_checked], order[config.neurons_checked :]
@@ -189,15 +188,14 @@ def attribute(
 
 
 def sign_flip_blocks(
-    values: Float[np.ndarray, "contexts units"], flips: int, generator: np.random.Generator
+    values: Float[np.ndarray, "contexts units"], groups: Int[np.ndarray, " contexts"], generator: np.random.Generator
 ) -> Float[np.ndarray, " units"]:
-    """As :func:`~affectlens.circuits.scores.sign_flip_p`, in blocks of units that fit in memory."""
-    signs = generator.choice((-1.0, 1.0), size=(flips, len(values))).astype(np.float32)
-    found = []
-    for start in range(0, values.shape[1], 4096):
-        block = values[:, start : start + 4096]
-        found.append(stats.permutation_p(np.abs(block.mean(axis=0)), np.abs(signs @ block) / len(values))[0])
-    return np.concatenate(found)
+    """As :func:`~affectlens.circuits.scores.sign_flip_p`, in blocks of units, with the same flips."""
+    from affectlens.circuits.scores import sign_flip_p
+
+    seed = int(generator.integers(2**63))
+    blocks = [values[:, start : start + 4096] for start in range(0, values.shape[1], 4096)]
+    return np.concatenate([sign_flip_p(each, FLIPS, np.random.default_rng(seed), groups)[0] for each in blocks])
 
 
 def match(

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from affectlens.circuits import curves
 from affectlens.circuits.anatomy import Recorded, Replaced
 from affectlens.circuits.design import Cell, chosen
+from affectlens.circuits.units import Kind, Unit
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -165,10 +166,27 @@ def _tops(scores: Float[np.ndarray, " units"], given: Sequence[int], width: int)
     )
 
 
+def units_of(found: Published, heads: int, d_mlp: int) -> dict[str, tuple[Unit, ...]]:
+    """Each emotion's circuit as units, heads and neurons."""
+    kinds: tuple[tuple[Kind, Any, int], ...] = (
+        ("head", found.head_sets, heads), ("neuron", found.neuron_sets, d_mlp),
+    )  # fmt: skip
+    return {
+        emotion: tuple(
+            Unit(kind, *divmod(int(flat), width)) for kind, sets, width in kinds for flat in np.flatnonzero(sets[at])
+        )
+        for at, emotion in enumerate(found.emotions)
+    }
+
+
 def published_rows(
-    bench: Bench, found: Published, report: Sequence[Cell], draws: int, generator: np.random.Generator
+    bench: Bench, found: Published, topics: Sequence[str], draws: int, generator: np.random.Generator
 ) -> list[dict[str, object]]:
-    """The table of the profile: sets, overlaps beside chance, and what zero ablation of the heads does."""
+    """The table of the profile: sets, overlaps beside chance, and what zero ablation of the heads does.
+
+    Args:
+        topics: reported ones, whose stories of each emotion are run, six at most.
+    """
     import torch
 
     anatomy, rows = bench.anatomy, []
@@ -177,7 +195,8 @@ def published_rows(
         random = curves.matched(mask, anatomy.heads, draws, generator)
         masks = np.concatenate([[np.ones_like(mask), np.zeros_like(mask), mask, ~mask], random, ~random])
         total = np.zeros(len(masks))
-        for cell in chosen([each for each in report if each.concept == emotion], CONTEXTS):
+        cells = chosen([Cell(topic, emotion) for topic in topics], CONTEXTS)
+        for cell in cells:
             recorded = anatomy.record(bench.tokens(cell))
             zero = Replaced(bench.mask(masks), torch.zeros_like(recorded.heads))
             logits = anatomy.logits(bench.tokens(cell), recorded, zero)[:, -1]
@@ -200,6 +219,7 @@ def published_rows(
             "left": float(ratios[3]),
             "random_ratio": float(ratios[4 : 4 + draws].max()),
             "random_left": float(ratios[4 + draws :].min()),
+            "contexts": len(cells),
         }
         rows.append(row)
     return rows

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     pass
 
 SCORES = ("open", "masked")
-ARMS = ("plain", "prompting", "circuit", "random", "wrong_emotion", "direction", "direction_layers")
+ARMS = ("plain", "prompting", "circuit", "random", "wrong_emotion", "as_published", "direction", "direction_layers")
 """In the order in which they are shown."""
 
 _ARM = (

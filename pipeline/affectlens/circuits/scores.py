@@ -50,7 +50,7 @@ HEADS = Table(
         number("gradient", "the same by integrated gradients", "nats"),
         number("activation", "how far its output lies from its reference values", "residual units"),
         number("others", "what its ablation costs words of the other concepts, most affected one", "nats"),
-        number("p", "sign flips over contexts", "p"),
+        number("p", "sign flips, those of a concept's contexts together", "p"),
         number("p_floor", "least possible p", "p"),
         number("p_adjusted", "after Benjamini-Hochberg over heads", "p"),
     ),
@@ -81,7 +81,7 @@ FEATURES = Table(
         number("effect", "mean over contexts, by integrated gradients", "nats"),
         number("low", "lower end of its interval over topics", "nats"),
         number("high", "upper end", "nats"),
-        number("p", "sign flips over contexts", "p"),
+        number("p", "sign flips, those of a concept's contexts together", "p"),
         number("p_adjusted", "after Benjamini-Hochberg over features", "p"),
     ),
     key=("unit", "feature"),
@@ -142,21 +142,28 @@ class Scores:
 
 
 def sign_flip_p(
-    values: Float[np.ndarray, "contexts units"], flips: int, generator: np.random.Generator
+    values: Float[np.ndarray, "contexts units"],
+    flips: int,
+    generator: np.random.Generator,
+    groups: Int[np.ndarray, " contexts"] | None = None,
 ) -> tuple[Float[np.ndarray, " units"], float]:
     """Two-sided p of each unit's mean, and its floor: contexts change their sign together for all scores.
 
-    Where there are fewer sign patterns than flips are asked for, flips repeat; p stays valid, its floor is that of the
-    patterns.
+    Contexts of one group change it together, too: those of a concept share their words, so that they are no independent
+    sample of what happens to words. Where there are fewer sign patterns than flips are asked for, flips repeat; p stays
+    valid, its floor is that of the patterns.
     """
     import numpy as np
 
     from affectlens import stats
 
-    signs = generator.choice((-1.0, 1.0), size=(flips, len(values)))
+    values = values.astype(np.float64)  # in float32 the pattern of no flips would not tie with what was observed
+    _, member = np.unique(np.arange(len(values)) if groups is None else groups, return_inverse=True)
+    count = int(member.max()) + 1
+    signs = generator.choice((-1.0, 1.0), size=(flips, count))[:, member]
     null = np.abs(signs @ values) / len(values)
     p, floor = stats.permutation_p(np.abs(values.mean(axis=0)), null)
-    return p, max(floor, 2.0 ** (1 - len(values)))
+    return p, max(floor, 2.0 ** (1 - count))
 
 
 def over_topics(values: Float[np.ndarray, "contexts units"], cells: Sequence[Cell]) -> list[stats.Estimate]:
@@ -233,7 +240,7 @@ def head_rows(scores: Scores, flips: int, generator: np.random.Generator) -> lis
     from affectlens import stats
 
     effects, heads = scores.effects, scores.card["heads"]
-    p, floor = sign_flip_p(effects, flips, generator)
+    p, floor = sign_flip_p(effects, flips, generator, scores.own)
     adjusted = stats.benjamini_hochberg(p)
     mean = scores.arrays["effect"].copy()
     np.put_along_axis(mean, scores.own[:, None, None], np.nan, axis=2)
@@ -299,7 +306,8 @@ def feature_rows(
 
     from affectlens import stats
 
-    p, _ = sign_flip_p(features, flips, generator)
+    _, own = np.unique([cell.concept for cell in cells], return_inverse=True)
+    p, _ = sign_flip_p(features, flips, generator, own)
     adjusted = stats.benjamini_hochberg(p)
     order = np.argsort(-np.abs(features.mean(axis=0)), kind="stable")
     groups: list[tuple[str, int | None, np.ndarray]] = [

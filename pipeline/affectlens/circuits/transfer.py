@@ -16,6 +16,7 @@ from affectlens.circuits.design import Cell, spread
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
+    from torch import Tensor
 
     from affectlens.circuits.bench import Bench
     from affectlens.corpus.pairs import Pair
@@ -33,6 +34,34 @@ def elsewhere(
         taken, own = bench.take(cell), bench.concepts.index(cell.concept)
         found.append([taken.full[own], taken.empty[own], *bench.kept(taken, masks)[:, own]])
     return np.array(found, np.float32)
+
+
+def resampled(
+    bench: Bench, cells: Sequence[Cell], masks: Bool[np.ndarray, "rows units"], generator: np.random.Generator
+) -> Float[np.ndarray, "contexts rows_and_two"]:
+    """The same with another reference: one other concept's story of the topic, drawn for each context.
+
+    A mean over stories is none that a model ever reads; this one is. Without heads the model then says what the other
+    story makes it say.
+    """
+    found = []
+    for cell in cells:
+        own = bench.concepts.index(cell.concept)
+        others = [each for each in bench.concepts if each != cell.concept]
+        partner = Cell(cell.topic, others[int(generator.integers(len(others)))])
+        tokens, anatomy = bench.tokens(cell), bench.anatomy
+        keep = rows_of(bench, masks)
+        values = bench.contrasts(tokens, anatomy.record(tokens), keep, anatomy.record(bench.tokens(partner)))
+        found.append(values[:, own])
+    return np.array(found, np.float32)
+
+
+def rows_of(bench: Bench, masks: Bool[np.ndarray, "rows units"]) -> Bool[Tensor, "rows_and_two layers heads"]:
+    """The whole model, the model without heads, and the heads of each row."""
+    import torch
+
+    whole = bench.anatomy.all_kept(1)
+    return torch.cat([whole, ~whole, bench.mask(masks)])
 
 
 def another_frame(bench: Bench, frame: str) -> Bench:
@@ -63,8 +92,6 @@ def same_words(
     Here the contrast is between the words of the pair's two concepts. Pairs whose texts differ in their number of
     tokens are left out. Returns the contrasts and the group of each text's pair.
     """
-    import torch
-
     subject, found, groups = bench.anatomy.subject, [], []
     for pair in pairs:
         if len(groups) >= 2 * PAIRS:
@@ -76,8 +103,7 @@ def same_words(
         recorded = [bench.anatomy.record(each) for each in tokens]
         a, b = (bench.concepts.index(each) for each in (pair.emotion_a, pair.emotion_b))
         for side, (own, other) in enumerate(((a, b), (b, a))):
-            keep = torch.cat([bench.anatomy.all_kept(1), ~bench.anatomy.all_kept(1), bench.mask(masks)])
-            values = bench.contrasts(tokens[side], recorded[side], keep, recorded[1 - side])
+            values = bench.contrasts(tokens[side], recorded[side], rows_of(bench, masks), recorded[1 - side])
             found.append(values[:, own] - values[:, other])
             groups.append(pair.group)
     return np.array(found, np.float32).reshape(len(groups), 2 + len(masks)), groups

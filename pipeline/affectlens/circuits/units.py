@@ -19,6 +19,7 @@ from jaxtyping import Float
 
 from affectlens.config import nearest
 from affectlens.errors import UserError
+from affectlens.files import write_json
 from affectlens.model import steering
 from affectlens.model.steering import Edit, Place, Span
 
@@ -32,7 +33,7 @@ KINDS: tuple[Kind, ...] = ("head", "neuron")
 PLACE: Mapping[Kind, Place] = {"head": "heads", "neuron": "neurons"}
 UNITS = "units.safetensors"
 """The file in the result of a stage that found circuits, or was given them."""
-FORMAT = "affectlens units 1"
+FORMAT = "affectlens units 2"
 """What a file of units calls itself."""
 
 
@@ -181,7 +182,8 @@ def write_units(path: Path, units: Units) -> None:
     for concept, members in units.circuits.items():
         rows = [[KINDS.index(unit.kind), unit.layer, unit.index] for unit in members]
         tensors[f"circuit/{concept}"] = np.array(rows, dtype=np.int32).reshape(-1, 3)
-    save_file(tensors, path, metadata={"format": FORMAT, "concepts": json.dumps(units.concepts)})
+    # One entry: safetensors writes several in an order that changes from run to run.
+    save_file(tensors, path, metadata={"units": json.dumps({"format": FORMAT, "concepts": units.concepts})})
 
 
 def read_units(path: Path) -> Units:
@@ -194,14 +196,14 @@ def read_units(path: Path) -> Units:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {}).get("units", "{}"))
             if metadata.get("format") != FORMAT:
                 raise UserError(f"{path}: no file of units; give the one that the stage `circuits` wrote")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read as units ({error}); run the stage `circuits`") from None
     return Units(
-        concepts=tuple(json.loads(metadata["concepts"])),
+        concepts=tuple(metadata["concepts"]),
         circuits={
             name.removeprefix("circuit/"): tuple(
                 Unit(KINDS[kind], layer, index) for kind, layer, index in rows.tolist()
@@ -211,6 +213,17 @@ def read_units(path: Path) -> Units:
         },
         **{name: tensors[name] for name in _ARRAYS},
     )
+
+
+def write_members(path: Path, circuits: Mapping[str, Sequence[Unit]]) -> None:
+    """Circuits without differences, as JSON: by emotion, rows (kind, layer, index)."""
+    write_json(path, {concept: [list(unit) for unit in members] for concept, members in circuits.items()})
+
+
+def read_members(path: Path) -> dict[str, tuple[Unit, ...]]:
+    """What :func:`write_members` wrote; nothing where there is no file."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {concept: tuple(Unit(*row) for row in members) for concept, members in found.items()}
 
 
 _ARRAYS = ("heads", "neurons", "residual", "norms")

@@ -27,6 +27,7 @@ SECTIONS = {
     "geometry": "The shape of the concept space",
     "causal": "What they cause",
     "circuits": "Circuits",
+    "modulation": "Speaking by a circuit",
     "experiments": "Behavioural experiments",
     "monitor": "Warning before the act",
     "samples": "Sampled texts",
@@ -66,6 +67,7 @@ def render(
     blocks = [(item, content) for item in ITEMS if (content := _shown(item, evidence))]
     absent = {"experiments"} if not evidence.experiments else set()
     absent |= {"circuits"} if not evidence.rows("circuits/verdicts") else set()
+    absent |= {"modulation"} if not evidence.rows("modulation/rates") else set()
     texts = sampled.packed(evidence.samples, samples_per_cell)
     absent |= {"samples"} if texts is None else set()
     absent |= {"writers"} if not evidence.rows("writers/methods") else set()

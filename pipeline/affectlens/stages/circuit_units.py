@@ -52,6 +52,7 @@ class CircuitUnitsStage(Stage[CircuitsConfig, Scores]):
     """Score heads, neurons and features."""
 
     name = "circuit_units"
+    version = 2
     section = "circuits"
     fields = (
         "run", "story_tokens", "frame", "words", "rotations", "select_contexts", "ig_steps", "feature_contexts",
@@ -115,14 +116,16 @@ class CircuitUnitsStage(Stage[CircuitsConfig, Scores]):
 
     @cached_property
     def bench(self) -> Bench:
-        """The model with the study's contexts."""
+        """The model with the study's contexts, in float32: in half precision, sums miss the reading and small effects
+        drown in rounding."""
         from affectlens.circuits.anatomy import Anatomy
         from affectlens.circuits.bench import Bench
         from affectlens.interventions.frames import read_lexicon
         from affectlens.model.subject import Subject
         from affectlens.model.words import choose_words
 
-        subject = Subject.load(self.setting.model, device=self.setting.device, models=self.setting.models)
+        model = self.setting.model.model_copy(update={"dtype": "float32"})
+        subject = Subject.load(model, device=self.setting.device, models=self.setting.models)
         corpus = self.need(CorpusStage)
         words = choose_words(subject.tokenizer, corpus.emotions, read_lexicon(), self.config.words)
         anatomy = Anatomy(subject, self.config.tokens_per_batch)

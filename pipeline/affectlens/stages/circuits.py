@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from affectlens.circuits.judging import Judge
     from affectlens.circuits.trials import Plan
 
-UNITS, GRAPH = "units.safetensors", "graph.json"
-"""Differences of all units with every concept's circuit, as `steer` reads them; the pooled circuit as a graph."""
+UNITS, GRAPH, PUBLISHED = "units.safetensors", "graph.json", "published_units.json"
+"""Differences of all units with every concept's circuit, as `steer` reads them; the pooled circuit as a graph; circuits
+of the published choices."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Circuits:
         return self.folder / UNITS
 
     @property
+    def published(self) -> Path:
+        """What :func:`affectlens.circuits.units.read_members` reads; missing unless the profile was run."""
+        return self.folder / PUBLISHED
+
+    @property
     def graph(self) -> Path:
         """The pooled circuit in the JSON of attribution graphs."""
         return self.folder / GRAPH
@@ -57,6 +63,7 @@ class CircuitsStage(Stage[CircuitsConfig, Circuits]):
     """Find circuits and try them."""
 
     name = "circuits"
+    version = 2
     section = "circuits"
     config_class = CircuitsConfig
     needs = ("corpus", "circuit_units")
@@ -97,6 +104,8 @@ class CircuitsStage(Stage[CircuitsConfig, Circuits]):
 
     def parts(self) -> Sequence[Part]:
         found, width = [], self.config.contexts_per_part
+        if self.turns:
+            found = [Part("differences", size=10.0), *[Part("published", size=20.0)] * self.config.as_published]
         for turn in self.turns:
             given = {"rotation": turn.index}
             if self.config.neuron_contexts:
@@ -106,9 +115,6 @@ class CircuitsStage(Stage[CircuitsConfig, Circuits]):
                 end = min(len(turn.report), start + width)
                 part = {"start": start, "end": end}
                 found.append(Part(f"report-{turn.index}-{number:03d}", size=5.0 * (end - start), payload=given | part))
-        if found:
-            found.append(Part("differences", size=10.0))
-            found += [Part("published", size=20.0)] * self.config.as_published
         return found or [Part(NOTHING)]
 
     @cached_property
@@ -225,9 +231,12 @@ class CircuitsStage(Stage[CircuitsConfig, Circuits]):
             "circuit": size.circuit,
             "size": np.array([size.ranking, size.place]),
         }
+        both = np.concatenate([masks, ~masks])
+        cells = chosen(turn.report, transfer.TEXTS)
+        found["resampled"] = transfer.resampled(bench, cells, both, self.generator(f"resample {turn.index}"))
         if config.transfer_frame:
             other = transfer.another_frame(bench, config.transfer_frame)
-            found["frame"] = transfer.elsewhere(other, chosen(turn.report, transfer.TEXTS), masks)
+            found["frame"] = transfer.elsewhere(other, cells, masks)
         if config.transfer_stories:
             documents = writer_documents(_writer(config), set(bench.concepts))
             stories: dict[Any, str] = {}
@@ -279,14 +288,21 @@ class CircuitsStage(Stage[CircuitsConfig, Circuits]):
 
     def _published(self, out: Path) -> None:
         from affectlens.circuits import published
+        from affectlens.circuits.units import write_members
 
         turn = self.turns[0]
         topics = sorted({cell.topic for cell in turn.select})
         found = published.published(self.bench, topics)
         rows = published.published_rows(
-            self.bench, found, turn.report, self.config.random_circuits, self.generator("published")
+            self.bench,
+            found,
+            sorted({cell.topic for cell in turn.report}),
+            self.config.random_circuits,
+            self.generator("published"),
         )
         write_json(out / "published.json", rows)
+        anatomy = self.bench.anatomy
+        write_members(out / PUBLISHED, published.units_of(found, anatomy.heads, anatomy.d_mlp))
 
     def judge(self, parts: Mapping[str, Path]) -> Judge:
         """All rotations with their results."""
@@ -344,6 +360,7 @@ class CircuitsStage(Stage[CircuitsConfig, Circuits]):
         published: list[Any] = []
         if "published" in parts:
             published = json.loads((parts["published"] / "published.json").read_text(encoding="utf-8"))
+            (out / PUBLISHED).write_bytes((parts["published"] / PUBLISHED).read_bytes())
         found = {
             tables.CURVES: curves,
             tables.AREAS: areas,

@@ -26,7 +26,7 @@ from affectlens.model.config import shape
 from affectlens.settings import Resources
 from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
 from affectlens.stages.activations import ActivationsStage
-from affectlens.stages.circuits import CircuitsStage
+from affectlens.stages.circuits import PUBLISHED, CircuitsStage
 from affectlens.stages.corpus import CorpusStage
 from affectlens.stages.directions import DirectionsStage
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from affectlens.circuits.choice import Chooser
-    from affectlens.circuits.units import Units
+    from affectlens.circuits.units import Unit, Units
     from affectlens.experiments.grade.judge import Judge
     from affectlens.model.subject import Subject
 
@@ -54,7 +54,7 @@ class ModulationConfig(Config):
     units: str = WRITERS
     """`circuits`: those that this study's stage `circuits` finds. `writers`: the heads whose difference writes most
     along the emotion's direction, which needs no search. Or a file of units of another study (`units.safetensors` in
-    its result of `circuits`)."""
+    its result of `circuits`; circuits of the published choices are taken from `published_units.json` beside it)."""
     share: float = Field(default=0.1, gt=0, le=1)
     """With `writers`, so many of the heads up to the study's layer."""
     emotions: tuple[str, ...] | Literal["all"] = "all"
@@ -143,7 +143,7 @@ class ModulationStage(Stage[ModulationConfig, Path]):
     """Sample answers under circuits, directions, prompts and controls of equal size, and hear them blind."""
 
     name = "modulation"
-    version = 2
+    version = 3
     config_class = ModulationConfig
     needs = ("corpus", "activations", "directions", "circuits")
     reads_model = True
@@ -211,6 +211,8 @@ class ModulationStage(Stage[ModulationConfig, Path]):
         found: dict[str, Identity] = {"scenarios": config.path, "lexicon.json": EMBEDDED / "lexicon.json"}
         if config.units not in (WRITERS, SEARCHED):
             found["units"] = Path(config.units).expanduser()
+            if (beside := found["units"].with_name(PUBLISHED)).is_file():
+                found["published units"] = beside
         if config.judge is not None:
             judge = config.judge
             found["judge"] = f"server: {judge.model}" if judge.address else judge.local
@@ -264,6 +266,16 @@ class ModulationStage(Stage[ModulationConfig, Path]):
         )
         along = dict(zip(built.concepts, built.unit(layer), strict=True))
         return replace(units, circuits=writers_of(units, self.subject, along, layer, self.config.share))
+
+    @cached_property
+    def published(self) -> Mapping[str, tuple[Unit, ...]]:
+        """Circuits by the published choices, of the emotions that have one: beside the searched ones."""
+        from affectlens.circuits.units import read_members
+
+        if self.config.units == WRITERS:
+            return {}
+        given = Path(self.config.units).expanduser().with_name(PUBLISHED)
+        return read_members(self.need(CircuitsStage).published if self.config.units == SEARCHED else given)
 
     @cached_property
     def chooser(self) -> Chooser:
@@ -332,7 +344,7 @@ class ModulationStage(Stage[ModulationConfig, Path]):
         along = built.unit(layer)[built.concepts.index(emotion)].astype(np.float32)
         raw = modulation.raw_arms(
             units, emotion, wrong, {(layer, "residual"): along * float(units.norms[layer])}, config.random_circuits,
-            generator,
+            generator, self.published.get(emotion, ()),
         )  # fmt: skip
         arms = [(0.0, modulation.Arm("plain")), (0.0, modulation.Arm("prompting", divergence=tuning.prompted(named)))]
         for target in config.divergence:

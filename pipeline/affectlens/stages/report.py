@@ -69,10 +69,10 @@ class ReportStage(Stage[ReportConfig, Report]):
     """Put everything on a page."""
 
     name = "report"
-    version = 14
+    version = 15
     config_class = ReportConfig
     needs = ("corpus", "activations", "sae", "directions", "match", "compare", "writers", "geometry", "causal")
-    needs += ("circuit_units", "circuits", "monitor")
+    needs += ("circuit_units", "circuits", "modulation", "monitor")
     needs += ("measure", "grade", "conclude")
     unit = "pages"
 

@@ -8,8 +8,20 @@ from affectlens.report.sections import (
     dictionary,
     geometry,
     meaning,
+    modulation,
     monitor,
     writers,
 )
 
-__all__ = ["behaviour", "causal", "circuits", "detection", "dictionary", "geometry", "meaning", "monitor", "writers"]
+__all__ = [
+    "behaviour",
+    "causal",
+    "circuits",
+    "detection",
+    "dictionary",
+    "geometry",
+    "meaning",
+    "modulation",
+    "monitor",
+    "writers",
+]

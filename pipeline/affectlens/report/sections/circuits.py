@@ -123,8 +123,8 @@ def circuit_verdicts(evidence: Evidence) -> Table:
             "contrast_low": "95% interval", "ratio": "Kept alone", "slope": "Slope", "correlation": "r",
             "left": "Left without", "random_ratio": "Random, largest", "random_left": "Random, least left",
             "wrong_ratio": "Wrong concepts' circuits", "any_ratio": "Pooled circuit", "stability": "Stability",
-            "stability_chance": "Chance", "own_loss": "Own loss", "other_loss": "Others' loss", "rank": "Rank",
-            "p_adjusted": "p, corrected",
+            "halves": "Disjoint halves", "stability_chance": "Chance", "own_loss": "Own loss",
+            "other_loss": "Others' loss", "rank": "Rank", "p_adjusted": "p, corrected",
         },
         open=True,
     )  # fmt: skip
@@ -166,7 +166,7 @@ table("circuits", "circuits/published", "By the choices of arXiv 2510.11328",
       {"concept": "Emotion", "heads": "Heads", "heads_share": "Of all", "neurons": "Neurons", "neurons_share": "Of all",
        "first_head": "First head", "mass": "Ten largest", "heads_overlap": "Heads' overlap", "heads_chance": "Chance",
        "neurons_overlap": "Neurons' overlap", "neurons_chance": "Chance", "ratio": "Kept alone", "left": "Left without",
-       "random_ratio": "Random, largest", "random_left": "Random, least left"})  # fmt: skip
+       "random_ratio": "Random, largest", "random_left": "Random, least left", "contexts": "n"})  # fmt: skip
 
 
 @finding(
