@@ -23,7 +23,7 @@ from affectlens.interventions.judge import Claim, Rules, judge
 from affectlens.probing import detection, matching, methods, pairs, writer_tables
 from synthetic_measurements import AROUSAL, CONCEPTS, FAST, FAST_STEERING, VALENCE, Steered, run
 from test_analyses_preference import liking
-from test_analyses_readings import emotions, lasting, numbers
+from test_analyses_readings import TURN, emotions, lasting, numbers, rivals
 from test_analyses_states import answers, masked, models, tasks, transcripts
 from test_analyses_steering import cheats, rates
 from test_planted import crossed
@@ -316,6 +316,19 @@ TRIALS = [
     Trial("persistence", "nothing there", 150, analysed(lambda seed: lasting(0.5, 0.0, seed=seed, **FAST))),
     Trial("persistence", "emotions read as chance profiles", 150, analysed(profiled)),
     Trial("persistence", "half is kept", 15, analysed(lambda seed: lasting(0.5, seed=seed, **FAST)), True),
+    *(
+        Trial(
+            "competition", f"{what}, emotions read as chance profiles of {profile:g} sd", 100,
+            analysed(lambda seed, size=size, profile=profile: rivals(size, size, seed=seed, profile=profile, **FAST)),
+        )
+        for what, size in {"nothing there": (0.0, 0.0), "both read alike": (1.0, 1.0)}.items()
+        for profile in (0.0, 0.5, 1.5)
+    ),
+    Trial("competition", "0.5 sd ahead", 20, analysed(lambda s: rivals((0, 0), (0.5, 1.0), seed=s, **FAST)), True),
+    Trial("competition with a turn", "the first stays", 60,
+          analysed(lambda seed: rivals((1.0, 0.0), (1.0, 0.0), seed=seed, **TURN, **FAST))),
+    Trial("competition with a turn", "1 sd each", 20,
+          analysed(lambda seed: rivals((1.0, 0.0), (0.0, 1.0), seed=seed, **TURN, **FAST)), True),
     Trial("concealed_emotion", "nothing there", 40, analysed(lambda seed: masked(0.0, 0.0, seed=seed, **MASKED))),
     Trial("concealed_emotion", "all inside the space", 20, analysed(lambda s: masked(2.0, 0.0, seed=s, **MASKED))),
     Trial("concealed_emotion", "outside it", 10, analysed(lambda seed: masked(0.0, 2.0, seed=seed, **MASKED)), True),

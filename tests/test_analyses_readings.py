@@ -200,6 +200,93 @@ class TestPersistence:
         assert run(replace(seen, readings=readings)).verdict == "untestable"
 
 
+def rivals(
+    before: tuple[float, float],
+    after: tuple[float, float],
+    settings: int = 8,
+    seed: int = 0,
+    profile: float = 0.0,
+    **asked,
+) -> Measured:
+    """Texts with two emotions each: how far that of `first` and of `second` reads higher at the first and last place.
+
+    ``profile``: spread of what each emotion of either factor reads as, by chance.
+    """
+    generator, names = np.random.default_rng(seed), [CONCEPTS[i] for i in (0, 1, 2, 4, 8)]
+    rows = [(a, b, setting) for setting in range(settings) for a in names for b in names if a != b]
+    held = [np.array([[row[side] == concept for concept in CONCEPTS] for row in rows], float) for side in (0, 1)]
+    chance = [profile * generator.normal(size=(len(CONCEPTS), len(CONCEPTS))) for _ in held]
+    readings = {}
+    for place, weights in {"early": before, "middle": np.mean([before, after], axis=0), "late": after}.items():
+        own = sum(weight * each + each @ random for weight, each, random in zip(weights, held, chance, strict=True))
+        readings[place] = (own + generator.normal(size=(len(rows), len(CONCEPTS))))[None]
+    scenarios = [scenario(i, f"g{setting}", first=a, second=b) for i, (a, b, setting) in enumerate(rows)]
+    claim = {"kind": "competition", "factors": ["first", "second"], "readings": list(readings), "leads": "second"}
+    what = experiment(scenarios, [claim | asked], readings=[{"name": place} for place in readings])
+    return measured(what, readings)
+
+
+TURN = {"starts": "first", "positions": [0, 10, 20], "unit": "words"}
+
+
+class TestCompetition:
+    def test_a_turn_and_where_it_is(self) -> None:
+        finding = run(rivals((1.0, 0.0), (0.0, 1.0), **TURN))
+        assert finding.verdict == "shown"
+        assert finding.metrics["turn"] == pytest.approx(10, abs=3)
+        assert finding.metrics["ahead_from"] == 20
+        assert finding.metrics["excess_first_early"] == pytest.approx(finding.metrics["excess_second_late"], abs=0.3)
+        assert any("overtakes `first` at" in sentence for sentence in finding.sentences)
+
+    def test_what_does_not_turn_or_was_never_first_is_not_shown(self) -> None:
+        for before, after in (((1.0, 0.0), (1.0, 0.0)), ((0.0, 1.0), (0.0, 1.0)), ((1.0, 0.0), (1.0, 1.0))):
+            finding = run(rivals(before, after, **TURN))
+            assert finding.verdict != "shown"
+        assert "turn" not in run(rivals((1.0, 0.0), (1.0, 0.0), **TURN)).metrics
+        assert run(rivals((0.0, 1.0), (0.0, 1.0), **TURN)).metrics["turn"] == 0
+
+    def test_of_two_that_are_read_alike_neither_leads(self) -> None:
+        draws = [run(rivals((0.0, 0.0), (1.0, 1.0), seed=seed, **FAST)) for seed in range(20)]
+        assert shown(draws) <= 2
+        assert run(rivals((0.0, 0.0), (0.3, 1.0))).verdict == "shown"
+
+    def test_a_group_in_which_nothing_tells_the_factors_apart_is_left_out(self) -> None:
+        seen = rivals((1.0, 0.0), (0.0, 1.0))
+        alike = [
+            replace(each, factors={**each.factors, "second": each.factors["first"]}) if each.group == "g0" else each
+            for each in seen.scenarios
+        ]
+        asked = seen.experiment.config.analyses[0].model_dump()
+        readings = [each.model_dump() for each in seen.experiment.config.readings]
+        finding = run(replace(seen, experiment=experiment(alike, [asked], readings=readings)))
+        assert "With 7 groups" in finding.sentences[-1]
+        none = [replace(each, factors={**each.factors, "second": "none"}) for each in seen.scenarios]
+        assert run(replace(seen, experiment=experiment(none, [asked], readings=readings))).verdict == "untestable"
+
+    def test_texts_of_one_emotion_stand_beside_those_of_two(self) -> None:
+        """A text without a second emotion counts as one in which no concept is the second's."""
+        seen = rivals((1.0, 0.0), (0.0, 1.0))
+        some = [replace(each, factors={**each.factors, "second": "none"}) if i % 5 == 0 else each
+                for i, each in enumerate(seen.scenarios)]  # fmt: skip
+        asked = seen.experiment.config.analyses[0].model_dump()
+        readings = [each.model_dump() for each in seen.experiment.config.readings]
+        lead = run(replace(seen, experiment=experiment(some, [asked], readings=readings))).metrics["excess_second_late"]
+        assert 0.3 < lead < run(seen).metrics["excess_second_late"]
+
+    @pytest.mark.parametrize(
+        ("asked", "message"),
+        [
+            ({"leads": "third"}, "`leads: third` is not among `factors`; name one of first, second"),
+            ({"starts": "second"}, "`starts` is another factor than `leads`"),
+            ({"positions": [0, 1]}, "`positions`: give one for each of `readings`"),
+            ({"positions": [0, 2, 1]}, "each larger than the one before"),
+        ],
+    )
+    def test_mistakes_are_named(self, asked, message) -> None:
+        with pytest.raises(ValueError, match=message):
+            rivals((1.0, 0.0), (0.0, 1.0), settings=2, **asked)
+
+
 # ---- all analyses ---------------------------------------------------------------------------------------------------
 
 

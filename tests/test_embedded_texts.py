@@ -27,6 +27,7 @@ WRITERS = {
     "writer_b": (("dialogue", "diary"), (76, 101)),
     "writer_c": (("report", "terse"), (62, 93)),
     "writer_d": (("situation",), (59, 94)),
+    "writer_e": (("message",), (65, 81)),
 }
 """Files of other writers: their manners, fewest and most words of a text."""
 RUN = 8
@@ -352,6 +353,20 @@ def test_another_writer_names_no_studied_concept_and_none_of_its_own_synonyms(wr
         cell = (row["emotion"], row["topic"], row["manner"])
         assert [concept for concept in quickstart if named_word(concept, words)] == [], cell
         assert set(words) & set(lexicon[row["emotion"]]) == set(), cell
+
+
+def test_messages_that_imply_an_emotion_hold_no_word_of_any_concepts_lexicon_and_end_alike():
+    """In `writer_e`, whose texts imply an emotion, as those of `experiments/implicit` do."""
+    lexicon = json.loads((EMBEDDED / "lexicon.json").read_text(encoding="utf-8"))
+    listed = {word for found in lexicon.values() for word in found} | set(emotion_list())
+    rows, questions = read_texts(texts_path("writer_e", "embedded")), {}
+    for row in rows:
+        assert listed.isdisjoint(WORD.findall(row["text"].lower())), (row["emotion"], row["topic"])
+        questions.setdefault(row["topic"], set()).add(re.split(r"(?<=[.!?]) ", row["text"])[-1])
+    assert {topic: len(found) for topic, found in questions.items()} == dict.fromkeys(questions, 1)
+    messages = read_jsonl(Path(__file__).parents[1] / "experiments" / "implicit" / "scenarios.jsonl")
+    texts = [row["text"] for row in rows] + [row["messages"][0]["content"] for row in messages]
+    assert [run for first, second, run in shared_runs(texts) if first < len(rows) <= second] == []
 
 
 def test_another_writer_repeats_no_run_of_words_of_any_text(writer, stories):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from affectlens.corpus.quality import WORD
+from affectlens.corpus.texts import EMBEDDED
 from affectlens.experiments.conclude.dose import Dose
 from affectlens.experiments.conclude.rate import Rate
 from affectlens.experiments.experiment import (
@@ -27,7 +29,10 @@ FOLDERS = {path.parent.name: path.parent for path in sorted((ROOT / "experiments
 STUDY = yaml.safe_load((ROOT / "configs/experiments.yaml").read_text(encoding="utf-8"))
 CONCEPTS = frozenset(STUDY["corpus"]["emotions"])
 OUTCOMES = ("claims_success", "declares_impossible", "concedes")
-CROSSED = ("blackmail", "reward_hacking", "sycophancy", "intensity", *OUTCOMES)
+CROSSED = ("blackmail", "reward_hacking", "sycophancy", "intensity", "situations", *OUTCOMES)
+RIVALS = {"turning": ("before", "after"), "holders": ("self", "other"), "quoted": ("affirmed", "negated")}
+"""Experiments in which a text holds several emotions, and the two factors that are crossed in them."""
+UNNAMED = ("turning", "holders", "situations")
 each_folder = pytest.mark.parametrize("name", FOLDERS)
 
 
@@ -59,7 +64,7 @@ def test_the_experiments_are_there():
     assert set(FOLDERS) >= {
         *("implicit", "intensity", "preferences", "blackmail", "reward_hacking", "sycophancy"),
         *("decoupling", "locality", "deflection", "post_training", "framing"),
-        *OUTCOMES,
+        *("situations", *RIVALS, *OUTCOMES),
     }
 
 
@@ -153,9 +158,9 @@ def test_steering_is_by_concepts_of_the_study_up_and_down(name, experiments):
 
 @each_folder
 def test_factors_that_name_concepts_name_those_of_the_study(name, experiments):
-    for key in ("emotion", "masked", "shown"):
+    for key in ("emotion", "masked", "shown", "before", "after", "self", "other", "scene", *RIVALS["quoted"], "quoted"):
         assert set(factor(experiments[name], key)) <= CONCEPTS | {"neutral", "none"}
-    for expects in factor(experiments[name], "expects"):
+    for expects in factor(experiments[name], "expects") | factor(experiments[name], "wider"):
         assert {each.strip().lstrip("-") for each in str(expects).split(",")} <= CONCEPTS
 
 
@@ -210,6 +215,82 @@ def test_implicit_messages_never_name_an_emotion(experiments):
         emotion = str(scenario.factors["emotion"])
         said = set(re.findall(r"[a-z']+", words(scenario).lower()))
         assert not said & {emotion, *lexicon[emotion]}, f"{scenario.id} names what it should imply"
+
+
+@pytest.mark.parametrize("name", UNNAMED)
+def test_texts_of_unnamed_emotions_hold_no_emotion_word_and_no_word_of_any_lexicon(name, experiments):
+    lexicon = json.loads((EMBEDDED / "lexicon.json").read_text(encoding="utf-8"))
+    listed = {word for found in lexicon.values() for word in found} | set(lexicon)
+    for scenario in experiments[name].scenarios:
+        said = WORD.findall(words(scenario).lower())
+        assert not listed & set(said), f"{scenario.id} names what it should imply"
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_texts_of_several_emotions_cross_them_in_every_group(name, experiments):
+    """Every ordered pair equally often, and what follows the emotions is the same text throughout a group."""
+    groups = defaultdict(list)
+    for scenario in experiments[name].scenarios:
+        groups[scenario.group].append(scenario)
+    assert len(groups) == 8
+    for found in groups.values():
+        pairs = Counter(tuple(each.factors[key] for key in RIVALS[name]) for each in found)
+        emotions = {emotion for pair in pairs for emotion in pair}
+        assert set(pairs) == set(itertools.permutations(emotions, 2))
+        assert len(set(pairs.values())) == 1
+        shared = "bridge" if name == "turning" else "closing"
+        assert len({each.spans[shared] for each in found}) == 1
+
+
+def test_the_parts_of_a_turning_story_meet_word_for_word_and_words_are_counted_from_the_turn(experiments):
+    (analysis, _) = experiments["turning"].config.analyses
+    for key, span in (("before", "first"), ("after", "after")):
+        parts = defaultdict(set)
+        for scenario in experiments["turning"].scenarios:
+            parts[scenario.group, scenario.factors[key]].add(scenario.spans[span])
+        assert len(parts) == 48
+        assert all(len(found) == 1 for found in parts.values())
+    for scenario in experiments["turning"].scenarios:
+        spans = scenario.spans
+        assert scenario.text == f"{spans['first']} {spans['bridge']} {spans['after']}"
+        for name, count in zip(analysis.readings[1:], analysis.positions[1:], strict=True):
+            counted = " ".join(spans["after"].split()[: int(count)])
+            assert spans[name] == f"{spans['bridge']} {counted}"
+
+
+def test_the_event_of_another_person_is_the_speakers_but_for_pronouns(experiments):
+    told = defaultdict(set)
+    for scenario in experiments["holders"].scenarios:
+        for holder in ("self", "other"):
+            told[scenario.group, scenario.factors[holder], holder].add(scenario.spans[holder])
+    assert all(len(found) == 1 for found in told.values())
+    pronouns = {"i", "he", "she", "me", "him", "her", "my", "his"}
+    for setting, emotion in {key[:2] for key in told}:
+        own, others = (
+            [word for word in WORD.findall(next(iter(told[setting, emotion, side])).lower()) if word not in pronouns]
+            for side in ("self", "other")
+        )
+        longer = len(others) - len(own)  # by the words that say who it is
+        assert 2 <= longer <= 4
+        assert any(others[:at] + others[at + longer :] == own for at in range(len(own)))
+
+
+def test_exchanging_the_affirmed_and_the_denied_emotion_leaves_the_same_words(experiments):
+    scenarios = experiments["quoted"].scenarios
+    bags = defaultdict(set)
+    for each in scenarios:
+        emotions = frozenset(str(each.factors[key]) for key in RIVALS["quoted"])
+        said = [word for word in WORD.findall(words(each).lower()) if word != each.factors["quoted"]]
+        bags[each.group, emotions].add(tuple(sorted(said)))
+    assert len(bags) == len(scenarios) / 2
+    assert all(len(found) == 1 for found in bags.values())
+
+
+def test_situations_are_four_with_four_templates_each(experiments):
+    templates = defaultdict(set)
+    for scenario in experiments["situations"].scenarios:
+        templates[scenario.factors["situation"]].add(scenario.group)
+    assert [len(found) for found in templates.values()] == [4] * 4
 
 
 def test_intensity_has_twelve_levels_in_three_paraphrases_and_twins(experiments):

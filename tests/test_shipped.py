@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from affectlens import shipped
 from affectlens.cli import app
+from affectlens.corpus.texts import EMBEDDED, texts_path
 from affectlens.errors import UserError
 from affectlens.experiments.validation import read_chosen
 from affectlens.study import Study
@@ -27,7 +28,7 @@ def test_a_file_of_ones_own_comes_before_the_shipped_one(tmp_path, monkeypatch):
 
 def test_shipped_experiments_are_read_in_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert len(read_chosen(Path("experiments"), "all")) == 14
+    assert len(read_chosen(Path("experiments"), "all")) == 18
 
 
 def test_init_copies_everything_and_overwrites_nothing(tmp_path):
@@ -46,3 +47,13 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "configs").write_text("a file where the folder should be", encoding="utf-8")
     with pytest.raises(UserError, match="cannot be written"):
         shipped.copy_out(tmp_path)
+
+
+def test_an_embedded_writer_builds_and_the_embedded_stories_are_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    corpus = Study.load(Path("implied")).config.corpus
+    assert texts_path("stories", corpus.stories) == EMBEDDED / "writer_e.jsonl"
+    assert {each.writer: each.path.name for each in corpus.evaluate} == {
+        "told": "stories.jsonl",
+        "writer_d": "writer_d.jsonl",
+    }

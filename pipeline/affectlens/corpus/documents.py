@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from affectlens.config import MERGE_ONLY, Config
-from affectlens.corpus.texts import EMBEDDED, read_jsonl, read_texts, texts_path
+from affectlens.corpus.texts import read_jsonl, read_texts, texts_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +42,7 @@ class EvaluateConfig(Config):
     """Stories of another writer, which build nothing that the study measures elsewhere."""
 
     stories: str
-    """A JSONL file as for `corpus.stories`, or the name of an embedded writer (`writer_b`, `writer_c`, `writer_d`)."""
+    """As for `corpus.stories`: `embedded`, an embedded writer (`writer_b` to `writer_e`), or a JSONL file."""
     name: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$")
     """How tables call the writer; left empty, the file's name without its ending."""
 
@@ -64,17 +64,14 @@ class EvaluateConfig(Config):
     @property
     def path(self) -> Path:
         """The file."""
-        embedded = EMBEDDED / f"{self.stories}.jsonl"
-        return (
-            embedded if self.stories.startswith("writer_") and embedded.is_file() else Path(self.stories).expanduser()
-        )
+        return texts_path("stories", self.stories)
 
 
 class CorpusConfig(Config):
     """Which texts are read, which concepts are studied, which topics are held out."""
 
     stories: str = "embedded"
-    """`embedded`, or a JSONL file with the keys emotion, topic, text (narrator is optional)."""
+    """`embedded`, an embedded writer (`writer_b` to `writer_e`), or a JSONL file with the keys emotion, topic, text."""
     neutral: str = "embedded"
     """`embedded`, or a JSONL file with the keys kind, text: what is projected out of directions, and SAE training."""
     emotions: tuple[str, ...] | Literal["all"] = "all"

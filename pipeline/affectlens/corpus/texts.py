@@ -20,8 +20,11 @@ LARGEST_TEXT, LARGEST_JSON = 16_000_000, 500_000_000
 
 
 def texts_path(role: str, value: str) -> Path:
-    """The file meant by a config value: the embedded ``<role>.jsonl``, or the path it gives."""
-    return EMBEDDED / f"{role}.jsonl" if value == "embedded" else Path(value).expanduser()
+    """The file meant by a config value: the embedded ``<role>.jsonl``, an embedded writer's, or the path it gives."""
+    if value == "embedded":
+        return EMBEDDED / f"{role}.jsonl"
+    writer = EMBEDDED / f"{value}.jsonl"
+    return writer if value.startswith("writer_") and writer.is_file() else Path(value).expanduser()
 
 
 def raw_lines(path: Path) -> Iterator[tuple[str, bytes]]:

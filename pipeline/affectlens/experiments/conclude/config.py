@@ -46,6 +46,7 @@ class Needs:
 
 MODULES = (
     "accuracy",
+    "competition",
     "concealed_emotion",
     "concept_identification",
     "dissociation",
