@@ -21,6 +21,7 @@ from affectlens.corpus.documents import Fold
 from affectlens.corpus.pairs import Pair
 from affectlens.experiments.conclude import accuracy, dissociation, estimators, rate, steering
 from affectlens.experiments.conclude.bradley_terry import ELO, BradleyTerry, shares
+from affectlens.experiments.conclude.competition import both_samples
 from affectlens.experiments.conclude.dose import Dose
 from affectlens.experiments.conclude.model_difference import ModelDifference
 from affectlens.experiments.conclude.persistence import Persistence
@@ -258,6 +259,21 @@ def causes() -> Iterator[Row]:
             effect = 1 + rng.standard_t(4, size=(concepts, 1)) + frames + 0.5 * rng.normal(size=(concepts, 12))
             mean.append(stats.t_interval(effect, random_rows=True))
         yield row("Mean effect over concepts", "t_interval(random_rows)", f"{concepts} concepts x 12 frames", mean, 1.0)
+
+
+@interval
+def leads() -> Iterator[Row]:
+    """How far one emotion of a text is ahead of another: groups of texts and emotions both a sample."""
+    rng = np.random.default_rng(7)
+    for emotions in (5, 6):
+        for name, (concept, group, noise) in {"emotions differ": (0.5, 0.3, 0.5), "groups do": (0.1, 0.5, 0.5)}.items():
+            found = []
+            for _ in range(1500):
+                cells = 0.5 + concept * rng.normal(size=(1, emotions)) + group * rng.normal(size=(8, 1))
+                found.append(both_samples(cells + noise * rng.normal(size=(8, emotions)), 0.95))
+            yield row(
+                "Lead of an emotion over another", "both_samples", f"{emotions} emotions x 8 groups, {name}", found, 0.5
+            )
 
 
 # ---- studies side by side, geometry ---------------------------------------------------------------------------------

@@ -259,7 +259,7 @@ class TestCompetition:
         asked = seen.experiment.config.analyses[0].model_dump()
         readings = [each.model_dump() for each in seen.experiment.config.readings]
         finding = run(replace(seen, experiment=experiment(alike, [asked], readings=readings)))
-        assert "With 7 groups" in finding.sentences[-1]
+        assert "With 7 groups and 5 emotions" in finding.sentences[-1]
         none = [replace(each, factors={**each.factors, "second": "none"}) for each in seen.scenarios]
         assert run(replace(seen, experiment=experiment(none, [asked], readings=readings))).verdict == "untestable"
 
