@@ -595,6 +595,15 @@ def test_a_random_dictionary_that_does_as_well_takes_the_meaning_from_few_rows()
     assert concluded(evidence, "makeup")[0] == "partly shown"
 
 
+@pytest.mark.parametrize("name", ["agree", "makeup", "explained"])
+def test_nothing_is_concluded_from_directions_that_read_nothing(name: str) -> None:
+    assert concluded(study(), name)[0] != "not shown"
+    evidence = changed(study(), "directions/concepts", lambda row: {"p": 0.6, "low": 0.4, "auroc_test": 0.5})
+    assert not evidence.reads and concluded(evidence, name)[0] == "not shown"
+    told, before = finding_of(evidence, name), finding_of(study(), name)
+    assert "so this is about noise" in told.text and "noise" not in before.text
+
+
 def test_vocabulary_is_admitted_unless_directions_clear_it() -> None:
     assert concluded(study(), "vocabulary")[0] == "not shown"
     lower = {"TF-IDF": {"mean": 0.6, "low": 0.55, "high": 0.65}, "difference of means, layer 0": {"high": 0.8}}

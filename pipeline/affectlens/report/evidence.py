@@ -234,6 +234,15 @@ class Evidence:
         return self.tally(decided, {concept: row["low"] > 0.5 for concept, row in rows.items()})
 
     @cached_property
+    def reads(self) -> bool:
+        """Whether directions read anything on topics that did not build them: the badge of directions.
+
+        A direction that reads nothing is noise of its stories. Features chosen on the same stories share that noise,
+        so nothing is concluded from how the two agree.
+        """
+        return bool(self.read_by_direction.shown) and (self.metric("directions", "auroc_test")[1] or 0) > 0.5
+
+    @cached_property
     def read_by_feature(self) -> Tally:
         """Concepts that a feature matches with a corrected p of at most 5%, better than features of random SAEs do.
 

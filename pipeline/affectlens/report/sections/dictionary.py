@@ -131,7 +131,8 @@ def agree(evidence: Evidence) -> Said:
     """For how many concepts feature and direction point the same way."""
     tally = evidence.agreeing
     cosines = [value for row in evidence.rows("compare/cosines") if (value := finite(row["cosine"])) is not None]
-    return standing(tally, level=0.05), {"tally": tally, "middle": median(cosines) if cosines else None}
+    badge = standing(tally, level=0.05) if evidence.reads else "not shown"
+    return badge, {"tally": tally, "middle": median(cosines) if cosines else None}
 
 
 @finding("makeup")
@@ -145,5 +146,6 @@ def makeup(evidence: Evidence) -> Said:
     best = own > max(shares.values(), default=0.0)
     subspace = {"share": None, **evidence.cards.get("compare", {}).get("subspace", {})}
     subspace["share"] = finite(subspace["share"])
-    badge = "shown" if best else "partly shown" if own > shares.get("random", 0.0) else "not shown"
+    better = "shown" if best else "partly shown" if own > shares.get("random", 0.0) else "not shown"
+    badge = better if evidence.reads else "not shown"
     return badge, {"own": own, "size": last[DECODER]["rows"], "shares": shares, "best": best, "subspace": subspace}

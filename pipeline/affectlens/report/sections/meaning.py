@@ -133,5 +133,5 @@ def explained(evidence: Evidence) -> Said:
     areas = [evidence.aurocs(name).values() for name in (BASELINE, f"{BASELINE}, {WITHOUT}")]
     whole, rest = (fmean(each) if each else None for each in areas)
     values = {"whole": whole, "rest": rest, "marked": [row["concept"] for row in marked]}
-    badge = "not shown" if not rows else "partly shown" if reasons else "shown"
+    badge = "not shown" if not rows or not evidence.reads else "partly shown" if reasons else "shown"
     return badge, values | {"rows": rows, "reasons": reasons.most_common()}
