@@ -12,7 +12,7 @@ import affectlens
 
 PACKAGE = Path(affectlens.__file__).parent
 LAYERS = (
-    ("errors", "files", "config", "disk", "results", "settings", "shipped"),
+    ("errors", "files", "config", "disk", "results", "settings", "shipped", "startup"),
     ("stats",),
     ("corpus", "model"),
     ("stage",),

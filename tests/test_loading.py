@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 import transformers
 from affectlens.errors import ConfigError, UserError
+from affectlens.files import file_digest
 from affectlens.model import embedded
 from affectlens.model.config import ModelConfig, Shape, depth_override, dtype_name, identity, resolve_dtype, shape
 from affectlens.model.converted import converted_folder, damage
@@ -185,17 +187,52 @@ def test_a_converted_model_is_made_again_when_damaged(tmp_path):
 
     folder = converted_folder(tmp_path, "one", build)
     assert converted_folder(tmp_path, "one", build) == folder and len(built) == 1
-    (folder / "weights").write_bytes(bytes(255))  # cut short: seen at every use
-    assert damage(folder, contents=False) == [f"{folder / 'weights'}: the file is gone or cut short"]
+    (folder / "weights").write_bytes(bytes(255))
+    assert damage(folder, file_digest) == [f"{folder / 'weights'}: the file is gone or cut short"]
     converted_folder(tmp_path, "one", build)
-    assert len(built) == 2 and not damage(folder, contents=True)
+    assert len(built) == 2 and not damage(folder, file_digest)
     (folder / "weights").write_bytes(bytes(256))  # same length: seen by content
-    assert not damage(folder, contents=False) and damage(folder, contents=True)
+    assert damage(folder, file_digest)
     converted_folder(tmp_path, "one", build)
-    assert len(built) == 3 and not damage(folder, contents=True)
+    assert len(built) == 3 and not damage(folder, file_digest)
     (folder / "record.json").write_text(json.dumps([1]), encoding="utf-8")
     converted_folder(tmp_path, "one", build)
     assert len(built) == 4
+
+
+def test_large_files_of_a_converted_model_are_read_when_they_changed(tmp_path, monkeypatch):
+    """Once by whoever uses it first, then where size, times or inode are others; always by ``affectlens verify``."""
+    from affectlens import files
+    from affectlens.model.converted import verify
+
+    size, built, hashed = 2 * files.LARGE, [], []
+    taken = files.file_digest
+    monkeypatch.setattr(files, "file_digest", lambda path: hashed.append(path.name) or taken(path))
+
+    def build(folder: Path) -> None:
+        built.append(folder)
+        (folder / "weights").write_bytes(bytes(size))
+
+    folder = converted_folder(tmp_path, "one", build)
+    for _ in range(3):
+        converted_folder(tmp_path, "one", build)
+    assert hashed.count("weights") == 1 and len(built) == 1
+    weights = folder / "weights"
+    times = weights.stat()
+    weights.write_bytes(b"x" + bytes(size - 1))
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))  # a change that hides its time is seen all the same
+    converted_folder(tmp_path, "one", build)
+    assert len(built) == 2 and weights.read_bytes() == bytes(size)
+    converted_folder(tmp_path, "one", build)
+    good = taken(weights)
+    # Bytes that rot on the disk leave no trace in the times, as if the memory's stamp were theirs.
+    weights.write_bytes(b"x" + bytes(size - 1))
+    files.DigestMemory(tmp_path / "digests.json").remember({weights: good})
+    converted_folder(tmp_path, "one", build)
+    assert len(built) == 2
+    assert verify(folder) == [f"{weights}: the bytes are not those that were written"]
+    converted_folder(tmp_path, "one", build)
+    assert len(built) == 3 and verify(folder) == []
 
 
 def test_control_tokens_spelled_in_a_text_are_text(tiny_subject):

@@ -231,3 +231,17 @@ def test_rows_that_all_are_alike_do_not_break_training(tmp_path) -> None:
     rows.values[:] = 1
     statistics = Statistics.of(rows, np.arange(100))
     assert np.isfinite(statistics.scale)
+
+
+def test_outliers_are_found_alike_in_the_cache_and_in_memory():
+    """Two rows are planted that lie a thousand times farther out; more rows than are looked at for the centre."""
+    import types
+
+    from affectlens.sae.rows import STATISTICS_ROWS, typical, typical_values
+
+    values = np.random.default_rng(0).normal(size=(2 * STATISTICS_ROWS + 5, 4)).astype(np.float32)
+    values[[7, len(values) - 1]] *= 1000
+    rows = types.SimpleNamespace(read=lambda chosen: values[chosen])
+    kept = typical(rows, np.arange(len(values)))  # pyright: ignore[reportArgumentType]
+    assert {7, len(values) - 1}.isdisjoint(kept.tolist()) and len(kept) > 0.9 * len(values)
+    assert np.array_equal(typical_values(values), values[kept])

@@ -336,7 +336,7 @@ def verify(config: Config, overrides: Overrides = None, changes: Changes = None,
             verifying.set_aside(space, each, contents=True)
         damaged, unreadable = damaged + lost, unreadable + len(faults) - lost
     for folder in sorted((study.config.cache / "models").glob("*/")):
-        faults = converted.damage(folder, contents=True) if converted.complete(folder) else []
+        faults = converted.verify(folder) if converted.complete(folder) else []
         print(f"{'models':<12} {folder.name}: {f'{len(faults)} damaged files' if faults else 'sound'}")
         for fault in faults:
             print(f"  {fault}")

@@ -6,12 +6,13 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from affectlens.entry import Changes, Config, Debug
 from affectlens.errors import ConfigError, UserError
+from affectlens.startup import uncollected
 
 if TYPE_CHECKING:
     from affectlens.use.opened import Opened
@@ -69,6 +70,7 @@ def read(
     shown = None if show is None else readings.index(show)
     given = (each for source in sources for each in texts.from_source(source, sys.stdin))
     with Outputs(study, readings, to_json=to_json, parquet=parquet, page=page, first=show) as outputs:
+        load(study, "reader")
         for reading in texts.read_texts(study, readings, given):
             outputs.add(reading)
             if not outputs.any:
@@ -100,18 +102,29 @@ def opened(config: Path, changes: Sequence[str] | None) -> Opened:
     Raises:
         UserError: they are not.
     """
-    from affectlens.use.opened import Opened, finished
+    with uncollected():
+        from affectlens.use.opened import Opened, finished
 
-    study = Opened(*finished(config, *(changes or ())))
-    if "directions" not in study.folders:
-        raise UserError(
-            f"the directions of {config} are not there yet; run `affectlens run {config} --stage directions`"
-        )
-    if study.study is not None:
-        import torch
+        study = Opened(*finished(config, *(changes or ())))
+        if "directions" not in study.folders:
+            raise UserError(
+                f"the directions of {config} are not there yet; run `affectlens run {config} --stage directions`"
+            )
+        if study.study is not None:
+            import torch
 
-        torch.set_num_threads(study.study.config.compute.threads)
+            torch.set_num_threads(study.study.config.compute.threads)
     return study
+
+
+def load(study: Opened, what: Literal["reader", "subject"]) -> None:
+    """Load the model that a command is about to use: its first blocks to read, or all of it to steer.
+
+    Raises:
+        UserError: the model cannot be loaded.
+    """
+    with uncollected():
+        getattr(study, what)
 
 
 def chosen(study: Opened, features: str | None) -> Readings:

@@ -11,7 +11,7 @@ import typer
 
 from affectlens.entry import Changes, Config, Debug
 from affectlens.errors import ConfigError
-from affectlens.everyday.reading import Features, chosen, opened
+from affectlens.everyday.reading import Features, chosen, load, opened
 
 if TYPE_CHECKING:
     from affectlens.use.scanning import State
@@ -60,6 +60,7 @@ def scan(
     if show is not None:
         readings.index(show)
     job = Scan(study, readings, out.expanduser(), identity(path), int(parts), first_token, top)
+    load(study, "reader")
     state = job.run(int(number), texts.from_source(corpus, sys.stdin), Progress())
     print(f"part {part}: {state.done:,} texts, {state.tokens:,} tokens")
     tables = job.merge()

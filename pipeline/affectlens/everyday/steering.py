@@ -14,7 +14,7 @@ import typer
 
 from affectlens.entry import Changes, Config, Debug
 from affectlens.errors import ConfigError
-from affectlens.everyday.reading import opened, refuse_change
+from affectlens.everyday.reading import load, opened, refuse_change
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,6 +100,7 @@ def steer(
     (_, content), *_ = texts.from_source(prompt, sys.stdin)
     asked = as_chat(study, content, go_on=go_on)
     answers = Answers(study, asked, [line.recipe for line in lines], Draws(tokens, samples, temperature, seed))
+    load(study, "subject")
     names = list(dict.fromkeys([*given["add"], *(out or ()), *given["clamp"], *given["cap"]]))
     if to_json is None:
         from affectlens.everyday import terminal

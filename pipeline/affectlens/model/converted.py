@@ -7,20 +7,17 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from affectlens.files import file_digest, sync_file, write_json
+from affectlens.files import DigestMemory, file_digest, sync_file, write_json
 
 RECORD = "record.json"
 """In each folder: bytes and sha256 of its other files."""
-_verified: set[tuple[Any, ...]] = set()
-"""Stamps of folders whose content was compared in this process: size, times and inode of every file."""
 
 
 def converted_folder(models: Path, name: str, build: Callable[[Path], None]) -> Path:
     """The folder ``models/name``, sound: built if it is not there, and again if its bytes are not those recorded.
 
-    Sizes are compared at every call; contents too, unless this process did so and no file changed since.
+    Contents are compared at every call; those of a large file that kept size, times and inode as last time.
 
     Args:
         models: folder that holds converted models, shared by all studies.
@@ -29,13 +26,13 @@ def converted_folder(models: Path, name: str, build: Callable[[Path], None]) -> 
     """
     from filelock import FileLock
 
-    folder = models / name
-    if not damage(folder, contents=_stamp(folder) not in _verified):
-        _verified.add(_stamp(folder))
+    folder, digests = models / name, memory(models)
+    if not damage(folder, digests.file):
+        digests.flush()
         return folder
     models.mkdir(parents=True, exist_ok=True)
     with FileLock(models / f"{name}.lock"):
-        if damage(folder, contents=True):
+        if damage(folder, file_digest):
             building = models / f"{name}.partial"
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir()
@@ -43,8 +40,20 @@ def converted_folder(models: Path, name: str, build: Callable[[Path], None]) -> 
             _write_record(building)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(building, folder)
-    _verified.add(_stamp(folder))
     return folder
+
+
+def memory(models: Path) -> DigestMemory:
+    """Checksums of large model files, kept beside the converted models: each process would take half a second anew."""
+    return DigestMemory(models / "digests.json")
+
+
+def verify(folder: Path) -> list[str]:
+    """What is wrong with a converted model, all its bytes read now; what is damaged is built again at its next use."""
+    faults = damage(folder, file_digest)
+    if faults:
+        (folder / RECORD).unlink(missing_ok=True)
+    return faults
 
 
 def complete(folder: Path) -> bool:
@@ -52,11 +61,11 @@ def complete(folder: Path) -> bool:
     return (folder / RECORD).is_file()
 
 
-def damage(folder: Path, *, contents: bool) -> list[str]:
+def damage(folder: Path, digest: Callable[[Path], str]) -> list[str]:
     """What is wrong with a converted model, one sentence a file; empty if it is sound.
 
     Args:
-        contents: compare checksums too, not only sizes.
+        digest: sha256 of a file, as hex.
     """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -66,11 +75,11 @@ def damage(folder: Path, *, contents: bool) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError):
         return [f"{folder / RECORD}: the record cannot be read"]
     faults = []
-    for name, (size, digest) in expected.items():
+    for name, (size, recorded) in expected.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
             faults.append(f"{path}: the file is gone or cut short")
-        elif contents and file_digest(path) != digest:
+        elif digest(path) != recorded:
             faults.append(f"{path}: the bytes are not those that were written")
     return faults
 
@@ -84,8 +93,3 @@ def _write_record(folder: Path) -> None:
         for path in files
     }
     write_json(folder / RECORD, {"files": rows})
-
-
-def _stamp(folder: Path) -> tuple[Any, ...]:
-    stats = [(path, path.stat()) for path in sorted(folder.rglob("*"))]
-    return tuple((str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for path, stat in stats)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from affectlens.errors import UserError
-from affectlens.files import file_digest
 from affectlens.model import embedded
 from affectlens.model.config import ModelConfig, depth_override, locate, resolve_dtype, settings
+from affectlens.model.converted import memory
 
 SHOWN = 3
 """Names of missing weights that an error lists."""
@@ -28,16 +27,19 @@ def source(config: ModelConfig, models: Path) -> tuple[str, dict[str, Any]]:
     """What transformers is given to load: a folder where there is one, else the hub name with its revision."""
     file, path = gguf_file(config), locate(config)
     if file is not None:
-        return str(embedded.model_folder(models, _digest(file, file.stat().st_mtime_ns), file)), {}
+        return str(embedded.model_folder(models, _digest(file, models), file)), {}
     if path is not None:
         return str(path), {}
     return config.name, {} if config.revision is None else {"revision": config.revision}
 
 
-@cache
-def _digest(file: Path, changed: int) -> str:
-    """The checksum of a file, computed once a process as long as it stays unchanged."""
-    return file_digest(file)
+def _digest(file: Path, models: Path) -> str:
+    """The checksum of a file, computed once as long as it stays unchanged."""
+    digests = memory(models)
+    digest = digests.file(file)
+    if models.is_dir():  # a dry run leaves no folder behind
+        digests.flush()
+    return digest
 
 
 @contextmanager
@@ -86,7 +88,7 @@ def load_tokenizer(config: ModelConfig, models: Path, *, converting: bool = True
 
     with loading(config):
         file = gguf_file(config)
-        if file is not None and not converting and not embedded.converted(models, file_digest(file)):
+        if file is not None and not converting and not embedded.converted(models, _digest(file, models)):
             name, options = str(file.parent), {"gguf_file": file.name}
         else:
             name, options = source(config, models)

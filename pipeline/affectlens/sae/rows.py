@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
     from affectlens.activations import ActivationStore, TokenRows
@@ -85,20 +85,31 @@ class Stream:
 
 def typical(rows: TokenRows, chosen: Int[np.ndarray, "n"]) -> Int[np.ndarray, "kept"]:
     """The chosen rows without outliers."""
-    sample = _sample(rows, chosen)
+    near = _near(_sample(rows, chosen))
+    parts = np.array_split(chosen, max(1, len(chosen) // STATISTICS_ROWS))
+    return np.concatenate([part[near(rows.read(part))] for part in parts])
+
+
+def typical_values(values: Float[np.ndarray, "rows d_model"]) -> Float[np.ndarray, "kept d_model"]:
+    """Rows without outliers, the same as :func:`typical` leaves, where all of them are in memory."""
+    return values[_near(_spaced(values))(values)]
+
+
+def _near(sample: Float[np.ndarray, "sample d_model"]) -> Callable[[np.ndarray], Bool[np.ndarray, "rows"]]:
+    """Says which rows are no outliers."""
     centre = _mean(sample)
     limit = OUTLIER * float(np.median(np.linalg.norm(sample - centre, axis=1)))
-    kept = [
-        part[np.linalg.norm(rows.read(part) - centre, axis=1) <= limit]
-        for part in np.array_split(chosen, max(1, len(chosen) // STATISTICS_ROWS))
-    ]
-    return np.concatenate(kept)
+    return lambda values: np.linalg.norm(values - centre, axis=1) <= limit
 
 
 def _sample(rows: TokenRows, chosen: Int[np.ndarray, "n"]) -> Float[np.ndarray, "sample d_model"]:
     """Evenly spaced rows."""
-    step = max(1, len(chosen) // STATISTICS_ROWS)
-    return rows.read(chosen[::step][:STATISTICS_ROWS])
+    return rows.read(_spaced(chosen))
+
+
+def _spaced(rows: np.ndarray) -> np.ndarray:
+    step = max(1, len(rows) // STATISTICS_ROWS)
+    return rows[::step][:STATISTICS_ROWS]
 
 
 def _mean(sample: Float[np.ndarray, "sample d_model"]) -> Float[np.ndarray, "d_model"]:

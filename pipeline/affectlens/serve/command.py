@@ -9,6 +9,7 @@ from pathlib import Path
 
 from affectlens.errors import UserError
 from affectlens.serve.service import Limits, Service
+from affectlens.startup import uncollected
 from affectlens.use.monitor import Monitor
 from affectlens.use.opened import Opened
 
@@ -48,7 +49,8 @@ def serve(
     study.folder("directions")
     watching = None if monitor is None else Monitor.load(monitor, study)
     with _listening(host, port) as listening:
-        service = Service(study, limits, watching)
+        with uncollected():
+            service = Service(study, limits, watching)
         address = f"[{host}]" if ":" in host else host
         local = _is_loopback(host)
         app = build(service, ["127.0.0.1", "localhost", "[::1]"] if local else ["*"])

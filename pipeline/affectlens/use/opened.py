@@ -202,13 +202,13 @@ class Opened:
 
         from affectlens.model.reading import Site, read
         from affectlens.model.tokens import tokenise
-        from affectlens.sae.rows import typical
+        from affectlens.sae.rows import typical_values
 
         corpus = self.result("corpus")
         if self.layer in self.activations.token_layers:
             rows = self.activations.tokens(self.layer)
             chosen = rows.rows_of(corpus.indices("neutral"))
-            return rows.read(typical(rows, chosen[:: max(1, len(chosen) // most)]))
+            return typical_values(rows.read(chosen[:: max(1, len(chosen) // most)]))
         texts, count, site = [], 0, Site(self.layer)
         for index in corpus.indices("neutral"):
             texts.append(tokenise(self.tokenizer, corpus.documents[index]))
