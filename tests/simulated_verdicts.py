@@ -19,6 +19,7 @@ from affectlens import stats
 from affectlens.compare import differences
 from affectlens.corpus.pairs import Pair
 from affectlens.experiments.results import Measured
+from affectlens.interventions import effects
 from affectlens.interventions.judge import Claim, Rules, judge
 from affectlens.probing import detection, matching, methods, pairs, writer_tables
 from synthetic_measurements import AROUSAL, CONCEPTS, FAST, FAST_STEERING, VALENCE, Steered, run
@@ -182,6 +183,19 @@ def caused(ratio: float, planted: float = 0.0, *, specific: bool = False) -> Out
     return shown
 
 
+def moved(planted: float) -> Outcome:
+    """All vectors together move their own words: a badge of the page. Vectors and words differ in their reach."""
+
+    def shown(seed: int) -> bool:
+        generator, concepts = np.random.default_rng(9000 + seed), 24
+        scale = np.exp(0.5 * generator.normal(size=(2, concepts)))
+        matrix = scale[0][:, None] * generator.normal(size=(concepts, concepts)) * scale[1]
+        matrix += generator.normal(size=(concepts, 1)) + generator.normal(size=concepts) + planted * np.eye(concepts)
+        return effects.diagonal_p(matrix, 999, generator) <= 0.05
+
+    return shown
+
+
 # ---- behaviour ------------------------------------------------------------------------------------------------------
 
 DOSE: dict[str, Any] = {"kind": "dose", "conditions": ["main"], **FAST_STEERING, "planted": 10, "draws": 100}
@@ -290,6 +304,8 @@ TRIALS = [
         for name in ("sufficient", "specific")
     ),
     Trial("causal: sufficient", "own words +8, vectors 2 x", 30, caused(2.0, 8.0), True),
+    Trial("page: vectors move their own words", "vectors and words differ in reach", 1000, moved(0.0)),
+    Trial("page: vectors move their own words", "own words +2", 100, moved(2.0), True),
     *(
         Trial(f"dose, {claims} claimed", f"vectors {ratio:g} x random ones", 100, dosed(ratio, claims))
         for ratio in (1.0, 2.0, 3.0)

@@ -102,7 +102,7 @@ class Asker:
         new = {key: question for key, question in zip(keys, asked, strict=True) if key not in self._known}
         self.kept += len(keys) - len(new)
         self._progress(len(keys) - len(new))
-        waiting = list(new.items())
+        waiting = sorted(new.items())  # by digest: an order that has nothing to do with the right answers
         while waiting:
             some, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
             if self._budget is not None and self.requests + len(some) > self._budget:
