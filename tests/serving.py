@@ -13,8 +13,9 @@ def serving(service) -> Iterator[str]:
     """The address at which a service answers."""
     import uvicorn
     from affectlens.serve.app import build
+    from affectlens.serve.connections import settings
 
-    config = uvicorn.Config(build(service), log_level="error", access_log=False, ws="none", lifespan="off")
+    config = settings(build(service), log_level="error")
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import re
+import shutil
 import socket
+import stat
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from affectlens.cli import app
 from affectlens.corpus import texts as corpus_texts
 from affectlens.corpus.texts import read_json, read_jsonl, read_table
 from affectlens.errors import ConfigError, UserError
 from affectlens.experiments.conclude.preference_table import read_scores
-from affectlens.files import open_file
+from affectlens.files import open_file, write_text
 from affectlens.monitor.episodes import read_episodes
 from affectlens.study import Study
 from affectlens.use.scanning import identity
 from affectlens.use.texts import from_source
 from affectlens.use.transcripts import watch_file
+from typer.testing import CliRunner
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "a line of texts": lambda path: list(from_source(str(path.with_suffix(".jsonl")), None)),
@@ -65,8 +72,6 @@ def test_what_is_no_file_is_told_and_never_waited_for(what: str, unlike_files: l
 def test_a_model_folder_with_what_is_no_file_is_refused_before_it_is_read(
     kind: str, model_folder: Any, unlike_files: list[Path], study_values: dict, write_study: Any, tmp_path: Path
 ):
-    import shutil
-
     folder = shutil.copytree(model_folder("llama"), tmp_path / "model")
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.json").symlink_to(tmp_path / kind)
@@ -98,8 +103,6 @@ def test_a_text_that_no_model_would_get_through_is_refused_by_its_line(what: str
 
 
 def test_a_line_without_end_is_not_taken_into_memory(tmp_path: Path):
-    import tracemalloc
-
     path = tmp_path / "x.jsonl"
     with path.open("wb") as stream:
         stream.truncate(2 << 30)
@@ -169,3 +172,77 @@ def test_a_transcript_that_ends_within_a_letter_is_no_text(tmp_path: Path):
     (tmp_path / "x.jsonl").write_bytes(b'{"role": "user", "content": "x"}\n\xc3')
     with pytest.raises(UserError, match="not UTF-8"):
         list(watch_file(None, tmp_path / "x.jsonl"))  # pyright: ignore[reportArgumentType]
+
+
+@unix
+def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path: Path):
+    """As root a rename would take the place of /dev/null itself."""
+    os.mkfifo(tmp_path / "out.html")
+    (tmp_path / "link.html").symlink_to("/dev/null")
+    for name, kind in (("out.html", "pipe"), ("link.html", "device")):
+        with pytest.raises(UserError, match=f"{name}: is a {kind}, not a file"):
+            write_text(tmp_path / name, "x")
+    assert stat.S_ISFIFO((tmp_path / "out.html").stat().st_mode) and (tmp_path / "link.html").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.html", "out.html"]
+
+
+COMMANDS = {
+    "read": ["read", "nothing.yaml", "text", "--json"],
+    "read, a table": ["read", "nothing.yaml", "text", "--parquet"],
+    "read, a page": ["read", "nothing.yaml", "text", "--page"],
+    "steer": ["steer", "nothing.yaml", "text", "calm=0.1", "--json"],
+    "samples": ["samples", "nothing.yaml", "--json"],
+    "compare": ["compare", "nothing.yaml", "other.yaml", "--json"],
+    "compare, a table": ["compare", "nothing.yaml", "other.yaml", "--csv"],
+    "compare, models": ["compare", "nothing.yaml", "other.yaml", "--models", "--json"],
+    "watch": ["monitor", "watch", "nothing.yaml", "card.json", "--prompt", "x", "--json"],
+    "watch, a page": ["monitor", "watch", "nothing.yaml", "card.json", "--prompt", "x", "--page"],
+    "calibrate": ["monitor", "calibrate", "nothing.yaml"],
+    "evaluate": ["monitor", "evaluate", "nothing.yaml", "card.json", "episodes.jsonl", "--json"],
+    "explore": ["explore", "nothing.yaml", "--out"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_where_nothing_can_be_written_is_told_before_anything_is_opened(name: str, tmp_path: Path):
+    """There is no such study: whatever opens it first would say that."""
+    (tmp_path / "a folder").mkdir()
+    for path, said in (("nowhere/x", "its folder is not there|in a folder that is there"), ("a folder", "folder")):
+        found = CliRunner().invoke(app, [*COMMANDS[name], str(tmp_path / path)])
+        assert isinstance(found.exception, UserError) and re.search(said, str(found.exception)), found.exception
+
+
+def test_formats_of_the_explorer_are_refused_before_it_is_gathered(tmp_path: Path):
+    (tmp_path / "a file").write_text("x")
+    out = ["explore", "nothing.yaml", "--out", str(tmp_path / "x.html")]
+    for more, said in (
+        (["--neuronpedia", str(tmp_path / "np")], "--creator"),
+        (["--neuronpedia", str(tmp_path / "a file"), "--creator", "me"], "is a file; give a folder"),
+        (["--saedashboard", str(tmp_path / "a file")], "is a file; give a folder"),
+    ):
+        found = CliRunner().invoke(app, [*out, *more])
+        assert isinstance(found.exception, UserError) and said in str(found.exception), found.exception
+
+
+def test_a_sentence_that_repeats_a_value_of_any_length_stays_short(capsys: Any):
+    from affectlens import entry
+
+    with pytest.raises(SystemExit) as left:
+        entry._explain(ConfigError("x" * 100_000 + "; correct it"))
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and len(said) < 1600 and said.endswith("; correct it\n")
+
+
+def test_names_that_steer_a_terminal_or_turn_a_line_round_are_listed_in_plain_letters(tmp_path: Path):
+    names = ("\u202eevil", "\u0085b", "[/red]")
+    rows = [{"emotion": name, "topic": topic, "text": "x"} for name in names for topic in "ab"]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = CliRunner().invoke(app, ["concepts", "--stories", str(tmp_path / "x.jsonl")])
+    assert found.exit_code == 0 and "\\u202eevil" in found.stdout and "[/red]" in found.stdout
+    assert "\u202e" not in found.stdout and "\u0085" not in found.stdout
+
+
+@pytest.mark.parametrize("stories", ["nowhere.jsonl", "", "~nobody/x", "http://x/y", "writer_z"])
+def test_stories_that_are_not_there_are_told_by_their_option(stories: str):
+    found = CliRunner().invoke(app, ["concepts", "--stories", stories])
+    assert isinstance(found.exception, ConfigError) and str(found.exception).startswith(f"--stories {stories}: no such")

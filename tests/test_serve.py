@@ -462,6 +462,55 @@ def test_who_speaks_no_http_is_sent_away(address, client):
     assert chat(client, max_tokens=3).choices[0].finish_reason
 
 
+HEADS = {
+    "says nothing": [],
+    "sends a letter now and then": [b"GE", b"T / HT", b"TP/1.1\r\n", b"Host: 127.0.0.1\r\n", b"X-A", b": b", b"\r\n"]
+    * 3,
+    "asks and then says nothing": [b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"],
+    "asks and begins anew": [b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b"GET / HTTP/1.1\r\nHos"],
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_client_that_does_not_come_to_its_request_is_let_go(name, address, monkeypatch):
+    from affectlens.serve import connections
+
+    monkeypatch.setattr(connections, "HEAD_S", 0.4)
+    host, _, port = address.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as line:
+        for piece in HEADS[name]:
+            try:
+                line.sendall(piece)
+            except OSError:  # it was closed amid the head
+                break
+            time.sleep(0.1)
+        said = b""
+        while True:
+            try:
+                more = line.recv(4096)
+            except ConnectionResetError:
+                break
+            if not more:
+                break
+            said += more
+    assert said.count(b"HTTP/1.1 200") == name.startswith("asks")
+
+
+def test_a_slow_answer_is_not_a_late_request(address, client, monkeypatch):
+    from affectlens.serve import connections
+
+    monkeypatch.setattr(connections, "HEAD_S", 0.01)
+    pieces = list(chat(client, max_tokens=200, stream=True))
+    assert pieces[-1].choices[0].finish_reason in ("stop", "length")
+
+
+def test_a_head_without_end_is_refused(address):
+    host, _, port = address.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as line:
+        line.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"a" * 200_000)
+        assert line.recv(4096).startswith(b"HTTP/1.1 400")
+
+
 def test_no_prompt_is_logged(address, client, service, caplog, capfd):
     """Not even where a generation fails."""
     secret = "xyzzy-plugh"

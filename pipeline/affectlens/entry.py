@@ -9,17 +9,20 @@ import sys
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
 from affectlens.errors import ConfigError, UserError, is_out_of_memory, of_the_world, reason
+from affectlens.files import require_place
 
 CLICK_ERROR = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """What unknown commands, unknown options and missing arguments raise; Typer exports only its heirs."""
 DEBUG = "AFFECTLENS_DEBUG"
 """Variable that has the effect of --debug."""
 INTERRUPTED = 130
+LONGEST = 1500
+"""Letters of a sentence on standard error."""
 PLAIN = "finished parts are kept, run the same command to go on"
 
 
@@ -28,12 +31,29 @@ def _set_debug(wanted: bool) -> None:
         os.environ[DEBUG] = "1"
 
 
+W = TypeVar("W", str, Path, None)
+
+
+def writable(path: W) -> W:
+    """Callback of every option that names a file to be written: told before what it is to hold is computed.
+
+    Raises:
+        UserError: a file cannot be written there.
+    """
+    if path is not None and path != "-":
+        require_place(Path(path).expanduser())
+    return path
+
+
 ToJson = Annotated[
-    str | None, typer.Option("--json", metavar="PATH|-", help="Write all of it as JSON; - for standard output.")
+    str | None,
+    typer.Option("--json", callback=writable, metavar="PATH|-", help="Write all of it as JSON; - for standard output."),
 ]
 ToCsv = Annotated[
     str | None,
-    typer.Option("--csv", metavar="PATH|-", help="Write one row a study and metric, as a W&B report takes it."),
+    typer.Option(
+        "--csv", callback=writable, metavar="PATH|-", help="Write one row a study and metric, as a W&B report takes it."
+    ),
 ]
 ToPage = Annotated[Path | None, typer.Option("--page", help="Write a self-contained HTML page.")]
 OfflineRuns = Annotated[
@@ -137,6 +157,8 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def _say(sentence: str) -> None:
+    if len(sentence) > LONGEST:  # a value that is repeated in it may be of any length
+        sentence = f"{sentence[: 2 * LONGEST // 3]} ... {sentence[-LONGEST // 3 :]}"
     print(f"affectlens: {printable(sentence)}", file=sys.stderr)
 
 

@@ -45,7 +45,7 @@ ENDLESS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a d
 
 
 def require_file(path: Path) -> None:
-    """Refuse a pipe, a socket or a device under a name that a user gave.
+    """Refuse a pipe, a socket or a device under the name of a file that is read or replaced.
 
     Raises:
         UserError: it is one.
@@ -54,6 +54,18 @@ def require_file(path: Path) -> None:
     kind = ENDLESS.get(stat.S_IFMT(path.stat().st_mode))
     if kind is not None:
         raise UserError(f"{path}: is {kind}, not a file; give a file")
+
+
+def require_place(path: Path) -> None:
+    """Refuse a path at which no file can be written, before what is to be written is computed.
+
+    Raises:
+        UserError: it is a folder, or its folder is not there.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the path of a file")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: its folder is not there; make it, or give another path")
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -111,8 +123,11 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path of the same name in a temporary folder; the file there takes the place of ``path`` when the block ends.
 
     Raises:
+        UserError: a pipe, a socket or a device lies there, whose place no file may take.
         OSError: the disk refuses. What lay at ``path`` is still there.
     """
+    with suppress(FileNotFoundError):
+        require_file(path)
     holder = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{WRITING}")
     try:
         holder.mkdir()

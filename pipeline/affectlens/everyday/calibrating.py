@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from affectlens.config import nearest
-from affectlens.entry import Config, Debug, printable
+from affectlens.entry import Config, Debug, printable, writable
 from affectlens.errors import ConfigError
 from affectlens.everyday.reading import Changes, opened
 
@@ -18,7 +18,7 @@ KINDS = ("rolling", "own_start", "cusum", "edetector")
 
 def calibrate(
     config: Config,
-    out: Annotated[Path, typer.Argument(help="Where the card is written.", metavar="CARD")],
+    out: Annotated[Path, typer.Argument(callback=writable, help="Where the card is written.", metavar="CARD")],
     episodes: Annotated[
         Path | None,
         typer.Option(
@@ -97,7 +97,9 @@ def evaluate(
         ),
     ],
     horizon: Annotated[int, typer.Option(min=1, help="Tokens before the act within which an alarm counts.")] = 128,
-    to_json: Annotated[Path | None, typer.Option("--json", help="Write the figures as JSON, too.")] = None,
+    to_json: Annotated[
+        Path | None, typer.Option("--json", callback=writable, help="Write the figures as JSON, too.")
+    ] = None,
     changes: Changes = None,
     debug: Debug = False,
 ) -> None:

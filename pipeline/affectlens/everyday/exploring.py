@@ -42,6 +42,11 @@ def explore(
     path = out.expanduser()
     if path.is_dir() or not path.parent.is_dir():
         raise ConfigError(f"--out {out}: give the name of a file in a folder that is there")
+    for option, folder in (("--neuronpedia", neuronpedia), ("--saedashboard", saedashboard)):
+        if folder is not None and folder.expanduser().exists() and not folder.expanduser().is_dir():
+            raise ConfigError(f"{option} {folder}: is a file; give a folder")
+    if neuronpedia is not None:
+        exchange.require_creator(creator)
     study = opened(config, changes)
     found = contents.gather(study, lambda words: print(words, file=sys.stderr))
     explained = [tables for _, tables in keeping.of(study)]

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from affectlens.entry import Changes, Config, Debug
+from affectlens.entry import Changes, Config, Debug, writable
 from affectlens.errors import ConfigError
 from affectlens.everyday.reading import opened
 
@@ -63,7 +63,9 @@ def samples(
     limit: Annotated[int, typer.Option(min=1, help="Most texts that are printed.")] = 20,
     to_json: Annotated[
         str | None,
-        typer.Option("--json", metavar="PATH|-", help="Write all that match as JSONL; - for standard output."),
+        typer.Option(
+            "--json", callback=writable, metavar="PATH|-", help="Write all that match as JSONL; - for standard output."
+        ),
     ] = None,
     changes: Changes = None,
     debug: Debug = False,

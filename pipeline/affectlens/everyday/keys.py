@@ -16,7 +16,7 @@ import typer
 
 from affectlens.config import Config as ConfigClass
 from affectlens.config import nearest
-from affectlens.entry import Debug
+from affectlens.entry import Debug, printable
 from affectlens.errors import ConfigError
 
 
@@ -146,7 +146,10 @@ def concepts(
     from affectlens.corpus.documents import CorpusConfig
     from affectlens.corpus.documents import stories as read_stories
     from affectlens.corpus.ratings import EMBEDDED_RATINGS, read_ratings
+    from affectlens.corpus.texts import texts_path
 
+    if not texts_path("stories", stories).is_file():
+        raise ConfigError(f"--stories {stories}: no such file; give a JSONL file, or `embedded`")
     rows, ratings = read_stories(CorpusConfig(stories=stories)), read_ratings(EMBEDDED_RATINGS)
     counts = Counter(row["emotion"] for row in rows)
     topics = {name: len({row["topic"] for row in rows if row["emotion"] == name}) for name in counts}
@@ -165,4 +168,4 @@ def concepts(
     print(f"{'concept':{width}}  stories  topics  valence  arousal")
     for row in found:
         rated = "  ".join(" " * 7 if row[axis] is None else f"{row[axis]:7.1f}" for axis in ("valence", "arousal"))
-        print(f"{row['concept']:{width}}  {row['stories']:7d}  {row['topics']:6d}  {rated}")
+        print(f"{printable(str(row['concept'])):{width}}  {row['stories']:7d}  {row['topics']:6d}  {rated}")

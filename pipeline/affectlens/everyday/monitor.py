@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from affectlens.entry import Changes, Config, Debug, printable
-from affectlens.errors import ConfigError, UserError
+from affectlens.entry import Changes, Config, Debug, printable, writable
+from affectlens.errors import ConfigError
 from affectlens.everyday import calibrating
 from affectlens.everyday.reading import opened, refuse_change
 
@@ -71,9 +71,11 @@ def watch(
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
     to_json: Annotated[
         str | None,
-        typer.Option("--json", metavar="PATH|-", help="Write a line of JSON a token; - for standard output."),
+        typer.Option(
+            "--json", callback=writable, metavar="PATH|-", help="Write a line of JSON a token; - for standard output."
+        ),
     ] = None,
-    page: Annotated[Path | None, typer.Option(help="Write a self-contained HTML page.")] = None,
+    page: Annotated[Path | None, typer.Option(callback=writable, help="Write a self-contained HTML page.")] = None,
     changes: Changes = None,
     debug: Debug = False,
 ) -> None:
@@ -86,9 +88,6 @@ def watch(
     """
     from affectlens.use.monitor import Monitor
 
-    for path in (to_json, page):
-        if path not in (None, "-") and not Path(path).expanduser().parent.is_dir():
-            raise UserError(f"{path}: its folder is not there; make it, or give another path")
     if source is None and prompt is None:
         raise ConfigError("monitor watch: give a transcript, or --prompt with what the model is to answer")
     if follow and source is None:

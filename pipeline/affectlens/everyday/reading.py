@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from affectlens.entry import Changes, Config, Debug
+from affectlens.entry import Changes, Config, Debug, writable
 from affectlens.errors import ConfigError, UserError
 from affectlens.startup import uncollected
 
@@ -42,10 +42,13 @@ def read(
     ] = None,
     features: Features = None,
     to_json: Annotated[
-        str | None, typer.Option("--json", metavar="PATH|-", help="Write all values as JSON; - for standard output.")
+        str | None,
+        typer.Option(
+            "--json", callback=writable, metavar="PATH|-", help="Write all values as JSON; - for standard output."
+        ),
     ] = None,
-    parquet: Annotated[Path | None, typer.Option(help="Write a table with a row a token.")] = None,
-    page: Annotated[Path | None, typer.Option(help="Write a self-contained HTML page.")] = None,
+    parquet: Annotated[Path | None, typer.Option(callback=writable, help="Write a table with a row a token.")] = None,
+    page: Annotated[Path | None, typer.Option(callback=writable, help="Write a self-contained HTML page.")] = None,
     changes: Changes = None,
     debug: Debug = False,
 ) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from affectlens.entry import Changes, Config, Debug
+from affectlens.entry import Changes, Config, Debug, writable
 from affectlens.errors import ConfigError
 from affectlens.everyday.reading import load, opened, refuse_change
 
@@ -77,7 +77,10 @@ def steer(
         bool, typer.Option("--continue", help="Continue the text instead of answering it as a user's message.")
     ] = False,
     to_json: Annotated[
-        str | None, typer.Option("--json", metavar="PATH|-", help="Write answers, perplexities and readings as JSON.")
+        str | None,
+        typer.Option(
+            "--json", callback=writable, metavar="PATH|-", help="Write answers, perplexities and readings as JSON."
+        ),
     ] = None,
     changes: Changes = None,
     debug: Debug = False,

@@ -129,6 +129,16 @@ def _identifier(*parts: Any) -> str:
     return "c" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
+def require_creator(creator: str) -> None:
+    """Refuse records of nobody.
+
+    Raises:
+        UserError: no creator is named.
+    """
+    if not creator:
+        raise UserError("Neuronpedia's records name who made them; give --creator with your id there")
+
+
 def neuronpedia(found: Contents, folder: Path, creator: str, explained: Sequence[Mapping[str, Any]] = ()) -> Path:
     """``<folder>/<model>/<layer>-affectlens/``: release, model, source set, source, batches of features and passages.
 
@@ -144,8 +154,7 @@ def neuronpedia(found: Contents, folder: Path, creator: str, explained: Sequence
     Raises:
         UserError: no creator is named.
     """
-    if not creator:
-        raise UserError("Neuronpedia's records name who made them; give --creator with your id there")
+    require_creator(creator)
     study = found.study
     model = re.sub(r"[^\w.-]+", "-", shown_name(study.model_name).rpartition("/")[2]).lower()
     source = f"{study.layer}-{SET}"

@@ -13,9 +13,6 @@ from affectlens.startup import uncollected
 from affectlens.use.monitor import Monitor
 from affectlens.use.opened import Opened
 
-CONNECTIONS = 256
-"""At once; more are told to come back."""
-
 
 def serve(
     study: Opened,
@@ -44,6 +41,7 @@ def serve(
         import uvicorn
 
         from affectlens.serve.app import build
+        from affectlens.serve.connections import settings
     except ImportError as error:
         raise UserError(f"{error.name} is not installed; run `pip install 'affectlens[serve]'`") from None
     study.folder("directions")
@@ -54,15 +52,11 @@ def serve(
         address = f"[{host}]" if ":" in host else host
         local = _is_loopback(host)
         app = build(service, ["127.0.0.1", "localhost", "[::1]"] if local else ["*"])
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off",
-            limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=2,
-        )  # fmt: skip
         if not local:
             say(f"everybody who reaches {address} can use this model: there are no accounts and no encryption")
         say(f"{service.name} at http://{address}:{listening.getsockname()[1]}/, OpenAI's API below /v1; Ctrl-C ends it")
         try:
-            uvicorn.Server(config).run(sockets=[listening])
+            uvicorn.Server(settings(app, log_level="warning")).run(sockets=[listening])
         except KeyboardInterrupt:  # how it is ended
             pass
         finally:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-from affectlens.errors import UserError
+from affectlens.files import require_place
 from affectlens.use.opened import Opened
 from affectlens.use.readings import Readings
 from affectlens.use.texts import TextReading
@@ -52,11 +52,11 @@ class Outputs:
             first: the row that the page shows first.
 
         Raises:
-            UserError: the folder of a path is not there.
+            UserError: a path is a folder, or its folder is not there.
         """
         for path in (to_json, parquet, page):
-            if path not in (None, "-") and not Path(path).expanduser().parent.is_dir():
-                raise UserError(f"{path}: its folder is not there; make it, or give another path")
+            if path is not None and path != "-":
+                require_place(Path(path).expanduser())
         self._study, self._readings, self._first = study, readings, first
         self._json, self._parquet, self._page = to_json, parquet, page
         self._stream: TextIO | None = None
