@@ -246,3 +246,52 @@ def test_names_that_steer_a_terminal_or_turn_a_line_round_are_listed_in_plain_le
 def test_stories_that_are_not_there_are_told_by_their_option(stories: str):
     found = CliRunner().invoke(app, ["concepts", "--stories", stories])
     assert isinstance(found.exception, ConfigError) and str(found.exception).startswith(f"--stories {stories}: no such")
+
+
+@pytest.mark.parametrize("key", ["model.name", "corpus.stories", "sae.load.path", "geometry.ratings", "monitor.folder"])
+def test_a_path_that_no_disk_takes_is_told_in_a_line(key: str, study_values: dict, write_study: Any, tmp_path: Path):
+    path = write_study(study_values)
+    with pytest.raises(ConfigError, match="file name too long") as refused:
+        Study.load(path, [f"{key}=/{'x' * 5000}", *(["monitor.run=[a]"] if key == "monitor.folder" else [])])
+    assert len(str(refused.value)) < 400
+
+
+def test_a_modulation_of_no_emotion_is_refused(study_values: dict, write_study: Any):
+    with pytest.raises(ConfigError, match=r"`modulation.emotions: \[\]`: names none"):
+        Study.load(write_study(study_values), ["modulation.run=true", "modulation.emotions=[]"])
+
+
+@pytest.mark.parametrize("where", ["pre_tokenizer", "normalizer"])
+def test_a_pattern_of_a_tokenizer_that_never_ends_is_given_up_in_a_sentence(where: str, capfd: Any):
+    """Oniguruma stops after ten million ways; what it then raises is no Exception and would end in a traceback."""
+    from affectlens.model.tokens import Chat, encode, tokenise
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.WordLevel({"a": 0, "[U]": 1}, unk_token="[U]"))
+    endless = Regex("(a+)+b")
+    if where == "normalizer":
+        raw.normalizer = normalizers.Replace(endless, "x")  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        raw.pre_tokenizer = pre_tokenizers.Split(endless, "isolated")  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[U]")
+    for attempt in (encode, lambda known, text: tokenise(known, Chat((), text=text, name="the text"))):
+        with pytest.raises(UserError, match=r"tokenizer gave it up .*patterns in its tokenizer\.json"):
+            attempt(tokenizer, "a" * 2000 + "!")
+    assert "panicked" in capfd.readouterr().err  # the library's own line
+
+
+def test_a_library_that_panics_ends_a_command_in_a_sentence(monkeypatch: Any, capsys: Any):
+    from affectlens import entry
+
+    class PanicException(BaseException):
+        """What a library in Rust raises."""
+
+    def panics(**_: Any) -> None:
+        raise PanicException("index out of\nbounds")
+
+    monkeypatch.setattr(entry.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as left:
+        entry.start(panics)  # pyright: ignore[reportArgumentType]
+    assert left.value.code == 1
+    assert capsys.readouterr().err == "affectlens: a library gave up (index out of bounds); finished parts are kept\n"

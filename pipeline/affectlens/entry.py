@@ -115,6 +115,11 @@ def start(app: typer.Typer) -> NoReturn:
         status = INTERRUPTED
     except Exception as error:
         _explain(error)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of a library in Rust
+            raise
+        _say(f"a library gave up ({' '.join(str(error).split())}); finished parts are kept")
+        status = 1
     if status == INTERRUPTED:  # Typer makes an exit status of Ctrl-C
         _say(f"interrupted; {PLAIN}")
     sys.exit(status if isinstance(status, int) else 0)

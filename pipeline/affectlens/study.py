@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import importlib.util
@@ -173,6 +174,12 @@ class Study:
                 stage.check(self.config)
         except (ConfigError, ValueError) as error:
             raise ConfigError(f"{self.source}: {error}") from None
+        except OSError as error:
+            if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+                raise
+            shown = str(error.filename)
+            shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+            raise ConfigError(f"{self.source}: `{shown}`: {str(error.strerror).lower()}; correct the path") from None
 
     def stage_named(self, name: str) -> AnyStage:
         """The study's stage with this name.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
@@ -78,9 +79,38 @@ class Text:
         return len(self.kept)
 
 
+@contextmanager
+def splitting(what: str) -> Iterator[None]:
+    """Within, a tokenizer that gives a text up is one sentence.
+
+    The patterns in a tokenizer.json are programs of strangers. The library tries each at most ten million ways at one
+    place, which takes a second, and then panics, with an error that is no :class:`Exception`.
+
+    Args:
+        what: is tokenised.
+
+    Raises:
+        UserError: the tokenizer gave up.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        words = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"{what}: the model's tokenizer gave it up ({words}); correct the patterns in its tokenizer.json"
+        ) from None
+
+
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text, letter by letter: a control token's name in it ("<|im_end|>") is text, not the token."""
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    """Token ids of a text, letter by letter: a control token's name in it ("<|im_end|>") is text, not the token.
+
+    Raises:
+        UserError: the tokenizer gave up.
+    """
+    with splitting(f"the text that begins with `{text[:30]}`"):
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     hidden = set(ids) & control_ids(tokenizer)
     if not hidden:
         return ids
@@ -279,12 +309,13 @@ def _with_offsets(
     cuts = [0, *(place for stretch in sorted(literal) for place in stretch), len(text)]
     ids, starts, ends, control = [], [], [], control_ids(tokenizer)
     for number, (begin, stop) in enumerate(pairwise(cuts)):
-        tokens = tokenizer(
-            text[begin:stop],
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            split_special_tokens=number % 2 == 1,
-        )
+        with splitting(_called(document)):
+            tokens = tokenizer(
+                text[begin:stop],
+                add_special_tokens=False,
+                return_offsets_mapping=True,
+                split_special_tokens=number % 2 == 1,
+            )
         offsets = np.array(tokens["offset_mapping"], dtype=np.int64).reshape(-1, 2) + begin
         found = np.array(tokens["input_ids"], dtype=np.int64)
         if number % 2 == 1 and control & set(found.tolist()):

@@ -163,6 +163,8 @@ class ModulationStage(Stage[ModulationConfig, Path]):
         if not config.run:
             return
         known = concepts(study.corpus)
+        if not config.emotions:
+            raise ValueError("`modulation.emotions: []`: names none; give emotions of the study, or `all`")
         for emotion in config.emotions if config.emotions != "all" else ():
             if emotion not in known:
                 raise ValueError(f"`modulation.emotions: {emotion}`: not studied; {nearest(emotion, known)}")
