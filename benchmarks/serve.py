@@ -1,20 +1,23 @@
 """Serving: tokens a second and time to the first token, against transformers' own ``generate`` without a server.
 
 Ours is all of it: HTTP on loopback, JSON, server-sent events, sampling; in further rows steering and the readings of
-one concept at every token. The peer is ``generate`` on the same weights in this process, greedy, unsteered and unread,
-with the prompts of all clients as one padded batch. The first token of the peer is a ``generate`` of one token. All
-compute with one torch thread. The study is the quickstart; what it lacks up to its directions is computed first.
+one concept at every token. The server has a process of its own, as ``affectlens serve`` has; the clients are threads of
+this one. The peer is ``generate`` on the same weights in this process, greedy, unsteered and unread, with the prompts
+of all clients as one padded batch; it runs while the server rests. The first token of the peer is a ``generate`` of one
+token. All compute with one torch thread. The study is the quickstart; what it lacks up to its directions is computed
+first. Some three minutes on two cores on which little else runs.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any
 
 import affectlens
@@ -36,17 +39,30 @@ TEXTS = [
 STEERED = {"vectors": {"desperate": 0.1}, "readings": ["desperate"]}
 
 
-@contextmanager
-def serving(service: Service) -> Iterator[str]:
-    """The address of a server in a thread."""
+def serve(listening: socket.socket, ready: Connection) -> None:
+    """What the server's process does, until it is ended."""
+    torch.set_num_threads(1)
+    service = Service(affectlens.open_study("quickstart"))
+    # Both contenders say all their tokens, whatever the model would end at.
+    service.engine.ending = frozenset()
     config = uvicorn.Config(build(service), log_level="error", access_log=False, ws="none", lifespan="off")
+    ready.send(True)
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+@contextmanager
+def serving() -> Iterator[str]:
+    """The address of a server in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-        thread.start()
+        process = context.Process(target=serve, args=(listening, there), daemon=True)
+        process.start()
+        there.close()
+        here.recv()
         yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1/chat/completions"
-        server.should_exit = True
-        thread.join()
+        process.terminate()
+        process.join()
 
 
 def ask(client: httpx.Client, address: str, own: dict[str, Any], steps: int, text: str) -> None:
@@ -65,9 +81,6 @@ def measure(quick: bool) -> list[Row]:
     """All rows, contenders taken in turns."""
     steps, repeats = (12, 2) if quick else (48, 4)
     study = affectlens.run_study("quickstart", stages=["directions"])
-    service = Service(study)
-    # Both contenders say all their tokens, whatever the model would end at.
-    service.engine.ending = frozenset()
     tokenizer = study.tokenizer
     assert study.study is not None
     setting = study.study.setting("cpu")
@@ -82,7 +95,7 @@ def measure(quick: bool) -> list[Row]:
         with torch.no_grad():
             model.generate(**batch, max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0)
 
-    with serving(service) as address, httpx.Client() as client, ThreadPoolExecutor(CLIENTS) as pool:
+    with serving() as address, httpx.Client() as client, ThreadPoolExecutor(CLIENTS) as pool:
 
         def served(clients: int, own: dict[str, Any], count: int) -> None:
             texts = TEXTS[:clients]
@@ -100,7 +113,6 @@ def measure(quick: bool) -> list[Row]:
             "first peer": partial(generate, TEXTS[:1], 1),
         }  # fmt: skip
         seconds = harness.medians(contenders, repeats)
-    service.close()
     rows = []
     for clients in (1, CLIENTS):
         rate = {name: clients * steps / seconds[f"{name} {clients}"] for name in ("plain", "steered", "peer")}

@@ -78,6 +78,36 @@ def test_rows_come_and_go(tiny_subject, model_folder, tmp_path, family: str, bri
         assert spelled_out(model, prompts[number], [], steps)[0] != said[number], "the push has to be felt"
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("bridged", [False, True])
+def test_last_tokens_are_read_without_the_blocks_above(
+    tiny_subject, model_folder, tmp_path, family: str, bridged: bool
+) -> None:
+    """The same states as a whole step gives; afterwards new rows are read as by a decoder that never stopped early."""
+    model = tiny_subject(family)
+    config = ModelConfig(name=str(model_folder(family)), layer=LAYER, dtype="float32")
+    decoder = Decoder.of(model) if bridged else Decoder.load(config, device="cpu", models=tmp_path)
+    prompts = [model.led(model.encode(text)) for text in PROMPTS]
+    openings = [Opening(prompt, push(number, model.lead)) for number, prompt in enumerate(prompts)]
+    whole, short = Rows(decoder, LAYER), Rows(decoder, LAYER)
+    for rows in (whole, short):
+        rows.join(openings)
+        rows.step([5, 6, 7, 8])
+    ran = []
+    handles = [block.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, block in enumerate(decoder.blocks)]
+    states = short.finish([9, 10, 11, 12])
+    for handle in handles:
+        handle.remove()
+    assert max(ran) <= LAYER < len(decoder.blocks) - 1
+    _, expected = whole.step([9, 10, 11, 12])
+    assert torch.equal(states, expected)
+    assert short.lengths == []
+    fresh = Rows(decoder, LAYER)
+    for (logits, _), (others, _) in zip(short.join(openings), fresh.join(openings), strict=True):
+        assert torch.equal(logits, others)
+    assert torch.equal(short.step([5, 6, 7, 8])[0], fresh.step([5, 6, 7, 8])[0])
+
+
 def test_sliding_windows_are_those_of_each_row(tmp_path) -> None:
     """A window of 8 positions, texts of up to 20: what lies left of it is masked in rows of any length."""
     from tiny import build_model

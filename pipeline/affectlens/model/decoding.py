@@ -8,7 +8,7 @@ depend on the others beyond rounding.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -196,6 +196,19 @@ class Rows:
         Returns:
             Logits after it, and the residual stream at ``layer`` at it.
         """
+        logits, states = self._next(tokens, whole=True)
+        return logits[:, -1].float(), states[:, -1]
+
+    def finish(self, tokens: Sequence[int]) -> Float[Tensor, "rows d_model"]:
+        """The residual stream at ``layer`` at the last token of every row; all rows leave.
+
+        Blocks above the layer are not run.
+        """
+        _, states = self._next(tokens, whole=False)
+        self.keep([])
+        return states[:, -1]
+
+    def _next(self, tokens: Sequence[int], *, whole: bool) -> tuple[Tensor, Tensor]:
         import torch
 
         device = self.decoder.device
@@ -208,9 +221,9 @@ class Rows:
         ids = torch.tensor(list(tokens), device=device)[:, None]
         if self._together is None:
             self._together = beside(self.edits)
-        logits, states = self._pass(ids, self._cache, self._together, places, last=True, **layout)
+        found = self._pass(ids, self._cache, self._together, places, last=True, whole=whole, **layout)
         self.lengths = [length + 1 for length in self.lengths]
-        return logits[:, -1].float(), states[:, -1]
+        return found
 
     def keep(self, rows: Sequence[int]) -> None:
         """Let all others go."""
@@ -230,26 +243,35 @@ class Rows:
         positions: Int[Tensor, "rows columns"],
         *,
         last: bool,
+        whole: bool = True,
         **layout: Any,
     ) -> tuple[Tensor, Tensor]:
         import torch
 
-        with torch.inference_mode(), _edited(self.decoder, edits, positions, self.layer) as seen:
+        logits = torch.empty(0)
+        edited = _edited(self.decoder, edits, positions, self.layer, whole)
+        with torch.inference_mode(), edited as seen, suppress(_Seen):
             logits = self.decoder.forward(tokens, cache, last=last, **layout)
         return logits, seen[0]
 
 
+class _Seen(Exception):
+    """All that is wanted of a pass has been seen."""
+
+
 @contextmanager
 def _edited(
-    decoder: Decoder, edits: Sequence[Edit], positions: Int[Tensor, "rows columns"], read: int
+    decoder: Decoder, edits: Sequence[Edit], positions: Int[Tensor, "rows columns"], read: int, whole: bool
 ) -> Iterator[list[Tensor]]:
-    """Within, a batch is edited; what is read, before that, is put into the list."""
+    """Within, a batch is edited; what is read, before that, is put into the list, and ends a pass that is not whole."""
     seen: list[Tensor] = []
 
     def change(layer: int, module: Any, given: Any, output: Any) -> Any:
         residual = output[0] if isinstance(output, tuple) else output
         if layer == read:
             seen.append(residual)
+            if not whole:
+                raise _Seen
         changed = residual
         for edit in edits:
             if (edit.layer, edit.place) == (layer, "residual"):

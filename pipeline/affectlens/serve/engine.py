@@ -208,8 +208,9 @@ class Engine:
         self._sample(sampled, [last[id(row.generation)] for row in sampled])
 
     def _step(self, generations: Sequence[Generation]) -> None:
-        """One token further in every row."""
-        logits, states = self._kept.step([row.last for row in self._rows])
+        """One token further in every row; where all have said their last token, only its readings are wanted."""
+        said = [row.last for row in self._rows]
+        logits, states = (None, self._kept.finish(said)) if self._all_said else self._kept.step(said)
         wanted = [place for place, row in enumerate(self._rows) if row.pending is not None]
         asked = {number for place in wanted for number in self._rows[place].job.rows}
         values = self._values(states[wanted], asked) if asked else np.zeros((len(wanted), 0))
@@ -221,7 +222,14 @@ class Engine:
         for row in self._rows:
             if row.reason:
                 row.end()
-        self._sample([self._rows[place] for place in going], [logits[place] for place in going])
+        if logits is None:
+            self._rows = []
+        else:
+            self._sample([self._rows[place] for place in going], [logits[place] for place in going])
+
+    @property
+    def _all_said(self) -> bool:
+        return all(row.reason for row in self._rows)
 
     def _values(
         self, states: Float[Tensor, "tokens d_model"], asked: Collection[int]
