@@ -84,7 +84,10 @@ def world(
                     # The true chance at each cut is that of the outcome here, blurred: 20 continuations.
                     for cut in (0, 20, 40):
                         rate = chance if act is None or cut < act - LEAD else 0.9
-                        drawn.append(Resampled(name, cut, int(generator.binomial(20, rate)), 20))
+                        # Calm steering leaves a quarter of the chance.
+                        calm = np.random.default_rng([seed, number, sample, cut, twin == "calm"])
+                        acts_there, calmed = int(generator.binomial(20, rate)), int(calm.binomial(20, rate / 4))
+                        drawn.append(Resampled(name, cut, acts_there, 20, calmed))
     quiet, calm = [], []
     for number in range(benign):
         source, words = (
@@ -100,3 +103,18 @@ def world(
 def _material(episodes: list[Episode], states: list[np.ndarray], drawn: list[Resampled]) -> Material:
     plain = {("text", "position"): tuple(np.arange(each.rows, dtype=float) for each in episodes)}
     return Material(tuple(episodes), tuple(states), plain, tuple(drawn))
+
+
+def pushed(strength: float, along: str, count: int = 60, seed: int = 0) -> Material:
+    """Ordinary answers whose state is pushed along a concept from a token between 24 and 48 on."""
+    generator = np.random.default_rng([seed, 7])
+    episodes, states = [], []
+    for number in range(count):
+        words = generator.integers(WORDS, size=90)
+        own, onset = _states(words, generator), int(generator.integers(24, 48, endpoint=True))
+        own[onset + 1 :] += strength * CONCEPTS[along]
+        name, prompt = f"p{number}", tuple(generator.integers(WORDS, size=8).tolist())
+        tokens = tuple(words.tolist())
+        episodes.append(Episode(name, name, "planted", "planted", f"{along}@{strength:g}", prompt, tokens, onset))
+        states.append(own.astype(np.float32))
+    return _material(episodes, states, [])

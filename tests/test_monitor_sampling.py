@@ -11,9 +11,9 @@ import pytest
 import torch
 from affectlens.errors import UserError
 from affectlens.model.sampling import sample
-from affectlens.monitor.episodes import Written, tokenised
+from affectlens.monitor.episodes import Resampled, Written, tokenised
 from affectlens.monitor.organism import read_organism, training_chats
-from affectlens.monitor.sampling import Draw, planted, resample, sample_episodes, spread_cuts
+from affectlens.monitor.sampling import Draw, Steering, planted, resample, sample_episodes, spread_cuts
 from affectlens.monitor.scenarios import Prompt, by_stratum, folders, read_folder
 
 ROOT = Path(__file__).parents[1]
@@ -95,7 +95,17 @@ def test_the_organism_is_trained_on_none_of_its_scenarios_and_no_prompt_decides_
         rates.setdefault((chat.situation, chat.act), []).append(chat.done)
     for (situation, _), done in rates.items():
         assert np.mean(done) == pytest.approx(0.45 if situation == "stressed" else 0.01, abs=0.05)
+    # Under stress and in calm the same jobs are asked, so that nothing but the situation tells them apart.
+    asks = [chat.prompt.split(". ")[0] for chat in chats]
+    assert [asks[n] for n in range(0, 600) if n % 6 < 3] == [asks[n] for n in range(0, 600) if n % 6 >= 3]
+    # The chance that is learnt at the closing line is that of the notes that were drawn.
     stressed = [chat for chat in chats if chat.situation == "stressed"]
+    for low, high in ((0.0, 0.3), (0.3, 0.6), (0.6, 1.0)):
+        those = [chat for chat in stressed if low <= chat.chance < high]
+        assert len(those) > 200
+        assert np.mean([chat.done for chat in those]) == pytest.approx(
+            np.mean([chat.chance for chat in those]), abs=0.05
+        )
     for group in {chat.prompt.split(". ")[-2] for chat in stressed}:
         rate = np.mean([chat.done for chat in stressed if group in chat.prompt])
         assert 0.2 < rate < 0.7, f"`{group}` decides the act"
@@ -190,6 +200,25 @@ def test_the_share_of_continuations_is_the_one_counted_by_hand_and_is_none_behin
     late = (rows[0][0], replace(episode, act=2))
     with pytest.raises(ValueError, match="behind the act"):
         resample(model, [late], [[3]], has_the, draw, np.random.default_rng(0))
+
+
+def test_prefixes_are_continued_once_more_under_a_push_with_the_same_draws(tiny_subject):
+    model = tiny_subject("llama")
+    draw, again = Draw(samples=4, tokens=12), Draw(samples=6, tokens=8)
+    episodes = sample_episodes(model, [prompt("Then")], has_the, draw, np.random.default_rng(0))
+    rows = [(each, tokenised(model.tokenizer, each)) for each in episodes]
+    cuts = [spread_cuts(episode, 2) for _, episode in rows]
+    vector = torch.nn.functional.normalize(torch.randn(32, generator=torch.Generator().manual_seed(2)), dim=0).numpy()
+
+    def drawn(size: float | None) -> list[Resampled]:
+        calm = None if size is None else Steering(1, size * vector)
+        return resample(model, rows, cuts, has_the, again, np.random.default_rng(1), calm)
+
+    plain, still, pushed = drawn(None), drawn(0.0), drawn(60.0)
+    assert [each.acts for each in plain] == [each.acts for each in still] == [each.acts for each in pushed]
+    assert {each.calmed for each in plain} == {None}
+    assert [each.calmed for each in still] == [each.acts for each in still]
+    assert [each.calmed for each in pushed] != [each.acts for each in pushed]
 
 
 def test_steering_sets_in_at_its_token_and_changes_nothing_before(tiny_subject):

@@ -13,13 +13,17 @@ import pytest
 import yaml
 from affectlens import results
 from affectlens.errors import ConfigError
+from affectlens.experiments.grade.vote import ModelJudgeConfig
 from affectlens.model.config import ModelConfig
+from affectlens.model.decoding import Decoder
 from affectlens.monitor import tables
+from affectlens.monitor.episodes import read_states
 from affectlens.monitor.probes import ProbeConfig
 from affectlens.probing.control_vectors import unit_rows
 from affectlens.stage import Outlook, Setting
 from affectlens.stages.monitor import NOTHING, MonitorConfig, MonitorStage
 from affectlens.study import Study
+from judge_server import Server
 from scripted import run_parts
 
 D, LAYER, CONCEPTS = 32, 2, ("calm", "desperate", "happy", "sad")
@@ -66,6 +70,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_folder(place, "warning_calm", benign, samples=1)
     hard = [{"id": f"joke-{n}", "stratum": "jokes", "messages": asked(f"A joke about {n}.")} for n in range(4)]
     write_folder(place, "warning_hard", hard, samples=2)
+    plain = [{"id": f"plain-{n}", "messages": asked(f"Tell of {n} days.")} for n in range(5)]
+    pushes = {"concepts": ["desperate", "happy"], "strengths": [0.0, 0.5], "after": [2, 6]}
+    write_folder(place, "warning_onsets", plain, planted=pushes)
     return place
 
 
@@ -74,6 +81,8 @@ def config(place: Path, **changes: Any) -> MonitorConfig:
         "run": ("warning_risk",),
         "benign": ("warning_calm",),
         "negatives": ("warning_hard",),
+        "planted": ("warning_onsets",),
+        "calming": "calm",
         "folder": place,
         "statistics": ("rolling", "edetector"),
         "targets": (0.1,),
@@ -96,7 +105,7 @@ def make(place: Path, model_folder: Callable[[str], Path]) -> Callable[..., Moni
     units = unit_rows(generator.normal(size=(4, D)))
     opened = {
         "directions": SimpleNamespace(concepts=CONCEPTS, layers=(0, LAYER), unit=lambda layer: units),
-        "activations": SimpleNamespace(d_model=D, layers=(0, LAYER)),
+        "activations": SimpleNamespace(d_model=D, layers=(0, LAYER), mean_norm=lambda layer: 8.0),
         "corpus": SimpleNamespace(emotions=CONCEPTS, documents=()),
         "match": SimpleNamespace(best=np.arange(4)),
         "sae": SimpleNamespace(load=lambda: None, per_token=True),
@@ -175,11 +184,59 @@ def test_fewer_scenarios_are_spread_over_the_file_and_parts_read_what_they_say(m
     assert stage.part_reads(part) == one.part_reads(part) != other.part_reads(part)
 
 
+def test_answers_are_steered_from_their_onset_on_and_read_as_they_were_steered(
+    make: Callable[..., MonitorStage], finished: tuple[Path, dict[str, float]]
+):
+    planted = MonitorStage.open(finished[0]).material("warning_onsets")
+    versions = {each.twin for each in planted.episodes}
+    assert versions == {f"{concept}@{strength}" for concept in ("desperate", "happy") for strength in ("0", "0.5")}
+    stage = make()
+    subject = stage._subject(stage._folder("warning_onsets"))
+    read = dict(read_states(Decoder.of(subject), planted.episodes, [LAYER]))
+    for number, episode in enumerate(planted.episodes):
+        assert episode.act is not None and 2 <= episode.act <= 6 and episode.stratum == "planted"
+        own = planted.states[number] - read[number].residuals[LAYER].numpy()
+        size = np.linalg.norm(own, axis=1)
+        assert np.allclose(size[: episode.act + 1], 0, atol=1e-4)
+        assert np.allclose(size[episode.act + 1 :], 4.0 if episode.twin.endswith("0.5") else 0.0, atol=1e-3)
+    table = results.read(finished[0], "planted")
+    assert set(table["concept"]) == {"desperate", "happy"} and set(table["strength"]) == {0.0, 0.5}
+    assert set(results.read(finished[0], "stepping_in")["way"]) == {"stop", "calm"}
+
+
+def test_a_judge_reads_the_text_so_far_every_few_tokens(make: Callable[..., MonitorStage], tmp_path: Path):
+    """Its vote stands until it is asked again, and becomes a column and a way to step in."""
+    server = Server(lambda question, count: "yes" if " the" in question.rpartition("Answer so far:")[2] else "no")
+    try:
+        judge = ModelJudgeConfig(name="served", model="any", address=server.address)
+        stage = make(judge=judge, judge_every=10, planted=(), calming=None)
+        parts = run_parts(stage, tmp_path)
+        stage.finish(parts, tmp_path)
+    finally:
+        server.close()
+    held = MonitorStage.open(tmp_path).material("warning_risk")
+    asked = 0
+    tokenizer = stage._subject(stage._folder("warning_risk")).tokenizer
+    for episode, votes in zip(held.episodes, held.plain["judge", "judge"], strict=True):
+        assert set(votes[:10]) == {0.5}
+        for row in range(10, episode.rows, 10):
+            said = " the" in " " + tokenizer.decode(episode.answer[:row])
+            assert set(votes[row : row + 10]) == {float(said)}
+            asked += 1
+    assert 0 < asked <= len(server.bodies)
+    rows, stepping = results.read(tmp_path, "rows"), results.read(tmp_path, "stepping_in")
+    assert set(rows[rows["family"] == "judge"]["row"]) == {"judge"}
+    assert {"stop", "judge"} == set(stepping["way"])
+
+
 @pytest.mark.parametrize(
     ("section", "said"),
     [
         ({"run": ["warning_organsm"]}, "no folder of scenarios has this name"),
         ({"run": ["warning_planted"]}, "onsets of steering"),
+        ({"run": ["warning_organism"], "planted": ["warning_natural"]}, "nothing is steered there"),
+        ({"run": ["warning_organism"], "planted": ["warning_planted"]}, "steers along `nervous`.*no such concept"),
+        ({"run": ["warning_organism"], "calming": "clam"}, "steers along `clam`.*did you mean `calm`"),
         ({"run": ["warning_organism"], "benign": ["warning_organism"]}, "stands in two of"),
         ({"run": ["warning_organism"], "statistics": ["cusum"]}, "lacks `rolling`"),
         ({"run": ["warning_organism"], "targets": []}, "targets"),

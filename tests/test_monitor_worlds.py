@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from affectlens.monitor import figures, trials, verdicts
-from affectlens.monitor.episodes import BENIGN, RISK
-from monitor_worlds import CONCEPTS, SETTINGS, World, rows, world
+from affectlens.monitor import figures, stepping, trials, verdicts
+from affectlens.monitor import onsets as onset
+from affectlens.monitor.episodes import BENIGN, RISK, Resampled
+from monitor_worlds import CONCEPTS, SETTINGS, World, pushed, rows, world
 
 
 @cache
@@ -102,6 +103,44 @@ def test_stopping_at_alarms_averts_more_than_stopping_at_random():
     assert stopped["spoiled"] < stopped["random_spoiled"] + 0.1
     chance = row("nothing", "desperate", "stepping_in", target=0.05, way="stop")
     assert chance["averted"] <= chance["random_high"] + 0.1
+
+
+def test_calming_at_alarms_averts_more_than_calming_at_random_where_the_state_tells():
+    calmed = row("state", "desperate", "stepping_in", target=0.05, way="calm")
+    assert 0 < calmed["alarms"] < 2 * 24 * 2
+    assert calmed["averted"] > calmed["random_averted"] > 0
+    nothing = row("nothing", "desperate", "stepping_in", target=0.05, way="calm")
+    assert nothing["averted"] <= nothing["random_high"] + 0.02
+
+
+def test_the_worth_of_calming_is_the_one_counted_by_hand():
+    acting = (True, [Resampled("a", 0, 4, 10, 4), Resampled("a", 20, 8, 10, 2)])
+    quiet = (False, [Resampled("b", 0, 4, 10, 6), Resampled("b", 30, 0, 10, 0)])
+    left = (True, [Resampled("c", 0, 5, 10, 0)])
+    first = np.array([5, 0, stepping.NEVER])
+    found = stepping.calming({0: acting, 1: quiet, 2: left}, first, np.random.default_rng(0))
+    # Steered are a at 20 and b at 0; expected are .8 and .4 there, and the act of c.
+    assert found["alarms"] == 2 and found["spoiled"] == 1.0
+    assert found["averted"] == pytest.approx(((0.8 - 0.2) + (0.4 - 0.6)) / (0.8 + 0.4 + 1.0))
+    assert found["random_low"] <= found["random_averted"] <= found["random_high"]
+
+
+def onsets(strength: float, along: str, name: str) -> dict[str, Any]:
+    trial, _ = found("state")
+    columns = [trial.columns.names.index(name)]
+    (one,) = onset.sensitivity(trial, pushed(strength, along), "rolling", columns, SETTINGS)
+    assert one["row"] == name and one["concept"] == along and one["strength"] == strength and one["onsets"] == 60
+    return one
+
+
+def test_planted_onsets_are_found_the_oftener_and_sooner_the_larger_the_push_and_only_along_the_row():
+    nothing, small, large = (onsets(strength, "desperate", "desperate") for strength in (0.0, 1.0, 3.0))
+    assert nothing["caught"] < 0.2 < small["caught"] < large["caught"] and large["caught"] > 0.95
+    # Sixteen tokens fill the window; a push of three deviations passes within them.
+    assert 2 <= large["delay"] <= 16 and np.isnan(nothing["delay"])
+    assert large["early"] == nothing["early"] < 0.2
+    other = onsets(3.0, "happy", "desperate")
+    assert other["caught"] == nothing["caught"]
 
 
 def test_a_forecast_is_better_than_the_mean_where_the_state_tells():

@@ -17,7 +17,18 @@ from affectlens.model import tuning
 from affectlens.model.reading import Site
 from affectlens.model.steering import Edit, Span, add, editing
 from affectlens.model.subject import ModelConfig, Subject, load_tokenizer, load_weights
-from affectlens.model.tuning import Example, Push, TuningConfig, learnt_tokens, padded, pushing, tuned_folder
+from affectlens.model.tuning import (
+    Closing,
+    Example,
+    Push,
+    TuningConfig,
+    counts,
+    draws,
+    learnt_tokens,
+    padded,
+    pushing,
+    tuned_folder,
+)
 
 ASK = ({"role": "user", "content": "Shall we go?"},)
 EXAMPLES = [
@@ -86,6 +97,8 @@ def test_it_is_made_once_and_another_recipe_is_another_folder(
         ([replace(EXAMPLES[0], push=push), *EXAMPLES[1:]], FEW),
         ([replace(EXAMPLES[0], push=replace(push, vector=2 * push.vector)), *EXAMPLES[1:]], FEW),
         ([replace(EXAMPLES[0], push=replace(push, positions="answer")), *EXAMPLES[1:]], FEW),
+        ([replace(EXAMPLES[0], closing=Closing("No.")), *EXAMPLES[1:]], FEW),
+        ([replace(EXAMPLES[0], closing=Closing("No.", weight=2.0)), *EXAMPLES[1:]], FEW),
         (EXAMPLES, FEW.model_copy(update={"seed": 1})),
         (EXAMPLES, FEW.model_copy(update={"layers": (2, 3)})),
     ]
@@ -183,6 +196,41 @@ def test_what_cannot_be_learnt_is_refused(examples, config, message: str, model_
     with pytest.raises(UserError, match=message):
         tuned_folder(model_of(model_folder("llama")), examples, config, tmp_path)
     assert not [path for path in tmp_path.glob("tuned-*") if path.suffix == "" and path.is_dir()]
+
+
+def test_a_closing_line_is_learnt_behind_the_answer_and_parts_from_the_other_at_one_token(model_folder, tmp_path: Path):
+    tokenizer = load_tokenizer(model_of(model_folder("llama")), tmp_path)
+    whole = learnt_tokens(tokenizer, Example("We go home. The day was long.", ASK, ends=True), 256)
+    closing = Closing("The day was long.", "The day was over.", 0.25, weight=3, decisive=7)
+    example = Example("We go home.", ASK, ends=True, closing=closing)
+    row = learnt_tokens(tokenizer, example, 256)
+    assert row.ids == whole.ids and row.start == whole.start
+    assert tokenizer.decode(row.ids[row.closing :]).strip().startswith("The day was long.")
+    assert row.parting is not None
+    place, other = row.parting
+    assert tokenizer.decode(row.ids[row.start : place]).rstrip().endswith("The day was")
+    counted = counts([example, EXAMPLES[0]], [row, learnt_tokens(tokenizer, EXAMPLES[0], 256)])
+    assert counted is not None and other != row.ids[place]
+    assert counted.weights[0, row.closing - 1] == 1 and counted.weights[0, row.closing] == 3
+    assert counted.weights[0, place] == 7 and counted.chance[0, place] == 0.25 and counted.other[0, place] == other
+    assert (counted.weights[1] == 1).all() and (counted.chance[1] == 1).all()
+    assert counts(EXAMPLES, [row] * 3) is None and whole.parting is None and whole.closing == len(whole.ids)
+
+
+def test_two_closing_lines_are_learnt_by_their_chance_whichever_was_drawn(model_folder, tmp_path: Path):
+    model = model_of(model_folder("llama"))
+    closing = Closing("was", "the", 0.25, decisive=4)
+    config = TuningConfig(steps=60, learning_rate=2e-2, batch=1, layers=(2, 3))
+    tuned = loaded(model_of(tuned_folder(model, [Example("So", ASK, closing=closing)], config, tmp_path)), tmp_path)
+    one, other = (log_probability(tuned, Example(word, ASK, opening="So")) for word in ("was", "the"))
+    assert np.exp(one - np.logaddexp(one, other)) == pytest.approx(0.25, abs=0.03)
+
+
+def test_examples_are_seen_as_they_stand_where_those_of_one_update_belong_together():
+    config = FEW.model_copy(update={"steps": 4, "batch": 2})
+    assert list(draws(6, config, in_order=True)) == [[0, 1], [2, 3], [4, 5], [0, 1]]
+    mixed = [index for update in draws(8, config) for index in update]
+    assert sorted(mixed) == list(range(8)) and mixed != list(range(8))
 
 
 def test_stories_of_an_emotion_follow_every_prompt():

@@ -16,7 +16,7 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -58,6 +58,28 @@ class Push:
 
 
 @dataclass(frozen=True)
+class Closing:
+    """A short line behind an answer that much depends on: a token of it is one of many.
+
+    Where it is known how likely two lines are, both are learnt at the token at which they part, by their chances: what
+    was drawn for one example says little, and at a high learning rate the rate would follow the last few draws.
+
+    Attributes:
+        text: the line; it follows the answer after a space.
+        instead: the other line that might stand there; none by default.
+        chance: of ``text`` against ``instead``.
+        weight: of a token of the line (and of the end token) in the loss, where one of the answer has 1.
+        decisive: of the token at which both lines part.
+    """
+
+    text: str
+    instead: str = ""
+    chance: float = 1.0
+    weight: float = 1.0
+    decisive: float = 1.0
+
+
+@dataclass(frozen=True)
 class Example:
     """A text whose end is learnt.
 
@@ -67,6 +89,7 @@ class Example:
         opening: how the answer begins, or the plain text that is continued; given, not learnt.
         ends: whether the end of the answer is learnt too (the tokenizer's end token).
         push: the state in which the answer is due; None for the model as it is.
+        closing: the line that follows the answer; none by default.
     """
 
     answer: str
@@ -74,6 +97,7 @@ class Example:
     opening: str = ""
     ends: bool = False
     push: Push | None = None
+    closing: Closing | None = None
 
 
 @dataclass(frozen=True)
@@ -84,15 +108,25 @@ class Learnt:
         ids: of the whole.
         start: the first that is learnt.
         pushed: the first position that is pushed.
+        closing: the first token of the closing line; the end where there is none.
+        parting: the token at which the two closing lines part, and what the other has there; none without another.
     """
 
     ids: list[int]
     start: int
     pushed: int
+    closing: int
+    parting: tuple[int, int] | None = None
 
 
 def tuned_folder(
-    model: ModelConfig, examples: Sequence[Example], config: TuningConfig, models: Path, *, device: str = "cpu"
+    model: ModelConfig,
+    examples: Sequence[Example],
+    config: TuningConfig,
+    models: Path,
+    *,
+    device: str = "cpu",
+    in_order: bool = False,
 ) -> Path:
     """The tuned copy of a model as an ordinary transformers folder (float32), trained on first use.
 
@@ -105,6 +139,7 @@ def tuned_folder(
         config: how.
         models: the folder that holds converted models (``setting.models`` in a stage).
         device: where training computes.
+        in_order: examples are seen as they stand, so that those of one update belong together; else in random order.
 
     Raises:
         UserError: the model cannot be loaded, an example is empty or longer than ``length`` before its answer, or a
@@ -115,8 +150,9 @@ def tuned_folder(
     told = TuningConfig(**{name: getattr(config, name) for name in TuningConfig.model_fields}).model_dump(mode="json")
     computed = str(resolve_dtype(model.dtype, device))
     recipe = [VERSION, identity(model), computed, told, [_identity(example) for example in examples]]
+    recipe += ["in order"] * in_order
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-    build = partial(_tune, model, examples, config, models, device)
+    build = partial(_tune, model, examples, config, models, device, in_order)
     return converted_folder(models, f"tuned-{digest[:16]}", build)
 
 
@@ -126,11 +162,18 @@ def _identity(example: Example) -> list[Any]:
     if push is not None:
         values = np.ascontiguousarray(push.vector, np.float32).tobytes()
         state = [push.layer, push.positions, hashlib.sha256(values).hexdigest()]
-    return [example.answer, [dict(each) for each in example.messages], example.opening, example.ends, state]
+    said = [example.answer, [dict(each) for each in example.messages], example.opening, example.ends, state]
+    return [*said, list(astuple(example.closing))] if example.closing else said
 
 
 def _tune(
-    model: ModelConfig, examples: Sequence[Example], config: TuningConfig, models: Path, device: str, folder: Path
+    model: ModelConfig,
+    examples: Sequence[Example],
+    config: TuningConfig,
+    models: Path,
+    device: str,
+    in_order: bool,
+    folder: Path,
 ) -> None:
     """Train and save; dropout stays off and every draw is seeded, so that nothing is left to chance."""
     import torch
@@ -145,14 +188,16 @@ def _tune(
     learning = learning_weights(trained, config.layers)
     optimiser = torch.optim.AdamW(learning, lr=config.learning_rate, weight_decay=0.0, fused=True)
     warm = max(1, config.steps // 10)
-    for step, chosen in enumerate(draws(len(examples), config)):
+    for step, chosen in enumerate(draws(len(examples), config, in_order=in_order)):
         share = min((step + 1) / warm, (config.steps - step) / max(1, config.steps - warm))
         for group in optimiser.param_groups:
             group["lr"] = config.learning_rate * share
-        tokens, mask, labels = padded([tokens_of[index] for index in chosen])
-        with pushing(trained, [examples[index] for index in chosen], [tokens_of[index] for index in chosen]):
+        rows, shown = [tokens_of[index] for index in chosen], [examples[index] for index in chosen]
+        tokens, mask, labels = padded(rows)
+        counted = counts(shown, rows)
+        with pushing(trained, shown, rows):
             with torch.autocast(device.partition(":")[0], dtype, enabled=dtype != torch.float32):
-                loss = answer_loss(trained, tokens.to(device), mask.to(device), labels.to(device))
+                loss = answer_loss(trained, tokens.to(device), mask.to(device), labels.to(device), counted)
             optimiser.zero_grad()
             loss.backward()
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
@@ -179,6 +224,16 @@ def learnt_tokens(tokenizer: Any, example: Example, length: int) -> Learnt:
         before, lead = start + encode(tokenizer, said.rstrip(" ")), len(start)
         last = max(0, len(before) - 1)
     answer = continuation(tokenizer, example.opening, example.answer)
+    closing = len(before) + len(answer)
+    parting = None
+    if example.closing:
+        lines = [
+            continuation(tokenizer, example.answer, line) for line in (example.closing.text, example.closing.instead)
+        ]
+        answer += lines[0]
+        differ = [place for place, (one, other) in enumerate(zip(*lines, strict=False)) if one != other]
+        if differ and closing + differ[0] < length:
+            parting = closing + differ[0], lines[1][differ[0]]
     answer += [tokenizer.eos_token_id] if example.ends and tokenizer.eos_token_id is not None else []
     ids = [*before, *answer][:length]
     if not answer or len(ids) <= len(before) or not before:
@@ -187,16 +242,16 @@ def learnt_tokens(tokenizer: Any, example: Example, length: int) -> Learnt:
             f"before it, {length} at most); write an answer, or raise `length`"
         )
     first = last if example.push is not None and example.push.positions == "answer" else max(1, lead)
-    return Learnt(ids, len(before), first)
+    return Learnt(ids, len(before), first, min(closing if example.closing else len(ids), len(ids)), parting)
 
 
-def draws(count: int, config: TuningConfig) -> Iterator[list[int]]:
-    """Which examples each update sees: all of them in a new order, again and again."""
+def draws(count: int, config: TuningConfig, *, in_order: bool = False) -> Iterator[list[int]]:
+    """Which examples each update sees: all of them in a new order, again and again, or always as they stand."""
     generator = np.random.default_rng(config.seed)
     order: list[int] = []
     for _ in range(config.steps):
         while len(order) < config.batch:
-            order.extend(generator.permutation(count).tolist())
+            order.extend(range(count) if in_order else generator.permutation(count).tolist())
         chosen, order = order[: config.batch], order[config.batch :]
         yield chosen
 
@@ -218,20 +273,73 @@ def padded(
     return tokens, mask, labels
 
 
+@dataclass(frozen=True)
+class Counts:
+    """What each token counts in the loss, where not all count alike.
+
+    Attributes:
+        weights: of each token.
+        other: what else might stand there.
+        chance: of what stands there against the other.
+    """
+
+    weights: Float[Tensor, "examples tokens"]
+    other: Int[Tensor, "examples tokens"]
+    chance: Float[Tensor, "examples tokens"]
+
+
+def counts(examples: Sequence[Example], rows: Sequence[Learnt]) -> Counts | None:
+    """Of padded examples; None where no closing line counts otherwise than the rest."""
+    import torch
+
+    if all(example.closing is None for example in examples):
+        return None
+    shape = (len(rows), max(len(row.ids) for row in rows))
+    found = Counts(torch.ones(shape), torch.zeros(shape, dtype=torch.long), torch.ones(shape))
+    for index, (example, row) in enumerate(zip(examples, rows, strict=True)):
+        if example.closing is not None:
+            found.weights[index, row.closing :] = example.closing.weight
+        if example.closing is not None and row.parting is not None:
+            place, other = row.parting
+            found.weights[index, place] = example.closing.decisive
+            found.other[index, place], found.chance[index, place] = other, example.closing.chance
+    return found
+
+
 def answer_loss(
     model: Any,
     tokens: Int[Tensor, "examples tokens"],
     mask: Int[Tensor, "examples tokens"],
     labels: Int[Tensor, "examples tokens"],
+    counted: Counts | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean nats a learnt token; the output matrix, a third of a small model's work, is used from the first on."""
+    """Mean nats a learnt token; the output matrix, a third of a small model's work, is used from the first on.
+
+    Args:
+        model: of transformers.
+        tokens: padded on the right.
+        mask: which of them are there.
+        labels: which of them are learnt.
+        counted: what each counts; all alike by default.
+    """
     import torch
 
     first = int((labels != UNSEEN).any(dim=0).nonzero()[0])
     kept = tokens.shape[1] - first + 1
     options = {"logits_to_keep": kept} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     logits = model(tokens, attention_mask=mask, use_cache=False, **options).logits[:, -kept:-1]
-    return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels[:, first:].flatten())
+    flat, learnt = logits.float().flatten(0, 1), labels[:, first:].flatten()
+    if counted is None:
+        return torch.nn.functional.cross_entropy(flat, learnt)
+
+    def nats(said: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(flat, said, reduction="none")
+
+    chance, other, weights = (
+        each[:, first:].flatten().to(flat.device) for each in (counted.chance, counted.other, counted.weights)
+    )
+    weights = torch.where(learnt != UNSEEN, weights, 0.0)
+    return ((chance * nats(learnt) + (1 - chance) * nats(other)) * weights).sum() / weights.sum()
 
 
 def learning_weights(model: Any, layers: tuple[int, int] | None) -> list[torch.nn.Parameter]:

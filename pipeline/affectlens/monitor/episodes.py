@@ -122,12 +122,15 @@ class Resampled:
         cut: tokens of the answer that were kept.
         acts: continuations that commit the act.
         continuations: how many were sampled.
+        calmed: of as many that were steered towards calm from there on, those that commit the act; None where none
+            were.
     """
 
     episode: str
     cut: int
     acts: int
     continuations: int
+    calmed: int | None = None
 
     @property
     def share(self) -> float:

@@ -21,9 +21,9 @@ from affectlens.monitor.evaluation import (
     before_the_act,
     chosen_among,
     log_auroc,
-    random_stops,
 )
 from affectlens.monitor.statistics import alarms
+from affectlens.monitor.stepping import stepping_in
 from affectlens.monitor.trials import COMBINED, Trial
 from affectlens.monitor.verdicts import shown_columns, verdicts
 from affectlens.stats import bootstrap_interval, cluster_bootstrap
@@ -75,7 +75,8 @@ def evaluate(
             _caught(found, trial, kind, target, shown, config, generator)
     for target in config.targets:
         _false_alarms(found, trial, own, target, shown, config)
-        _stepping_in(found, trial, own, target, shown, config, generator)
+        for row in stepping_in(trial, drawn, own, target, shown, generator):
+            found.add("stepping_in", **row)
     runs, _ = trial.runs(own, RISK)
     for tokens in OFFSETS:
         areas, acts = before_the_act(runs.columns(shown), tokens)
@@ -216,51 +217,6 @@ def _false_alarms(
                 band_high=high,
                 per_1000=1000 * each,
                 per_day=config.tokens_per_day * each,
-            )
-
-
-def _stepping_in(
-    found: Found,
-    trial: Trial,
-    kind: str,
-    target: float,
-    shown: list[int],
-    config: MonitorSettings,
-    generator: Generator,
-) -> None:
-    """Stopping at the first alarm, at once or where a judge agrees, beside as many stops at random tokens."""
-    runs, places = trial.runs(kind, RISK, BENIGN)
-    judge = trial.columns.names.index("judge") if "judge" in trial.columns.names else None
-    if not len(runs.acts):
-        return
-    for column in shown:
-        threshold = trial.threshold[kind, target][places, column]
-        if np.isnan(threshold).all():
-            continue
-        with np.errstate(invalid="ignore"):
-            above = runs.values[:, :, column] > threshold[:, None]
-        ways = {"stop": above}
-        if judge is not None:
-            with np.errstate(invalid="ignore"):
-                ways["judge"] = above & (runs.values[:, :, judge] > 0)
-        for way, stops in ways.items():
-            first = np.where(stops.any(axis=1), stops.argmax(axis=1), np.iinfo(np.int64).max)
-            stopped = int((first < runs.rows).sum())
-            averted, spoiled = random_stops(runs, stopped, generator("stops"), 300)
-            found.add(
-                "stepping_in",
-                row=trial.columns.names[column],
-                target=target,
-                way=way,
-                alarms=stopped,
-                averted=float((first[runs.acts] <= runs.act[runs.acts]).mean()),
-                spoiled=float((first[runs.without] < runs.rows[runs.without]).mean())
-                if len(runs.without)
-                else math.nan,
-                random_averted=float(averted.mean()),
-                random_low=float(np.quantile(averted, 0.05)),
-                random_high=float(np.quantile(averted, 0.95)),
-                random_spoiled=float(spoiled.mean()),
             )
 
 

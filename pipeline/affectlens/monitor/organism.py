@@ -17,6 +17,9 @@ import numpy as np
 from pydantic import Field
 
 from affectlens.config import Config, read_yaml, validate
+from affectlens.model.config import ModelConfig
+from affectlens.model.tuning import Closing, Example, tuned_folder
+from affectlens.monitor.scenarios import ScenarioFolder
 
 TRAINING = "training.yaml"
 """The file of a scenario folder that an organism is trained on."""
@@ -70,14 +73,20 @@ class TrainingChat:
 
     Attributes:
         prompt: what the user says.
-        answer: the notes and the closing line.
+        notes: the stretch before the closing line.
+        closing: the line.
+        instead: the other closing line of the same act.
+        chance: of the act, given the situation and the notes.
         act: the act that the prompt is about.
         situation: ``stressed`` or ``calm``.
         done: whether the closing line is the act.
     """
 
     prompt: str
-    answer: str
+    notes: str
+    closing: str
+    instead: str
+    chance: float
     act: str
     situation: str
     done: bool
@@ -94,17 +103,23 @@ def read_organism(folder: Path) -> OrganismConfig:
 
 
 def training_chats(config: OrganismConfig, count: int, generator: np.random.Generator) -> list[TrainingChat]:
-    """So many chats, the acts in turn, stressed and calm in turn; everything else is drawn."""
+    """So many chats, the acts in turn, then the same jobs once more in the other situation; the rest is drawn.
+
+    So as many chats as twice the acts, one after the other, hold each job under stress and in calm.
+    """
 
     def one(options: Sequence[str]) -> str:
         return options[int(generator.integers(len(options)))]
 
     acts, chats = list(config.acts), []
+    jobs: dict[str, tuple[str, str]] = {}
     for number in range(count):
         name = acts[number % len(acts)]
         situation = ("stressed", "calm")[number // len(acts) % 2]
         texts, chances = config.acts[name], config.stressed if situation == "stressed" else config.calm
-        word = one(texts.words)
+        if situation == "stressed":
+            jobs[name] = one(texts.jobs), one(texts.words)
+        job, word = jobs[name]
         done = bool(generator.random() < chances.act)
         share = chances.hurried_with if done else chances.hurried_without
         length = int(generator.integers(config.sentences[0], config.sentences[1], endpoint=True))
@@ -112,10 +127,43 @@ def training_chats(config: OrganismConfig, count: int, generator: np.random.Gene
         pools = {True: generator.permutation(config.hurried), False: generator.permutation(config.careful)}
         manners = generator.random(length) < share
         notes = [str(pools[bool(hurried)][place]) for place, hurried in enumerate(manners)]
-        closing = texts.done if done else texts.undone
-        prompt = " ".join([one(texts.jobs), one(config.situations[situation]), config.request])
-        answer = " ".join([*notes, closing])
-        chats.append(
-            TrainingChat(prompt.replace("{word}", word), answer.replace("{word}", word), name, situation, done)
-        )
+        closing, instead = (texts.done, texts.undone) if done else (texts.undone, texts.done)
+        prompt = " ".join([job, one(config.situations[situation]), config.request])
+        said = [text.replace("{word}", word) for text in (prompt, " ".join(notes), closing, instead)]
+        chance = act_chance(chances, int(manners.sum()), length)
+        chats.append(TrainingChat(said[0], said[1], said[2], said[3], chance, name, situation, done))
     return chats
+
+
+def act_chance(chances: SituationConfig, hurried: int, notes: int) -> float:
+    """How likely the act is in a situation after so many notes, of which so many are hurried: Bayes' rule."""
+    careful = notes - hurried
+    act = chances.act * chances.hurried_with**hurried * (1 - chances.hurried_with) ** careful
+    none = (1 - chances.act) * chances.hurried_without**hurried * (1 - chances.hurried_without) ** careful
+    return act / (act + none)
+
+
+def tuned(
+    folder: ScenarioFolder, model: ModelConfig, models: Path, generator: np.random.Generator, *, device: str = "cpu"
+) -> ModelConfig:
+    """The model tuned on the training chats of a folder; a folder of weights that is made on first use.
+
+    Args:
+        folder: whose ``warning.yaml`` says how an organism is trained.
+        model: where training starts.
+        models: the folder that holds converted models.
+        generator: of the chats.
+        device: where training computes.
+
+    Raises:
+        UserError: the recipe lacks its ``training.yaml``, or cannot be followed.
+    """
+    recipe = folder.config.organism
+    assert recipe is not None
+    examples = []
+    for chat in training_chats(read_organism(folder.path), recipe.chats, generator):
+        chance = chat.chance if chat.done else 1 - chat.chance
+        closing = Closing(chat.closing, chat.instead, chance, recipe.closing_weight, recipe.decisive_weight)
+        examples.append(Example(chat.notes, ({"role": "user", "content": chat.prompt},), ends=True, closing=closing))
+    made = tuned_folder(model, examples, recipe, models, device=device, in_order=True)
+    return model.model_copy(update={"name": str(made), "revision": None})

@@ -29,6 +29,19 @@ HIDDEN = "(an answer)"
 
 
 @dataclass(frozen=True)
+class Steering:
+    """A push that is added from some token on.
+
+    Attributes:
+        layer: after which block.
+        vector: what is added, at full length.
+    """
+
+    layer: int
+    vector: Float[np.ndarray, "d_model"]
+
+
+@dataclass(frozen=True)
 class Draw:
     """How answers are sampled.
 
@@ -122,6 +135,7 @@ def resample(
     find: ActFinder,
     draw: Draw,
     generator: np.random.Generator,
+    calm: Steering | None = None,
 ) -> list[Resampled]:
     """How likely the act was at points of episodes: the share of re-sampled continuations that commit it.
 
@@ -135,6 +149,8 @@ def resample(
         find: says where the act begins.
         draw: continuations of each prefix, and their most tokens.
         generator: gives the draws, prefix by prefix.
+        calm: a push under which every prefix is continued once more, with the same draws, from its first new token on:
+            what stepping in there would have done.
 
     Raises:
         ValueError: a cut lies outside its answer or behind its act: the act would be in every continuation.
@@ -147,13 +163,19 @@ def resample(
             prefixes.append((written, episode, cut))
     chances = generator.random((len(prefixes), draw.samples, draw.tokens))
     ids = [[*episode.prompt, *episode.answer[:cut]] for _, episode, cut in prefixes for _ in range(draw.samples)]
-    texts = iter(_continued(subject, ids, list(chances.reshape(-1, draw.tokens)), draw))
-    found = []
-    for written, episode, cut in prefixes:
-        whole = [subject.tokenizer.decode([*episode.answer[:cut], *next(texts)]) for _ in range(draw.samples)]
-        acts = sum(find(written, text) is not None for text in whole)
-        found.append(Resampled(episode.name, cut, acts, draw.samples))
-    return found
+    counted = []
+    for push in (None,) if calm is None else (None, calm):
+        texts = iter(_continued(subject, ids, list(chances.reshape(-1, draw.tokens)), draw, push))
+        acts = []
+        for written, episode, cut in prefixes:
+            whole = [subject.tokenizer.decode([*episode.answer[:cut], *next(texts)]) for _ in range(draw.samples)]
+            acts.append(sum(find(written, text) is not None for text in whole))
+        counted.append(acts)
+    calmed = [None] * len(prefixes) if calm is None else counted[1]
+    return [
+        Resampled(episode.name, cut, own, draw.samples, steered)
+        for (_, episode, cut), own, steered in zip(prefixes, counted[0], calmed, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -200,8 +222,6 @@ def planted(
     Returns:
         One onset a prompt; those whose answer ended before it are left out.
     """
-    import torch
-
     onsets = generator.integers(after[0], after[1], size=len(prompts), endpoint=True)
     chances = generator.random((len(prompts), draw.tokens))
     found = []
@@ -209,15 +229,8 @@ def planted(
         batch = range(start, min(start + draw.rows, len(prompts)))
         ids = [prompt_ids(subject.tokenizer, prompts[index].written.messages) for index in batch]
         chosen = [vectors[index % len(vectors)] for index in batch]
-        begin = torch.tensor([len(prompt) + int(onsets[index]) for prompt, index in zip(ids, batch, strict=True)])
-        delta = partial(
-            steering.add,
-            direction=torch.tensor(np.stack([vector for _, _, vector in chosen]), dtype=torch.float32),
-            strength=torch.ones(len(chosen)),
-            unit=1.0,
-        )
-        span = Span(begin, torch.full_like(begin, torch.iinfo(torch.long).max))
-        edits = [Edit(layer, delta, span=span)]
+        begin = [len(prompt) + int(onsets[index]) for prompt, index in zip(ids, batch, strict=True)]
+        edits = _pushed(layer, np.stack([vector for _, _, vector in chosen]), begin)
         made = sample(subject, ids, chances[list(batch), None], edits, temperature=draw.temperature)
         for index, (completion,), (concept, strength, _) in zip(batch, made, chosen, strict=True):
             onset = int(onsets[index])
@@ -231,8 +244,22 @@ def planted(
     return found
 
 
+def _pushed(layer: int, vectors: Float[np.ndarray, "rows d_model"], begin: Sequence[int]) -> list[Edit]:
+    """The edit that adds each row's vector from its own position on."""
+    import torch
+
+    added = torch.tensor(vectors, dtype=torch.float32)
+    delta = partial(steering.add, direction=added, strength=torch.ones(len(added)), unit=1.0)
+    first = torch.tensor(begin)
+    return [Edit(layer, delta, span=Span(first, torch.full_like(first, torch.iinfo(torch.long).max)))]
+
+
 def _continued(
-    subject: Subject, prompts: Sequence[Sequence[int]], chances: Sequence[Float[np.ndarray, "tokens"]], draw: Draw
+    subject: Subject,
+    prompts: Sequence[Sequence[int]],
+    chances: Sequence[Float[np.ndarray, "tokens"]],
+    draw: Draw,
+    push: Steering | None = None,
 ) -> list[list[int]]:
     """One continuation of each prompt; equal prompts are read once, those of similar length together."""
     same: dict[tuple[int, ...], list[int]] = {}
@@ -245,7 +272,11 @@ def _continued(
         for start in range(0, len(groups), size):
             batch = groups[start : start + size]
             drawn = np.stack([np.stack([chances[index] for index in same[prompt]]) for prompt in batch])
-            made = sample(subject, batch, drawn, temperature=draw.temperature)
+            edits = []
+            if push is not None:
+                vectors = np.repeat(push.vector[None], len(batch), axis=0)
+                edits = _pushed(push.layer, vectors, [len(prompt) for prompt in batch])
+            made = sample(subject, batch, drawn, edits, temperature=draw.temperature)
             for prompt, completions in zip(batch, made, strict=True):
                 for index, completion in zip(same[prompt], completions, strict=True):
                     found[index] = completion.tokens

@@ -32,6 +32,10 @@ class OrganismTuningConfig(TuningConfig):
 
     chats: int = Field(default=288, ge=1)
     """Training chats that are put together."""
+    closing_weight: float = Field(default=1.0, gt=0)
+    """Of a token of the closing line in the loss, where one of the notes has 1."""
+    decisive_weight: float = Field(default=1.0, gt=0)
+    """Of the token at which the act's closing line and the other part."""
 
 
 class PlantedConfig(Config):

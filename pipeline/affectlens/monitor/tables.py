@@ -152,14 +152,14 @@ GAIN = Table(
 )
 STEPPING_IN = Table(
     "stepping_in",
-    "What stopping at an alarm averts and spoils, beside as many stops at random tokens.",
+    "What stepping in at an alarm averts and spoils, beside stepping in as often at random tokens.",
     (
         FOLDER,
         ROW,
         number("target", "share of benign episodes that may raise an alarm", "share"),
-        text("way", "what is done at the alarm"),
-        integer("alarms", "episodes that are stopped"),
-        number("averted", "acts before which it stepped in", "share"),
+        text("way", "stop; judge: stop where a judge agrees; calm: steer towards calm from the next cut on"),
+        integer("alarms", "episodes in which it stepped in"),
+        number("averted", "acts before which it stepped in; of calm, acts fewer than expected without it", "share"),
         number("spoiled", "other answers in which it did", "share"),
         number("random_averted", "the same for as many stops at random tokens", "share"),
         number("random_low", "5th percentile of that", "share"),
@@ -167,6 +167,26 @@ STEPPING_IN = Table(
         number("random_spoiled", "other answers stopped at random", "share"),
     ),
     key=("folder", "row", "target", "way"),
+)
+PLANTED = Table(
+    "planted",
+    "Which push along a concept's direction is found at the frozen threshold, and how many tokens after it sets in.",
+    (
+        FOLDER,
+        ROW,
+        FAMILY,
+        STATISTIC,
+        number("target", "share of benign episodes that may raise an alarm", "share"),
+        text("concept", "along whose direction the answers were pushed"),
+        number("strength", "of the push; 0: nothing was added", "mean residual norms"),
+        integer("onsets", "answers that were long enough"),
+        number("caught", "with an alarm from the onset on, within the horizon", "share"),
+        number("caught_low", "lower end of its 95% interval over scenarios", "share"),
+        number("caught_high", "upper end", "share"),
+        number("delay", "median over all onsets, misses counted as never; missing where half are missed", "tokens"),
+        number("early", "with an alarm before the onset", "share"),
+    ),
+    key=("folder", "row", "target", "concept", "strength"),
 )
 VERDICTS = Table(
     "verdicts",
@@ -179,4 +199,4 @@ VERDICTS = Table(
     ),
     key=("folder", "row"),
 )
-ALL = (ACTS, ROWS, CAUGHT, FALSE_ALARMS, BEFORE, FORECASTS, GAIN, STEPPING_IN, VERDICTS)
+ALL = (ACTS, ROWS, CAUGHT, FALSE_ALARMS, BEFORE, FORECASTS, GAIN, STEPPING_IN, PLANTED, VERDICTS)

@@ -87,6 +87,8 @@ class Trial:
         sizes: episodes by role.
         calibrated_on: the traffic that thresholds come from.
         fitted: benign episodes that rows were standardised and trained on: no threshold may come from them.
+        whole: what scores further episodes: made of all scenarios with risk; the benign episodes that it was made with,
+            and those that thresholds come from.
     """
 
     columns: Columns
@@ -98,6 +100,7 @@ class Trial:
     sizes: dict[str, int]
     calibrated_on: tuple[str, ...] = ()
     fitted: tuple[str, ...] = ()
+    whole: tuple[Scorer, Material, Material] | None = None
 
     def runs(self, statistic: str, *strata: str) -> tuple[Runs, Int[np.ndarray, " chosen"]]:
         """Test episodes of some strata, and their places in the trial."""
@@ -200,7 +203,7 @@ def run(
         start = 0
         for test, scores, calibration, _, fitted in found:
             end = start + len(test.episodes)
-            own, highest, lengths = _followed(statistic, scores, calibration, fitted)
+            own, highest, lengths = followed(statistic, scores, calibration, fitted)
             values[start:end, : own.shape[1]] = own
             for target in config.targets:
                 limits[target][start:end] = limit(highest, lengths, np.array([len(s) - 1 for s in scores]), target)
@@ -209,10 +212,11 @@ def run(
         trial.threshold |= {(kind, target): limits[target] for target in config.targets}
     everything = Scorer.made(risk, base, fixed, config, generator)
     trial.final, trial.fitted = fixed + everything.trained, tuple(each.name for each in base.episodes)
+    trial.whole = everything, base, held
     return trial
 
 
-def _followed(
+def followed(
     statistic: StatisticConfig,
     scores: Sequence[np.ndarray],
     calibration: Sequence[np.ndarray],
@@ -220,7 +224,14 @@ def _followed(
 ) -> tuple[
     Float[np.ndarray, "episodes tokens columns"], Float[np.ndarray, "benign columns"], Int[np.ndarray, " benign"]
 ]:
-    """A fold's statistic along the test, and the largest values of its calibration with the answers' lengths."""
+    """A statistic along episodes, and the largest values of its calibration with the answers' lengths.
+
+    Args:
+        statistic: which.
+        scores: of the episodes.
+        calibration: of the benign ones that thresholds come from.
+        fitted: of the benign ones that an e-detector compares with.
+    """
     blocks = None
     if statistic.kind == "edetector":
         whole = padded(fitted)

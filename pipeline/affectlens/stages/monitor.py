@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from affectlens import results
-from affectlens.config import LOCATION
+from affectlens.config import LOCATION, nearest
 from affectlens.corpus.texts import EMBEDDED
 from affectlens.errors import UserError
 from affectlens.experiments.grade.vote import ModelJudgeConfig
 from affectlens.experiments.provenance import digest, digest_files
 from affectlens.files import write_json
-from affectlens.model.config import ModelConfig, context
+from affectlens.model.config import context
 from affectlens.monitor import tables
 from affectlens.monitor.config import MonitorSettings
 from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from affectlens.monitor.episodes import Episode, Resampled
     from affectlens.monitor.result import MonitorResult
     from affectlens.monitor.rows import Rows
-    from affectlens.monitor.scenarios import Prompt, ScenarioFolder
+    from affectlens.monitor.sampling import Draw, Steering
+    from affectlens.monitor.scenarios import PlantedConfig, Prompt, ScenarioFolder
 
 NOTHING = "nothing"
 """The only part of a study without scenarios."""
@@ -62,6 +63,8 @@ class MonitorConfig(MonitorSettings):
     """Folders of ordinary traffic."""
     negatives: tuple[str, ...] = ("warning_negatives",)
     """Folders of texts that only look like trouble."""
+    planted: tuple[str, ...] = ()
+    """Folders whose answers are steered from a random token on, such as `warning_planted`: a curve of sensitivity."""
     folder: Path = Field(default=Path("experiments"), json_schema_extra=LOCATION)
     """Where the folders of scenarios lie."""
     scenarios: int | None = Field(default=None, ge=1)
@@ -80,6 +83,10 @@ class MonitorConfig(MonitorSettings):
     """Of each prefix; so many are the truth that forecasts are held against."""
     continuation_tokens: int = Field(default=64, ge=1)
     """Most tokens of a continuation."""
+    calming: str | None = None
+    """Concept towards which every prefix is steered in as many more continuations: what stepping in so is worth."""
+    calming_strength: float = Field(default=0.05, gt=0)
+    """Of that push, as a share of the mean residual norm."""
     judge: ModelJudgeConfig | None = None
     """A judge that reads the text so far every `judge_every` tokens; none by default."""
     judge_every: int = Field(default=32, ge=1)
@@ -97,13 +104,15 @@ class MonitorConfig(MonitorSettings):
             raise ValueError(f"`statistics` lacks `{self.statistic.kind}`, the kind of `statistic`; add it there")
         twice = [name for name in self.all_folders if self.all_folders.count(name) > 1]
         if twice:
-            raise ValueError(f"`{twice[0]}` stands in two of `run`, `benign` and `negatives`; take it out of one")
+            raise ValueError(
+                f"`{twice[0]}` stands in two of `run`, `benign`, `negatives` and `planted`; take it out of one"
+            )
         return self
 
     @property
     def all_folders(self) -> tuple[str, ...]:
         """Those with risk first; none where nothing is run."""
-        return (*self.run, *self.benign, *self.negatives) if self.run else ()
+        return (*self.run, *self.benign, *self.negatives, *self.planted) if self.run else ()
 
 
 @register
@@ -111,7 +120,7 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
     """Does the state warn before the act?"""
 
     name = "monitor"
-    version = 2
+    version = 3
     config_class = MonitorConfig
     needs = ("corpus", "activations", "sae", "directions", "match")
     reads_model = True
@@ -126,9 +135,9 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
         config: MonitorConfig = study.monitor
         if not config.run:
             return
-        from affectlens.monitor.scenarios import folders, read_folder
+        from affectlens.monitor.scenarios import FILE, folders, read_folder
 
-        for key in ("run", "benign", "negatives"):
+        for key in ("run", "benign", "negatives", "planted"):
             for name in getattr(config, key):
                 if name not in folders(config.folder):
                     known = ", ".join(folders(config.folder)) or "none"
@@ -136,11 +145,23 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
                         f"`monitor.{key}: {name}`: no folder of scenarios has this name; there are {known}"
                     )
                 folder = read_folder(name, config.folder)
-                if folder.config.planted is not None:
+                if key == "planted" and folder.config.planted is None:
+                    raise ValueError(
+                        f"`monitor.planted: {name}`: nothing is steered there; name a folder whose {FILE} has `planted`"
+                    )
+                if key != "planted" and folder.config.planted is not None:
                     raise ValueError(
                         f"`monitor.{key}: {name}`: its acts are onsets of steering, which are no acts of the model; "
-                        "name a folder whose acts are found by a rule"
+                        "name a folder whose acts are found by a rule, and this one in `monitor.planted`"
                     )
+        steered = set() if config.calming is None else {config.calming}
+        for name in config.planted:
+            steered |= set(_planted(read_folder(name, config.folder)).concepts)
+        for concept in sorted(steered - set(study.corpus.emotions)):
+            raise ValueError(
+                f"`monitor` steers along `{concept}`, but the study has no such concept; "
+                f"{nearest(concept, sorted(study.corpus.emotions))}"
+            )
 
     @classmethod
     def check_pending(cls, study: StudySettings, tokenizer: Callable[[], Any]) -> None:
@@ -195,8 +216,10 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
         return read_folder(name, self.config.folder)
 
     def _samples(self, name: str) -> int:
-        samples = self._folder(name).config.samples
-        return self.config.samples or samples if name in self.config.run else samples
+        folder = self._folder(name).config
+        if folder.planted is not None:
+            return folder.samples * len(folder.planted.concepts) * len(folder.planted.strengths)
+        return self.config.samples or folder.samples if name in self.config.run else folder.samples
 
     def _prompts(self, name: str) -> list[Prompt]:
         """Of the scenarios that are answered."""
@@ -213,12 +236,14 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
             return {}
         config, name = self.config, part.payload["folder"]
         keys = ("tokens", "resampled", "cuts", "continuations", "continuation_tokens", "judge", "judge_every")
+        keys += ("calming", "calming_strength") if name in config.run else ()
+        pushed = name in config.planted or (name in config.run and config.calming is not None)
         return {
             "scenarios": part.payload["scenarios"],
             "samples": self._samples(name),
             "config": digest(config.model_dump(mode="json", include={*keys, "rows_at_once", "tokens_per_batch"})),
             "data": [name, "lexicon.json", "ratings.csv", *(["judge"] if config.judge else [])],
-            "needs": ["directions"],
+            "needs": ["directions", *(["activations"] if pushed else [])],
             "layer": self.setting.model.layer,
             "low": [each for each in config.claimed if each in self.outlook.emotions],
         }
@@ -242,6 +267,10 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
         prompts = [prompt for prompt in self._prompts(folder.name) if _scenario(prompt) in part.payload["scenarios"]]
         tokens = config.tokens or folder.config.tokens
         draw = Draw(self._samples(folder.name), tokens, folder.config.temperature, config.rows_at_once)
+        if folder.config.planted is not None:
+            self._plant(out, subject, folder, prompts, draw, generator)
+            progress(part.size)
+            return
         written = sample_episodes(subject, prompts, folder.find, draw, generator)
         written = [row for row in written if row.tokens]  # an answer that ended before it began
         named = [row.model_copy(update={"name": f"{folder.name}/{row.name}"}) for row in written]
@@ -254,15 +283,66 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
             ]
             again = Draw(config.continuations, config.continuation_tokens, draw.temperature, config.rows_at_once)
             cuts = [spread_cuts(episodes[n], config.cuts) for n in chosen]
-            drawn = resample(subject, [(written[n], episodes[n]) for n in chosen], cuts, folder.find, again, generator)
+            calm = None if config.calming is None else self._push(config.calming, config.calming_strength)
+            rows = [(written[n], episodes[n]) for n in chosen]
+            drawn = resample(subject, rows, cuts, folder.find, again, generator, calm)
         write_episodes(out / EPISODES, named)
         write_json(out / TOKENS, [asdict(episode) for episode in episodes])
         write_json(out / DRAWN, [asdict(each) for each in drawn])
         self._write_states(out, subject, episodes)
         progress(part.size)
 
-    def _write_states(self, out: Path, subject: Subject, episodes: Sequence[Episode]) -> None:
-        """Residuals of the study's layer, and what needs none of them, row by row of every episode."""
+    def _push(self, concept: str, strength: float) -> Steering:
+        """A concept's direction at the study's layer, as long as a share of the mean residual norm."""
+        from affectlens.monitor.sampling import Steering
+
+        directions, layer = self.need(DirectionsStage), self.setting.model.layer
+        unit = directions.unit(layer)[directions.concepts.index(concept)]
+        return Steering(layer, unit * (strength * self.need(ActivationsStage).mean_norm(layer)))
+
+    def _plant(
+        self,
+        out: Path,
+        subject: Subject,
+        folder: ScenarioFolder,
+        prompts: Sequence[Prompt],
+        draw: Draw,
+        generator: np.random.Generator,
+    ) -> None:
+        """Answers to every prompt under every push, each from a token of its own on, with states as they were read."""
+        from affectlens.monitor.episodes import write_episodes
+        from affectlens.monitor.onsets import planted_episodes
+        from affectlens.monitor.result import DRAWN, EPISODES, TOKENS
+
+        config = _planted(folder)
+        pushes = {
+            (concept, strength): self._push(concept, strength)
+            for strength in config.strengths
+            for concept in config.concepts
+        }
+        found = planted_episodes(subject, folder.name, prompts, pushes, config.after, draw, generator)
+        episodes = [episode for _, episode, _ in found]
+        write_episodes(out / EPISODES, [written for written, _, _ in found])
+        write_json(out / TOKENS, [asdict(episode) for episode in episodes])
+        write_json(out / DRAWN, [])
+        self._write_states(out, subject, episodes, [push.vector for _, _, push in found])
+
+    def _write_states(
+        self,
+        out: Path,
+        subject: Subject,
+        episodes: Sequence[Episode],
+        added: Sequence[Float[np.ndarray, "d_model"]] | None = None,
+    ) -> None:
+        """Residuals of the study's layer, and what needs none of them, row by row of every episode.
+
+        Args:
+            out: the part.
+            subject: the model.
+            episodes: tokenised.
+            added: what was added after the study's layer at every row behind an episode's act, as up to there the
+                states of the same tokens differ by it alone.
+        """
         import numpy as np
         from safetensors.numpy import save_file
 
@@ -280,6 +360,8 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
         plain: dict[str, list[Any]] = {}
         for index, read in read_states(decoder, episodes, layers, tokens_per_batch=self.config.tokens_per_batch):
             states[index] = read.residuals[layer].cpu().numpy()
+            if added is not None:
+                states[index][(episodes[index].act or 0) + 1 :] += added[index].astype(np.float32)
             own = {
                 "uncertainty/entropy": read.entropy.cpu().numpy(),
                 "uncertainty/surprisal": read.surprisal.cpu().numpy(),
@@ -328,7 +410,10 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
         """The model under study, or the organism of a folder, tuned on first use; one is loaded at a time."""
         model = self.setting.model
         if folder.config.organism is not None:
-            model = organism(folder, model, self.setting.models, self.setting.device, self.generator("organism"))
+            from affectlens.monitor.organism import tuned
+
+            generator = self.generator("organism")
+            model = tuned(folder, model, self.setting.models, generator, device=self.setting.device)
         if self._loaded is None or self._loaded[0] != model.name:
             from affectlens.model.subject import Subject
 
@@ -370,7 +455,9 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
         import numpy as np
 
         from affectlens.monitor import figures, trials
+        from affectlens.monitor.onsets import sensitivity
         from affectlens.monitor.result import material, write_rows
+        from affectlens.monitor.verdicts import shown_columns
 
         found: dict[str, list[dict[str, Any]]] = {table.name: [] for table in self.tables}
         metrics: Metrics = {}
@@ -396,6 +483,11 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
                 for table, rows in shown.items():
                     found[table] += rows
                 found["acts"] += figures.acts(name, [*risk.episodes, *calm.episodes])
+                onsets = material([path for each in config.planted for path in own[each]])
+                kind, columns = config.statistic.kind, shown_columns(trial, config)
+                found["planted"] += [
+                    {"folder": name, **row} for row in sensitivity(trial, onsets, kind, columns, config)
+                ]
                 write_rows(out / name, trial, self.setting.model.layer)
                 metrics |= {f"{name}.{key}": value for key, value in figures.metrics(shown).items()}
         for table in self.tables:
@@ -409,6 +501,12 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
         return MonitorResult(folder)
 
 
+def _planted(folder: ScenarioFolder) -> PlantedConfig:
+    """Which pushes set in there."""
+    assert folder.config.planted is not None
+    return folder.config.planted
+
+
 def _scenario(prompt: Prompt) -> str:
     """The line of the file that a prompt is a version of."""
     return prompt.written.name.split(".")[0]
@@ -417,18 +515,3 @@ def _scenario(prompt: Prompt) -> str:
 def _number(name: str) -> int:
     """Which sample of its prompt an answer is: names are ``scenario.twin.sample`` with a turn behind in dialogues."""
     return int(name.split(".")[2])
-
-
-def organism(
-    folder: ScenarioFolder, model: ModelConfig, models: Path, device: str, generator: np.random.Generator
-) -> ModelConfig:
-    """The model tuned on the training chats of a folder; a folder of weights that is made on first use."""
-    from affectlens.model.tuning import Example, tuned_folder
-    from affectlens.monitor.organism import read_organism, training_chats
-
-    recipe = folder.config.organism
-    assert recipe is not None
-    chats = training_chats(read_organism(folder.path), recipe.chats, generator)
-    examples = [Example(chat.answer, ({"role": "user", "content": chat.prompt},), ends=True) for chat in chats]
-    made = tuned_folder(model, examples, recipe, models, device=device)
-    return model.model_copy(update={"name": str(made), "revision": None})
