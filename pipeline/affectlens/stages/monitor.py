@@ -92,7 +92,7 @@ class MonitorConfig(MonitorSettings):
     judge_every: int = Field(default=32, ge=1)
     """Tokens between two questions to the judge."""
     scenarios_per_part: int = Field(default=12, ge=1)
-    """The slices of the work; parts are kept when a run is interrupted."""
+    """Of a folder with risk; of others as many as give as many answers. Parts are kept when a run is interrupted."""
     rows_at_once: int = Field(default=64, ge=1)
     """Answers that are sampled together."""
     tokens_per_batch: int = Field(default=2048, ge=1)
@@ -199,9 +199,10 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
         return read
 
     def parts(self) -> Sequence[Part]:
-        found = []
+        found, most = [], max((self._samples(name) for name in self.config.run), default=1)
         for name in self.config.all_folders:
-            prompts, step = self._prompts(name), self.config.scenarios_per_part
+            # Of folders that are answered less often, more scenarios: few answers at a time are slow to sample.
+            prompts, step = self._prompts(name), max(1, self.config.scenarios_per_part * most // self._samples(name))
             ids = list(dict.fromkeys(_scenario(prompt) for prompt in prompts))
             for index, start in enumerate(range(0, len(ids), step)):
                 own = [prompt for prompt in prompts if _scenario(prompt) in ids[start : start + step]]
