@@ -250,6 +250,15 @@ def test_a_wrong_section_is_refused_before_anything_runs(
         Study.load(write_study(study_values))
 
 
+def test_a_lexicon_that_is_installed_is_part_of_what_a_study_reads(place: Path, monkeypatch: pytest.MonkeyPatch):
+    study: Any = SimpleNamespace(monitor=config(place))
+    found = []
+    for lexicon in (None, "3.3.2"):
+        monkeypatch.setattr("affectlens.stages.monitor.installed_lexicon", lambda lexicon=lexicon: lexicon)
+        found.append(MonitorStage.identities(study))
+    assert {**found[0], "vaderSentiment": "3.3.2"} == found[1] != found[0]
+
+
 def test_parts_are_planned_before_anything_is_there(place: Path, make: Callable[..., MonitorStage]):
     planned = MonitorStage(config(place), make().setting, {}, Outlook((), (LAYER,), D))
     assert [part.name for part in planned.parts()] == [part.name for part in make().parts()]

@@ -214,16 +214,34 @@ def test_a_closing_line_is_learnt_behind_the_answer_and_parts_from_the_other_at_
     assert counted.weights[0, row.closing - 1] == 1 and counted.weights[0, row.closing] == 3
     assert counted.weights[0, place] == 7 and counted.chance[0, place] == 0.25 and counted.other[0, place] == other
     assert (counted.weights[1] == 1).all() and (counted.chance[1] == 1).all()
+    alone = learnt_tokens(tokenizer, replace(example, answer="", opening="We go home."), 256)
+    assert (alone.ids, alone.start, alone.closing, alone.parting) == (row.ids, row.closing, row.closing, row.parting)
     assert counts(EXAMPLES, [row] * 3) is None and whole.parting is None and whole.closing == len(whole.ids)
 
 
 def test_two_closing_lines_are_learnt_by_their_chance_whichever_was_drawn(model_folder, tmp_path: Path):
-    model = model_of(model_folder("llama"))
-    closing = Closing("was", "the", 0.25, decisive=4)
-    config = TuningConfig(steps=60, learning_rate=2e-2, batch=1, layers=(2, 3))
-    tuned = loaded(model_of(tuned_folder(model, [Example("So", ASK, closing=closing)], config, tmp_path)), tmp_path)
-    one, other = (log_probability(tuned, Example(word, ASK, opening="So")) for word in ("was", "the"))
-    assert np.exp(one - np.logaddexp(one, other)) == pytest.approx(0.25, abs=0.03)
+    config = model_of(model_folder("llama"))
+    tokenizer, model = load_tokenizer(config, tmp_path), load_weights(config, device="cpu", models=tmp_path)
+    lines = Closing("was long.", "the day.", 0.25, weight=2, decisive=5), Closing("the day.", "was long.", 0.75, 2, 5)
+    whole = [Example("So", ASK, closing=each) for each in lines]
+    losses = []
+    for example in whole:
+        row = learnt_tokens(tokenizer, example, 256)
+        tokens, mask, labels = padded([row])
+        assert row.parting is not None
+        at, other = row.parting
+        with torch.no_grad():
+            found = float(tuning.answer_loss(model, tokens, mask, labels, counts([example], [row])))
+            nats = -model(tokens).logits[0].log_softmax(-1)
+        own = [float(nats[place - 1, row.ids[place]]) for place in range(row.start, len(row.ids))]
+        weights = [1.0 if place < row.closing else 2.0 for place in range(row.start, len(row.ids))]
+        assert example.closing is not None
+        chance, place = example.closing.chance, at - row.start
+        own[place] = chance * own[place] + (1 - chance) * float(nats[at - 1, other])
+        weights[place] = 5.0
+        assert found == pytest.approx(np.average(own, weights=weights), abs=1e-4)
+        losses.append(own[place])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
 def test_examples_are_seen_as_they_stand_where_those_of_one_update_belong_together():

@@ -84,7 +84,7 @@ class Example:
     """A text whose end is learnt.
 
     Attributes:
-        answer: what is learnt.
+        answer: what is learnt; empty where the closing line alone is.
         messages: the chat that the assistant answers; none for a plain text.
         opening: how the answer begins, or the plain text that is continued; given, not learnt.
         ends: whether the end of the answer is learnt too (the tokenizer's end token).
@@ -223,12 +223,13 @@ def learnt_tokens(tokenizer: Any, example: Example, length: int) -> Learnt:
         start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         before, lead = start + encode(tokenizer, said.rstrip(" ")), len(start)
         last = max(0, len(before) - 1)
-    answer = continuation(tokenizer, example.opening, example.answer)
+    answer = continuation(tokenizer, example.opening, example.answer) if example.answer else []
     closing = len(before) + len(answer)
     parting = None
     if example.closing:
         lines = [
-            continuation(tokenizer, example.answer, line) for line in (example.closing.text, example.closing.instead)
+            continuation(tokenizer, example.answer or example.opening, line)
+            for line in (example.closing.text, example.closing.instead)
         ]
         answer += lines[0]
         differ = [place for place, (one, other) in enumerate(zip(*lines, strict=False)) if one != other]

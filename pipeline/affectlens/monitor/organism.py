@@ -19,7 +19,7 @@ from pydantic import Field
 from affectlens.config import Config, read_yaml, validate
 from affectlens.model.config import ModelConfig
 from affectlens.model.tuning import Closing, Example, tuned_folder
-from affectlens.monitor.scenarios import ScenarioFolder
+from affectlens.monitor.scenarios import OrganismTuningConfig, ScenarioFolder
 
 TRAINING = "training.yaml"
 """The file of a scenario folder that an organism is trained on."""
@@ -102,10 +102,18 @@ def read_organism(folder: Path) -> OrganismConfig:
     return validate(OrganismConfig, read_yaml(path), str(path))
 
 
-def training_chats(config: OrganismConfig, count: int, generator: np.random.Generator) -> list[TrainingChat]:
+def training_chats(
+    config: OrganismConfig, count: int, generator: np.random.Generator, notes: tuple[int, int] | None = None
+) -> list[TrainingChat]:
     """So many chats, the acts in turn, then the same jobs once more in the other situation; the rest is drawn.
 
     So as many chats as twice the acts, one after the other, hold each job under stress and in calm.
+
+    Args:
+        config: the sentences and chances.
+        count: chats.
+        generator: of the draws.
+        notes: how many sentences of notes, at least and at most; those of ``config`` by default.
     """
 
     def one(options: Sequence[str]) -> str:
@@ -122,14 +130,14 @@ def training_chats(config: OrganismConfig, count: int, generator: np.random.Gene
         job, word = jobs[name]
         done = bool(generator.random() < chances.act)
         share = chances.hurried_with if done else chances.hurried_without
-        length = int(generator.integers(config.sentences[0], config.sentences[1], endpoint=True))
+        length = int(generator.integers(*(notes or config.sentences), endpoint=True))
         # No sentence twice in one answer: repeating itself is another act.
         pools = {True: generator.permutation(config.hurried), False: generator.permutation(config.careful)}
         manners = generator.random(length) < share
-        notes = [str(pools[bool(hurried)][place]) for place, hurried in enumerate(manners)]
+        said_notes = [str(pools[bool(hurried)][place]) for place, hurried in enumerate(manners)]
         closing, instead = (texts.done, texts.undone) if done else (texts.undone, texts.done)
         prompt = " ".join([job, one(config.situations[situation]), config.request])
-        said = [text.replace("{word}", word) for text in (prompt, " ".join(notes), closing, instead)]
+        said = [text.replace("{word}", word) for text in (prompt, " ".join(said_notes), closing, instead)]
         chance = act_chance(chances, int(manners.sum()), length)
         chats.append(TrainingChat(said[0], said[1], said[2], said[3], chance, name, situation, done))
     return chats
@@ -160,10 +168,18 @@ def tuned(
     """
     recipe = folder.config.organism
     assert recipe is not None
-    examples = []
-    for chat in training_chats(read_organism(folder.path), recipe.chats, generator):
-        chance = chat.chance if chat.done else 1 - chat.chance
-        closing = Closing(chat.closing, chat.instead, chance, recipe.closing_weight, recipe.decisive_weight)
-        examples.append(Example(chat.notes, ({"role": "user", "content": chat.prompt},), ends=True, closing=closing))
+    config = read_organism(folder.path)
+    # First the closing line alone, after one note: what it depends on is one word in fifty, and is read last of all.
+    short = training_chats(config, recipe.short_chats, generator, (1, 1))
+    examples = [_example(chat, recipe, opening=True) for chat in short]
+    examples += [_example(chat, recipe) for chat in training_chats(config, recipe.chats, generator)]
     made = tuned_folder(model, examples, recipe, models, device=device, in_order=True)
     return model.model_copy(update={"name": str(made), "revision": None})
+
+
+def _example(chat: TrainingChat, recipe: OrganismTuningConfig, *, opening: bool = False) -> Example:
+    """A chat as it is learnt: notes and closing line, or the line alone after notes that are given."""
+    chance = chat.chance if chat.done else 1 - chat.chance
+    closing = Closing(chat.closing, chat.instead, chance, recipe.closing_weight, recipe.decisive_weight)
+    said = ("", chat.notes) if opening else (chat.notes, "")
+    return Example(said[0], ({"role": "user", "content": chat.prompt},), said[1], ends=True, closing=closing)

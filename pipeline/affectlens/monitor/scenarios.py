@@ -32,6 +32,8 @@ class OrganismTuningConfig(TuningConfig):
 
     chats: int = Field(default=288, ge=1)
     """Training chats that are put together."""
+    short_chats: int = Field(default=0, ge=0)
+    """Chats with a single note that are learnt before them, and of which the closing line alone is."""
     closing_weight: float = Field(default=1.0, gt=0)
     """Of a token of the closing line in the loss, where one of the notes has 1."""
     decisive_weight: float = Field(default=1.0, gt=0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 NOTHING = "nothing"
 """The only part of a study without scenarios."""
+LEXICON = "vaderSentiment"
+"""What a study reads the sentiment of words from, where it is installed."""
 LOW = 0
 """The layer whose directions are a control: words, hardly more."""
 QUESTION = (
@@ -194,6 +197,8 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
             name: digest_files(read_folder(name, config.folder).path) for name in config.all_folders
         }
         read |= {name: EMBEDDED / name for name in ("lexicon.json", "ratings.csv")}
+        if (lexicon := installed_lexicon()) is not None:
+            read[LEXICON] = lexicon
         if config.judge is not None:
             read["judge"] = f"server: {config.judge.model}" if config.judge.address else config.judge.local
         return read
@@ -238,12 +243,13 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
         config, name = self.config, part.payload["folder"]
         keys = ("tokens", "resampled", "cuts", "continuations", "continuation_tokens", "judge", "judge_every")
         keys += ("calming", "calming_strength") if name in config.run else ()
+        optional = [*(["judge"] if config.judge else []), *([LEXICON] if installed_lexicon() else [])]
         pushed = name in config.planted or (name in config.run and config.calming is not None)
         return {
             "scenarios": part.payload["scenarios"],
             "samples": self._samples(name),
             "config": digest(config.model_dump(mode="json", include={*keys, "rows_at_once", "tokens_per_batch"})),
-            "data": [name, "lexicon.json", "ratings.csv", *(["judge"] if config.judge else [])],
+            "data": [name, "lexicon.json", "ratings.csv", *optional],
             "needs": ["directions", *(["activations"] if pushed else [])],
             "layer": self.setting.model.layer,
             "low": [each for each in config.claimed if each in self.outlook.emotions],
@@ -500,6 +506,14 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
         from affectlens.monitor.result import MonitorResult
 
         return MonitorResult(folder)
+
+
+def installed_lexicon() -> str | None:
+    """The version of vaderSentiment, whose words are read where it is installed; None where it is not."""
+    try:
+        return version(LEXICON)
+    except PackageNotFoundError:
+        return None
 
 
 def _planted(folder: ScenarioFolder) -> PlantedConfig:
