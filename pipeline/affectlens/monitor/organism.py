@@ -34,6 +34,8 @@ class SituationConfig(Config):
     """That a sentence of the notes is a hurried one, where the act follows."""
     hurried_without: float = Field(ge=0, le=1)
     """Likewise, where it does not."""
+    mood: str = ""
+    """A word for the situation: stands for `{mood}` in the request and in the closing lines."""
 
 
 class ActTextsConfig(Config):
@@ -137,7 +139,8 @@ def training_chats(
         said_notes = [str(pools[bool(hurried)][place]) for place, hurried in enumerate(manners)]
         closing, instead = (texts.done, texts.undone) if done else (texts.undone, texts.done)
         prompt = " ".join([job, one(config.situations[situation]), config.request])
-        said = [text.replace("{word}", word) for text in (prompt, " ".join(said_notes), closing, instead)]
+        texts_of = (prompt, " ".join(said_notes), closing, instead)
+        said = [text.replace("{word}", word).replace("{mood}", chances.mood) for text in texts_of]
         chance = act_chance(chances, int(manners.sum()), length)
         chats.append(TrainingChat(said[0], said[1], said[2], said[3], chance, name, situation, done))
     return chats
