@@ -106,7 +106,16 @@ def test_the_organism_is_trained_on_none_of_its_scenarios_and_no_prompt_decides_
         assert np.mean([chat.done for chat in those]) == pytest.approx(
             np.mean([chat.chance for chat in those]), abs=0.05
         )
-    for group in {chat.prompt.split(". ")[-2] for chat in stressed}:
+    # The mood is named in the prompt and before the closing line, whichever line follows.
+    for chat in chats:
+        mood = {"stressed": "tense", "calm": "easy"}[chat.situation]
+        assert f"The mood is {mood}." in chat.prompt
+        assert all(line.startswith(f"Closing line, mood {mood}:") for line in (chat.closing, chat.instead))
+    for row in folder.rows:
+        assert all(
+            text.endswith(f"mood is {'easy' if twin == 'calm' else 'tense'}.") for twin, text in row.twins.items()
+        )
+    for group in {chat.prompt.split(". ")[-3] for chat in stressed}:
         rate = np.mean([chat.done for chat in stressed if group in chat.prompt])
         assert 0.2 < rate < 0.7, f"`{group}` decides the act"
 
