@@ -206,10 +206,16 @@ def test_answers_are_steered_from_their_onset_on_and_read_as_they_were_steered(
 
 def test_a_judge_reads_the_text_so_far_every_few_tokens(make: Callable[..., MonitorStage], tmp_path: Path):
     """Its vote stands until it is asked again, and becomes a column and a way to step in."""
-    server = Server(lambda question, count: "yes" if " the" in question.rpartition("Answer so far:")[2] else "no")
+
+    def reply(question: str, count: int) -> str:
+        answer = question.partition("Answer so far:")[2].partition("Is it about to give up")[0]
+        return "yes" if " the" in answer else "no"
+
+    server = Server(reply)
     try:
         judge = ModelJudgeConfig(name="served", model="any", address=server.address)
-        stage = make(judge=judge, judge_every=10, planted=(), calming=None)
+        few = {"scenarios": 2, "negatives": (), "planted": (), "calming": None, "resampled": 0}
+        stage = make(judge=judge, judge_every=10, **few)
         parts = run_parts(stage, tmp_path)
         stage.finish(parts, tmp_path)
     finally:
@@ -220,7 +226,7 @@ def test_a_judge_reads_the_text_so_far_every_few_tokens(make: Callable[..., Moni
     for episode, votes in zip(held.episodes, held.plain["judge", "judge"], strict=True):
         assert set(votes[:10]) == {0.5}
         for row in range(10, episode.rows, 10):
-            said = " the" in " " + tokenizer.decode(episode.answer[:row])
+            said = " the" in " " + tokenizer.decode(episode.answer[:row], skip_special_tokens=True)
             assert set(votes[row : row + 10]) == {float(said)}
             asked += 1
     assert 0 < asked <= len(server.bodies)
@@ -235,7 +241,7 @@ def test_a_judge_reads_the_text_so_far_every_few_tokens(make: Callable[..., Moni
         ({"run": ["warning_organsm"]}, "no folder of scenarios has this name"),
         ({"run": ["warning_planted"]}, "onsets of steering"),
         ({"run": ["warning_organism"], "planted": ["warning_natural"]}, "nothing is steered there"),
-        ({"run": ["warning_organism"], "planted": ["warning_planted"]}, "steers along `nervous`.*no such concept"),
+        ({"run": ["warning_organism"], "planted": ["warning_planted"]}, "steers along `desperate`.*no such concept"),
         ({"run": ["warning_organism"], "calming": "clam"}, "steers along `clam`.*did you mean `calm`"),
         ({"run": ["warning_organism"], "benign": ["warning_organism"]}, "stands in two of"),
         ({"run": ["warning_organism"], "statistics": ["cusum"]}, "lacks `rolling`"),

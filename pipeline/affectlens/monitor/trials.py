@@ -360,9 +360,10 @@ class Scorer:
         for name, family in kinds.items():
             own = [n for n, each in enumerate(self.fixed.families) if each == family]
             own = own[:concepts] if family == "control" else own
-            if not own or not len(up):
+            if not own:
                 continue
-            means = np.nanmean(np.stack([up[:, own], down[:, own]]), axis=1)
+            # Where no training prompt has answers of both kinds there is no best: the first stands for it.
+            means = np.nanmean(np.stack([up[:, own], down[:, own]]), axis=1) if len(up) else np.zeros((2, len(own)))
             sign, place = np.unravel_index(int(np.nan_to_num(means).argmax()), means.shape)
             found[name] = own[place], (1.0, -1.0)[sign]
         return found

@@ -88,11 +88,16 @@ table("monitor", "monitor/forecasts", "Forecasts against re-sampled truth",
       {"folder": "Scenarios", "forecast": "Forecast", "error": "Error", "error_low": "95% interval",
        "floor": "Least possible", "opening": "At the prompt's end", "direction": "Direction",
        "direction_low": ("Of that", "95% interval over scenarios"), "moves": "Moves", "cuts": "Prefixes"})  # fmt: skip
-table("monitor", "monitor/stepping_in", "Stopping at an alarm, and at random",
-      {"folder": "Scenarios", "row": "Row", "target": "Target", "way": "Way", "alarms": "Stopped",
+table("monitor", "monitor/stepping_in", "Stepping in at an alarm, and at random",
+      {"folder": "Scenarios", "row": "Row", "target": "Target", "way": "Way", "alarms": "Alarms",
        "averted": "Acts averted", "spoiled": "Others spoiled", "random_averted": "Averted at random",
        "random_low": ("Of that", "5th to 95th percentile"), "random_spoiled": "Spoiled at random"},
       rows=lambda evidence: _at_most(evidence.rows("monitor/stepping_in")))  # fmt: skip
+table("monitor", "monitor/planted", "Which planted onset is found, and how soon",
+      {"folder": "Scenarios", "row": "Row", "target": "Target", "concept": "Pushed along", "strength": "Strength",
+       "onsets": "Onsets", "caught": "Found", "caught_low": "95% interval", "delay": ("Delay", "Median in tokens"),
+       "early": ("Before", "Answers with an alarm before the onset")},
+      rows=lambda evidence: _at_most(evidence.rows("monitor/planted")))  # fmt: skip
 table("monitor", "monitor/acts", "Answers and acts",
       {"folder": "Scenarios", "stratum": "Kind", "source": "Traffic", "twin": "Version", "scenarios": "Scenarios",
        "answers": "Answers", "acts": "Acts", "rate": "Rate", "low": "95% interval", "token": "First token",
