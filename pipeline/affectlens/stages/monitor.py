@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Float
 
-    from affectlens.model.decoding import Decoder
     from affectlens.model.subject import Subject
     from affectlens.monitor.episodes import Episode, Resampled
     from affectlens.monitor.result import MonitorResult
@@ -322,11 +321,8 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
         from affectlens.monitor.result import DRAWN, EPISODES, TOKENS
 
         config = _planted(folder)
-        pushes = {
-            (concept, strength): self._push(concept, strength)
-            for strength in config.strengths
-            for concept in config.concepts
-        }
+        pairs = [(concept, strength) for strength in config.strengths for concept in config.concepts]
+        pushes = {pair: self._push(*pair) for pair in pairs}
         found = planted_episodes(subject, folder.name, prompts, pushes, config.after, draw, generator)
         episodes = [episode for _, episode, _ in found]
         write_episodes(out / EPISODES, [written for written, _, _ in found])
@@ -341,49 +337,22 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
         episodes: Sequence[Episode],
         added: Sequence[Float[np.ndarray, "d_model"]] | None = None,
     ) -> None:
-        """Residuals of the study's layer, and what needs none of them, row by row of every episode.
-
-        Args:
-            out: the part.
-            subject: the model.
-            episodes: tokenised.
-            added: what was added after the study's layer at every row behind an episode's act, as up to there the
-                states of the same tokens differ by it alone.
-        """
+        """Residuals of the study's layer, and what needs none of them; ``added`` as of ``read_along``."""
         import numpy as np
         from safetensors.numpy import save_file
 
-        from affectlens.model.decoding import Decoder
-        from affectlens.monitor.episodes import read_states
+        from affectlens.monitor.along import LowRows, read_along
         from affectlens.monitor.result import STATES
-        from affectlens.monitor.rivals import sentiment
 
-        layer, directions = self.setting.model.layer, self.need(DirectionsStage)
+        layer, directions, low = self.setting.model.layer, self.need(DirectionsStage), None
         claimed = [each for each in self.config.claimed if each in directions.concepts]
-        low = directions.unit(LOW) if LOW in directions.layers and layer != LOW and claimed else None
-        layers = [layer] if low is None else [layer, LOW]
-        decoder: Decoder = Decoder.of(subject)
-        states: list[Any] = [None] * len(episodes)
-        plain: dict[str, list[Any]] = {}
-        for index, read in read_states(decoder, episodes, layers, tokens_per_batch=self.config.tokens_per_batch):
-            states[index] = read.residuals[layer].cpu().numpy()
-            if added is not None:
-                states[index][(episodes[index].act or 0) + 1 :] += added[index].astype(np.float32)
-            own = {
-                "uncertainty/entropy": read.entropy.cpu().numpy(),
-                "uncertainty/surprisal": read.surprisal.cpu().numpy(),
-            }
-            own["text/sentiment"] = sentiment(subject.tokenizer, episodes[index].answer)
-            own["text/position"] = np.arange(episodes[index].rows, dtype=np.float32)
-            if low is not None:
-                at_low = read.residuals[LOW].cpu().numpy() @ low.T
-                own |= {f"low_layer/{each}@{LOW}": at_low[:, directions.concepts.index(each)] for each in claimed}
-            for key, values in own.items():
-                plain.setdefault(key, [None] * len(episodes))[index] = values.astype(np.float32)
+        if LOW in directions.layers and layer != LOW and claimed:
+            low = LowRows(LOW, {each: directions.unit(LOW)[directions.concepts.index(each)] for each in claimed})
+        options = {"low": low, "added": added, "tokens_per_batch": self.config.tokens_per_batch}
+        found = read_along(subject, episodes, layer, **options)
         if self.config.judge is not None:
-            plain["judge/judge"] = self._judged(subject.tokenizer, episodes)
-        arrays = {"states": np.concatenate(states)} | {key: np.concatenate(values) for key, values in plain.items()}
-        save_file({key: np.ascontiguousarray(values) for key, values in arrays.items()}, out / STATES)
+            found["judge/judge"] = self._judged(subject.tokenizer, episodes)
+        save_file({key: np.ascontiguousarray(np.concatenate(each)) for key, each in found.items()}, out / STATES)
 
     def _judged(self, tokenizer: Any, episodes: Sequence[Episode]) -> list[Float[np.ndarray, " rows"]]:
         """What the judge says of the text so far, from 0 to 1, standing until it is asked again."""
@@ -491,10 +460,8 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
                     found[table] += rows
                 found["acts"] += figures.acts(name, [*risk.episodes, *calm.episodes])
                 onsets = material([path for each in config.planted for path in own[each]])
-                kind, columns = config.statistic.kind, shown_columns(trial, config)
-                found["planted"] += [
-                    {"folder": name, **row} for row in sensitivity(trial, onsets, kind, columns, config)
-                ]
+                curve = sensitivity(trial, onsets, config.statistic.kind, shown_columns(trial, config), config)
+                found["planted"] += [{"folder": name, **row} for row in curve]
                 write_rows(out / name, trial, self.setting.model.layer)
                 metrics |= {f"{name}.{key}": value for key, value in figures.metrics(shown).items()}
         for table in self.tables:
