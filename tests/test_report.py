@@ -844,6 +844,19 @@ def test_page_opens_from_disk_and_asks_for_nothing(chromium: Any, file: Path, pa
         assert seen.overflow() <= 0
 
 
+def test_every_table_can_be_saved(chromium: Any, file: Path) -> None:
+    with visit(chromium, file) as seen:
+        assert seen.page.locator("button.save").count() == seen.page.locator("table.sortable").count() > 5
+        seen.page.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+        region = seen.page.locator(".scroll:has(#table-directions-concepts)")
+        with seen.page.expect_download() as waiting:
+            region.locator("+ button.save").click()
+        lines = Path(waiting.value.path()).read_text(encoding="utf-8").splitlines()
+        assert waiting.value.suggested_filename.endswith(".csv") and lines[0].startswith('"Concept"')
+        assert sorted(line.split(",")[0].strip('"') for line in lines[1:]) == sorted(CONCEPTS)
+        assert not seen.errors
+
+
 def test_injected_markup_does_not_run(chromium: Any, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text(render(study(concepts=(*CONCEPTS[:4], EVIL), story=EVIL), title=EVIL), encoding="utf-8")

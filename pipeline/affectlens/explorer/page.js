@@ -1,4 +1,3 @@
-"use strict";
 const main = document.getElementById("main"), detail = document.getElementById("detail");
 const folder = document.body.dataset.folder, waiting = {}, opened = {}, NONE = 65535, FULL = 4, AROUND = 14, PAGE = 100;
 let base, arrays, encoded, starts, wordStarts, serial = 0;
@@ -78,16 +77,7 @@ function table(caption, columns, rows, { order = null, most = PAGE } = {}) {
   });
   more.addEventListener("click", () => { page += 1; fill(); });
   const save = element("button", { type: "button", className: "copy", textContent: "Save as CSV" });
-  save.addEventListener("click", () => {
-    const cell = (value) => {
-      const text = value === null || value === undefined ? "" : String(value);
-      return `"${(/^[=+\-@\t\r]/.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text).replaceAll('"', '""')}"`;
-    };
-    const lines = [columns.map((column) => cell(column.name)), ...sorted.map((row) => row.map((each) => cell(key(each))))];
-    const address = URL.createObjectURL(new Blob([lines.map((line) => line.join(",")).join("\r\n")], { type: "text/csv" }));
-    element("a", { href: address, download: `${caption.replace(/[^\w]+/g, "_").slice(0, 60)}.csv` }).click();
-    setTimeout(() => URL.revokeObjectURL(address), 1000);
-  });
+  save.addEventListener("click", () => saveTable(caption, [columns.map((column) => column.name), ...sorted.map((row) => row.map(key))]));
   fill();
   return element("div", {}, element("div", { className: "scroll" }, element("table", {}, element("caption", { textContent: caption }), element("thead", {}, head), body)), save, more);
 }

@@ -17,6 +17,7 @@ from affectlens.files import write_bytes
 from affectlens.model.config import shown_name
 from affectlens.report import palette
 from affectlens.report.evidence import Rows
+from affectlens.report.frame import saving_script
 from affectlens.report.policy import checksums
 from affectlens.run import manifest
 from affectlens.use.readings import Readings
@@ -86,7 +87,7 @@ class Explorer:
         """
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-        script = (HERE / "page.js").read_text(encoding="utf-8")
+        script = saving_script() + (HERE / "page.js").read_text(encoding="utf-8")
         environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
         return environment.get_template("page.html.j2").render(
             title=self.title,

@@ -30,7 +30,7 @@ def whole(
     Returns:
         The HTML. The same values give the same bytes.
     """
-    script = (HERE / "page.js").read_text(encoding="utf-8")
+    script = saving_script() + (HERE / "page.js").read_text(encoding="utf-8")
     figures = {each.name: each.spec for each in charts}
     return template.render(
         style=palette.stylesheet(colours) + (HERE / "page.css").read_text(encoding="utf-8"),
@@ -40,6 +40,11 @@ def whole(
         specifications=as_json({"template": {"layout": draw.TEMPLATE}, "figures": figures}),
         **values,
     )
+
+
+def saving_script() -> str:
+    """``saveTable(name, rows)``: a table as a CSV file."""
+    return (HERE / "saving.js").read_text(encoding="utf-8")
 
 
 def as_json(value: Any) -> str:

@@ -1,4 +1,3 @@
-"use strict";
 (() => {
   const root = document.documentElement;
   const coarse = matchMedia("(pointer: coarse)").matches;
@@ -89,6 +88,19 @@
       heading.setAttribute("aria-sort", upwards ? "ascending" : "descending");
       table.tBodies[0].append(...[...table.tBodies[0].rows].sort(compare));
     });
+  }
+
+  // Every table can be saved, in the order in which it stands: numbers in full, intervals as they are written.
+  for (const table of document.querySelectorAll("table.sortable")) {
+    const region = table.closest(".scroll"), button = document.createElement("button");
+    Object.assign(button, { type: "button", className: "save", textContent: "Save as CSV" });
+    const headings = [...table.tHead.rows[0].cells];
+    const value = (cell, at) => (headings[at].dataset.sort === "number" && !cell.textContent.includes("[") ? cell.dataset.key ?? "" : cell.textContent);
+    button.addEventListener("click", () => saveTable(region.getAttribute("aria-label"), [
+      headings.map((heading) => heading.textContent.trim()),
+      ...[...table.tBodies[0].rows].map((row) => [...row.cells].map((cell, at) => value(cell, at).trim())),
+    ]));
+    region.after(button);
   }
 
   const filter = document.getElementById("filter");
