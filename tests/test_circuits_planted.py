@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from affectlens.circuits import curves, merging, trials
+from affectlens.circuits import curves, merging, transfer, trials
 from affectlens.circuits.anatomy import Anatomy, path
 from affectlens.circuits.bench import Bench, activation_sizes, exact_effects, require_empty
 from affectlens.circuits.config import CircuitsConfig
@@ -123,6 +123,12 @@ def test_one_writer_is_first_in_both_questions_and_is_the_whole_circuit(tmp_path
     rest[:, effects.argmax()] = False
     wrong = own(bench, bench.kept(taken, rest), cell) - own(bench, taken.empty, cell)
     assert np.abs(wrong / whole).max() < 1e-3
+    # With the other story as reference the difference is n / (n - 1) times that from the mean of both, and the circuit
+    # is again all of it.
+    masks = np.stack([circuit, ~circuit, rest[0]])
+    ((full, empty, *kept),) = transfer.resampled(bench, [cell], masks, np.random.default_rng(0))
+    assert full - empty == pytest.approx(2 * whole, rel=0.02)
+    np.testing.assert_allclose((np.array(kept) - empty) / (full - empty), [1, 0, 0], atol=1e-3)
 
 
 def test_one_neuron_is_found_inside_the_head_circuit_and_ablated_exactly(tmp_path: Path) -> None:
