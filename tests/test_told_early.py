@@ -243,6 +243,14 @@ CHECK: dict[str, tuple[Change, str]] = {
         "activation_whitening.safetensors cannot be read",
     ),
     "an experiment without options": (_experiment({"kind": "choice"}, options={}), "needs `options`"),
+    "an organism of blocks that are not there": (
+        _both(_experiment({"kind": "choice"}), _set("experiments.organism", {"follows": "vectors", "layers": [2, 9]})),
+        r"`experiments.organism.layers: [2, 9]`: the model has blocks 0 to 3",
+    ),
+    "a second model trained in blocks that are not there": (
+        _both(_experiment({"kind": "choice"}), _set("experiments.against", {"tune": ["calm"], "layers": [3, 1]})),
+        r"`experiments.against.layers: [3, 1]`: the model has blocks 0 to 3",
+    ),
     "an experiment that is not there": (_set("experiments.run", ["lettres"]), "is no experiment"),
     "a vector that is no concept": (
         _both(_experiment({"kind": "choice"}), _set("corpus.emotions", ["calm", "sadd"])), "`corpus.emotions: sadd`"

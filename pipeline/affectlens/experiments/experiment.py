@@ -126,11 +126,11 @@ class PromptConfig(Config):
 class SteeringConfig(Config):
     """What is added to the residual stream, how strongly, beside which controls."""
 
-    vectors: tuple[str, ...]
+    vectors: tuple[str, ...] = Field(min_length=1)
     """Concepts of the study."""
     by: Literal["directions", "features"] = "directions"
     """Their linear directions, or the decoder rows of their best features."""
-    strengths: tuple[float, ...] = (-0.1, -0.05, 0.05, 0.1)
+    strengths: tuple[float, ...] = Field(default=(-0.1, -0.05, 0.05, 0.1), min_length=1)
     """In units of the mean residual norm at the layer; negative ones push away."""
     controls: int = Field(default=40, ge=20)
     """Vectors of the same norm, at the largest strength of each sign, a family after the other in turn: isotropic,

@@ -348,3 +348,25 @@ class TuningConfig(Config):
     """Draws the order of the examples."""
     layers: tuple[int, int] | None = None
     """The first and the last block that learn; all others, the embedding and the output stay. All blocks by default."""
+
+
+def require_blocks(tuning: TuningConfig, model: ModelConfig, key: str) -> None:
+    """Refuse blocks to be trained that a model does not have.
+
+    Args:
+        tuning: how its copy is trained.
+        model: the model.
+        key: of the section, for the message.
+
+    Raises:
+        ValueError: names the key, and the blocks that there are.
+    """
+    found = shape(model)
+    if tuning.layers is None or found is None:
+        return
+    first, last = tuning.layers
+    if not 0 <= first <= last < found.layers:
+        raise ValueError(
+            f"`{key}.layers: [{first}, {last}]`: the model has blocks 0 to {found.layers - 1}; give the first "
+            "and the last that learn"
+        )

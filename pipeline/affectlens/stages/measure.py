@@ -25,7 +25,7 @@ from affectlens.experiments.experiment import CompletionConfig, Experiment
 from affectlens.experiments.provenance import SECOND_MODEL, SECOND_RECIPE, digest
 from affectlens.experiments.tuning import PROMPTS, TunedConfig, told_stories
 from affectlens.files import write_json
-from affectlens.model.config import ModelConfig, context, require_weights, shape, vocabulary
+from affectlens.model.config import ModelConfig, context, require_blocks, require_weights, shape, vocabulary
 from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
@@ -128,9 +128,11 @@ class MeasureStage(ExperimentStage[Measurements]):
                     raise ValueError(
                         f"`experiments.against.tune: {emotion}`: no story has it; {nearest(emotion, known)}"
                     )
+            require_blocks(config.against, study.model, "experiments.against")
         if config.organism is not None:
             from affectlens.experiments import organism
 
+            require_blocks(config.organism, study.model, "experiments.organism")
             for experiment in experiments:
                 if reason := organism.fault(experiment):
                     raise ValueError(
