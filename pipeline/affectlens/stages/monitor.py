@@ -22,7 +22,7 @@ from affectlens.errors import UserError
 from affectlens.experiments.grade.vote import ModelJudgeConfig
 from affectlens.experiments.provenance import digest, digest_files
 from affectlens.files import write_json
-from affectlens.model.config import context, require_blocks
+from affectlens.model.config import context
 from affectlens.monitor import tables
 from affectlens.monitor.config import MonitorSettings
 from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
@@ -147,8 +147,6 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
                         f"`monitor.{key}: {name}`: no folder of scenarios has this name; there are {known}"
                     )
                 folder = read_folder(name, config.folder)
-                if folder.config.organism is not None:
-                    require_blocks(folder.config.organism, study.model, f"{name}/{FILE}: organism")
                 if key == "planted" and folder.config.planted is None:
                     raise ValueError(
                         f"`monitor.planted: {name}`: nothing is steered there; name a folder whose {FILE} has `planted`"
