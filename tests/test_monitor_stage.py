@@ -71,7 +71,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hard = [{"id": f"joke-{n}", "stratum": "jokes", "messages": asked(f"A joke about {n}.")} for n in range(4)]
     write_folder(place, "warning_hard", hard, samples=2)
     plain = [{"id": f"plain-{n}", "messages": asked(f"Tell of {n} days.")} for n in range(5)]
-    pushes = {"concepts": ["desperate", "happy"], "strengths": [0.0, 0.5], "after": [2, 6]}
+    pushes = {"concepts": ["desperate", "sad"], "strengths": [0.0, 0.5], "after": [2, 6]}
     write_folder(place, "warning_onsets", plain, planted=pushes)
     return place
 
@@ -189,7 +189,7 @@ def test_answers_are_steered_from_their_onset_on_and_read_as_they_were_steered(
 ):
     planted = MonitorStage.open(finished[0]).material("warning_onsets")
     versions = {each.twin for each in planted.episodes}
-    assert versions == {f"{concept}@{strength}" for concept in ("desperate", "happy") for strength in ("0", "0.5")}
+    assert versions == {f"{concept}@{strength}" for concept in ("desperate", "sad") for strength in ("0", "0.5")}
     stage = make()
     subject = stage._subject(stage._folder("warning_onsets"))
     read = dict(read_states(Decoder.of(subject), planted.episodes, [LAYER]))
@@ -200,7 +200,7 @@ def test_answers_are_steered_from_their_onset_on_and_read_as_they_were_steered(
         assert np.allclose(size[: episode.act + 1], 0, atol=1e-4)
         assert np.allclose(size[episode.act + 1 :], 4.0 if episode.twin.endswith("0.5") else 0.0, atol=1e-3)
     table = results.read(finished[0], "planted")
-    assert set(table["concept"]) == {"desperate", "happy"} and set(table["strength"]) == {0.0, 0.5}
+    assert set(table["concept"]) == {"desperate", "sad"} and set(table["strength"]) == {0.0, 0.5}
     assert set(results.read(finished[0], "stepping_in")["way"]) == {"stop", "calm"}
 
 
