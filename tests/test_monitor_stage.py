@@ -256,6 +256,15 @@ def test_a_wrong_section_is_refused_before_anything_runs(
         Study.load(write_study(study_values))
 
 
+def test_a_study_of_all_emotions_has_the_one_that_is_steered_along(
+    study_values: dict, write_study: Callable[[dict], Path]
+):
+    study_values["corpus"] = {"emotions": "all"}
+    study_values["monitor"] = {"run": ["warning_organism"], "planted": ["warning_planted"]}
+    settings: Any = Study.load(write_study(study_values)).config
+    assert settings.monitor.planted == ("warning_planted",)
+
+
 def test_a_lexicon_that_is_installed_is_part_of_what_a_study_reads(place: Path, monkeypatch: pytest.MonkeyPatch):
     study: Any = SimpleNamespace(monitor=config(place))
     found = []

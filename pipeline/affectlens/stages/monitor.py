@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from affectlens import results
 from affectlens.config import LOCATION, nearest
+from affectlens.corpus.documents import concepts
 from affectlens.corpus.texts import EMBEDDED
 from affectlens.errors import UserError
 from affectlens.experiments.grade.vote import ModelJudgeConfig
@@ -159,10 +160,10 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
         steered = set() if config.calming is None else {config.calming}
         for name in config.planted:
             steered |= set(_planted(read_folder(name, config.folder)).concepts)
-        for concept in sorted(steered - set(study.corpus.emotions)):
+        known = concepts(study.corpus) if steered else ()
+        for concept in sorted(steered - set(known)):
             raise ValueError(
-                f"`monitor` steers along `{concept}`, but the study has no such concept; "
-                f"{nearest(concept, sorted(study.corpus.emotions))}"
+                f"`monitor` steers along `{concept}`, but the study has no such concept; {nearest(concept, known)}"
             )
 
     @classmethod
