@@ -418,6 +418,18 @@ def test_random_circuits_have_the_layers_of_the_circuit() -> None:
     assert len({tuple(row) for row in found}) > 5
 
 
+def test_chance_of_overlap_is_that_of_random_circuits_with_as_many_heads_a_layer():
+    """Two whole layers, half of a third, two of the last: most of the overlap is no finding."""
+    circuit = np.zeros((5, 8), dtype=bool)
+    circuit[0] = circuit[1] = circuit[3, :4] = circuit[4, :2] = True
+    random = curves.matched(circuit.reshape(-1), 8, 4000, np.random.default_rng(0))
+    mean = curves.jaccard(circuit.reshape(-1), random).mean()
+    assert abs(curves.jaccard_by_chance(circuit.reshape(-1), 8) - mean) < 0.01
+    assert mean > 0.7
+    assert curves.jaccard_by_chance(np.arange(40) < 16, 8) == 1
+    assert curves.jaccard_by_chance(np.zeros(40, bool), 8) == 0
+
+
 def test_bootstrapped_circuits_overlap_where_effects_are_clear() -> None:
     generator = np.random.default_rng(0)
     noise = generator.normal(size=(20, 100))

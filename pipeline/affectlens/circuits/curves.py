@@ -157,6 +157,16 @@ def jaccard(a: Bool[np.ndarray, "... units"], b: Bool[np.ndarray, "... units"]) 
     return both / np.maximum(either, 1)
 
 
+def jaccard_by_chance(circuit: Bool[np.ndarray, " units"], per_layer: int) -> float:
+    """Overlap of a circuit with a random one of as many units in each layer: expected shared units over the rest.
+
+    Whole layers overlap by 1, so a circuit made of them says nothing by overlapping.
+    """
+    members = circuit.reshape(-1, per_layer).sum(axis=1)
+    shared = float((members**2).sum()) / per_layer
+    return shared / max(2.0 * members.sum() - shared, 1.0)
+
+
 def stability(
     effects: Float[np.ndarray, "contexts units"],
     count: int,

@@ -206,11 +206,13 @@ def published_rows(
         positive = np.sort(np.maximum(found.heads[at], 0))[::-1]
         others = [other for other in range(len(found.emotions)) if other != at]
         row: dict[str, object] = {"concept": emotion}
-        for kind, sets in (("heads", found.head_sets), ("neurons", found.neuron_sets)):
+        for kind, sets, width in (
+            ("heads", found.head_sets, anatomy.heads), ("neurons", found.neuron_sets, anatomy.d_mlp),
+        ):  # fmt: skip
             size, units = int(sets[at].sum()), sets.shape[1]
             overlap = curves.jaccard(sets[at][None], sets[others]) if others else np.array([np.nan])
             row |= {kind: size, f"{kind}_share": size / units, f"{kind}_overlap": float(overlap.mean())}
-            row[f"{kind}_chance"] = size / (2 * units - size) if size else 0.0
+            row[f"{kind}_chance"] = curves.jaccard_by_chance(sets[at], width)
         best = int(found.heads[at].argmax())
         row |= {
             "first_head": f"L{best // anatomy.heads}H{best % anatomy.heads}",
