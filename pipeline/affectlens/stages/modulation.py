@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -138,8 +139,15 @@ class Picked:
         return found
 
 
+@dataclass(frozen=True)
+class Modulation:
+    """The result of the stage: its tables, texts and rates."""
+
+    folder: Path
+
+
 @register
-class ModulationStage(Stage[ModulationConfig, Path]):
+class ModulationStage(Stage[ModulationConfig, Modulation]):
     """Sample answers under circuits, directions, prompts and controls of equal size, and hear them blind."""
 
     name = "modulation"
@@ -429,5 +437,5 @@ class ModulationStage(Stage[ModulationConfig, Path]):
         return rates.metrics(tables[rates.RATES], tables[rates.DIFFERENCES], tables[rates.CHOOSER])
 
     @classmethod
-    def open(cls, folder: Path) -> Path:
-        return folder
+    def open(cls, folder: Path) -> Modulation:
+        return Modulation(folder)
