@@ -94,7 +94,7 @@ def test_the_organism_is_trained_on_none_of_its_scenarios_and_no_prompt_decides_
     for chat in chats:
         rates.setdefault((chat.situation, chat.act), []).append(chat.done)
     for (situation, _), done in rates.items():
-        assert np.mean(done) == pytest.approx(0.45 if situation == "stressed" else 0.01, abs=0.05)
+        assert np.mean(done) == pytest.approx(0.6 if situation == "stressed" else 0.01, abs=0.05)
     # Under stress and in calm the same jobs are asked, so that nothing but the situation tells them apart.
     asks = [chat.prompt.split(". ")[0] for chat in chats]
     assert [asks[n] for n in range(0, 600) if n % 6 < 3] == [asks[n] for n in range(0, 600) if n % 6 >= 3]
