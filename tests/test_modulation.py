@@ -265,6 +265,9 @@ class Deaf:
         self.asked += asked
         return [Vote("sad" if "tears" in each.question else None) for each in asked]
 
+    def write(self, prompts, tokens):
+        raise AssertionError("it is asked to choose, never to write")
+
 
 def test_a_judge_is_asked_once_a_text_and_is_told_nothing_but_the_text():
     judge = Deaf()
