@@ -76,3 +76,17 @@ def test_metrics_know_what_they_are_the_mean_of(tmp_path):
 def test_rows_that_are_not_as_declared_are_refused(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message):
         results.write(tmp_path, EFFECTS, rows)
+
+
+def test_a_figure_with_its_interval_is_three_columns_of_one_unit():
+    default = results.bounded("left", "of the contrast", "ratio", "its interval over topics")
+    assert [column.name for column in default] == ["left", "left_low", "left_high"]
+    assert [column.description for column in default] == [
+        "of the contrast",
+        "lower end of its interval over topics",
+        "upper end",
+    ]
+    assert {(column.kind, column.unit) for column in default} == {("number", "ratio")}
+    plain = results.bounded("auroc", "mean over topics", "AUROC", ends="")
+    assert [column.name for column in plain] == ["auroc", "low", "high"]
+    assert plain[1].description == "lower end"

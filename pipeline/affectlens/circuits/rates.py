@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from affectlens import results
-from affectlens.results import number
+from affectlens.results import bounded, number
 
 if TYPE_CHECKING:
     pass
@@ -28,9 +28,7 @@ RATES = results.Table(
         *_ARM,
         results.text("score", "open: the text as it is; masked: every emotion's own words masked"),
         results.integer("texts", "answers"),
-        number("rate", "heard as the emotion, and whole", "share"),
-        number("low", "lower end of its exact 95% interval", "share"),
-        number("high", "upper end", "share"),
+        *bounded("rate", "heard as the emotion, and whole", "share", "its exact 95% interval", ends=""),
         number("broken", "texts that repeat, shout, break off or are far from plain answers in perplexity", "share"),
         number("names", "texts that hold a word of the emotion", "share"),
         number("divergence", "KL of the next token from the plain model's on the tuning events", "nats"),
@@ -44,9 +42,13 @@ DIFFERENCES = results.Table(
     (
         *_ARM,
         results.text("score", "open or masked"),
-        number("difference", "the circuit's rate less the arm's, mean over emotions and scenarios", "share"),
-        number("low", "lower end of its 95% t interval over scenarios", "share"),
-        number("high", "upper end", "share"),
+        *bounded(
+            "difference",
+            "the circuit's rate less the arm's, mean over emotions and scenarios",
+            "share",
+            "its 95% t interval over scenarios",
+            ends="",
+        ),
         results.integer("scenarios", "that were compared"),
     ),
     key=("arm", "match", "target", "score"),
@@ -78,9 +80,7 @@ CHOOSER = results.Table(
         results.text("concept", "the emotion; empty for all"),
         results.text("score", "open or masked"),
         results.integer("texts", "ends of stories"),
-        number("rate", "heard rightly", "share"),
-        number("low", "lower end of its exact 95% interval", "share"),
-        number("high", "upper end", "share"),
+        *bounded("rate", "heard rightly", "share", "its exact 95% interval", ends=""),
         number("chance", "of one emotion among all", "share"),
     ),
     key=("concept", "score"),

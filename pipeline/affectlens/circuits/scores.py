@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from affectlens.circuits.design import Cell
-from affectlens.results import Average, Heatmap, Table, integer, number, text
+from affectlens.results import Average, Heatmap, Table, bounded, integer, number, text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,9 +30,13 @@ WRITERS = Table(
         text("kind", "embedding, heads, MLPs, biases, reading; head and neuron for single ones"),
         text("unit", "the unit; `all` for a whole kind"),
         integer("layer", "of the unit"),
-        number("direct", "what it has along the concept's direction, mean over topics", "mean residual norms"),
-        number("low", "lower end of its interval over topics", "mean residual norms"),
-        number("high", "upper end", "mean residual norms"),
+        *bounded(
+            "direct",
+            "what it has along the concept's direction, mean over topics",
+            "mean residual norms",
+            "its interval over topics",
+            ends="",
+        ),
         number("share", "of the reading", "share"),
         number("total", "what it is behind, by integrated gradients", "mean residual norms"),
     ),
@@ -44,9 +48,13 @@ HEADS = Table(
     (
         integer("layer", "of the head"),
         integer("head", "within the layer"),
-        number("effect", "loss of the contrast when it has its reference values: exact", "nats"),
-        number("low", "lower end of its interval over topics", "nats"),
-        number("high", "upper end", "nats"),
+        *bounded(
+            "effect",
+            "loss of the contrast when it has its reference values: exact",
+            "nats",
+            "its interval over topics",
+            ends="",
+        ),
         number("gradient", "the same by integrated gradients", "nats"),
         number("activation", "how far its output lies from its reference values", "residual units"),
         number("others", "what its ablation costs words of the other concepts, most affected one", "nats"),
@@ -78,9 +86,7 @@ FEATURES = Table(
     (
         text("unit", "`feature`, `other features` or `error`"),
         integer("feature", "its number"),
-        number("effect", "mean over contexts, by integrated gradients", "nats"),
-        number("low", "lower end of its interval over topics", "nats"),
-        number("high", "upper end", "nats"),
+        *bounded("effect", "mean over contexts, by integrated gradients", "nats", "its interval over topics", ends=""),
         number("p", "sign flips, those of a concept's contexts together", "p"),
         number("p_adjusted", "after Benjamini-Hochberg over features", "p"),
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from affectlens.results import Average, Heatmap, Line, Table, flag, integer, number, text
+from affectlens.results import Average, Heatmap, Line, Table, bounded, flag, integer, number, text
 
 ALL = "all concepts"
 """The row of the pooled circuit."""
@@ -52,18 +52,14 @@ VERDICTS = Table(
     "One concept's circuit, or the pooled one.",
     (
         text("concept", f"the emotion, or `{ALL}`"),
-        number("contrast", "of the own words, whole model less the model without heads", "nats"),
-        number("contrast_low", "lower end of its interval over topics", "nats"),
-        number("contrast_high", "upper end", "nats"),
+        *bounded(
+            "contrast", "of the own words, whole model less the model without heads", "nats", "its interval over topics"
+        ),
         number("heads", "in the circuit, mean over rotations", "heads"),
-        number("ratio", "of the contrast that the circuit alone gives", "ratio"),
-        number("low", "lower end of its interval over topics", "ratio"),
-        number("high", "upper end", "ratio"),
+        *bounded("ratio", "of the contrast that the circuit alone gives", "ratio", "its interval over topics", ends=""),
         number("slope", "over contexts", "ratio"),
         number("correlation", "over contexts", "r"),
-        number("left", "of the contrast when the circuit is taken out", "ratio"),
-        number("left_low", "lower end of its interval over topics", "ratio"),
-        number("left_high", "upper end", "ratio"),
+        *bounded("left", "of the contrast when the circuit is taken out", "ratio", "its interval over topics"),
         number("random_ratio", "the largest ratio of a random circuit", "ratio"),
         number("random_left", "the least that is left without a random circuit", "ratio"),
         number("wrong_ratio", "ratio of other concepts' circuits, mean", "ratio"),
@@ -159,9 +155,7 @@ EDGES = Table(
     (
         text("source", "the lower head"),
         text("target", "the upper head"),
-        number("weight", "mean over contexts", "nats"),
-        number("low", "lower end of its interval over contexts", "nats"),
-        number("high", "upper end", "nats"),
+        *bounded("weight", "mean over contexts", "nats", "its interval over contexts", ends=""),
     ),
     key=("source", "target"),
 )

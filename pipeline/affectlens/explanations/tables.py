@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from affectlens.results import Average, Table, flag, integer, number, text
+from affectlens.results import Average, Table, bounded, flag, integer, number, text
 
 EXPLANATIONS = Table(
     "explanations",
@@ -29,9 +29,13 @@ SCORES = Table(
         integer("feature", "of the SAE"),
         text("test", "detection: is it active in this passage; fuzzing: are these its tokens; output: its words"),
         text("description", "own, or a floor: emotion word, token list, other feature, random twin, constant answer"),
-        number("auroc", "of the judge's answers; a question without an answer counts as a half", "AUROC"),
-        number("low", "lower end of its interval over texts", "AUROC"),
-        number("high", "upper end", "AUROC"),
+        *bounded(
+            "auroc",
+            "of the judge's answers; a question without an answer counts as a half",
+            "AUROC",
+            "its interval over texts",
+            ends="",
+        ),
         number("balanced_accuracy", "mean of the shares of right answers among true and false", "share"),
         integer("items", "questions"),
         integer("failures", "questions without an answer"),

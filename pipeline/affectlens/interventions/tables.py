@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from affectlens.results import Average, Column, Heatmap, Line, Table, flag, number, text
+from affectlens.results import Average, Column, Heatmap, Line, Table, bounded, flag, number, text
 
 CONCEPT = text("concept", "studied concept")
 VECTOR = text("vector", "family of the vector: direction, feature (best SAE feature), features (set of the best)")
@@ -11,9 +11,13 @@ VECTOR = text("vector", "family of the vector: direction, feature (best SAE feat
 def _judged(unit: str) -> tuple[Column, ...]:
     """What the judge says of one claim."""
     return (
-        number("effect", "mean over contexts, positive when in the expected direction", unit),
-        number("low", "lower end of the 95% interval over groups of contexts", unit),
-        number("high", "upper end", unit),
+        *bounded(
+            "effect",
+            "mean over contexts, positive when in the expected direction",
+            unit,
+            "the 95% interval over groups of contexts",
+            ends="",
+        ),
         number("p", "against the control family that is hardest to exceed"),
         number("p_adjusted", "after Benjamini-Hochberg over the concepts"),
         number("p_floor", "least p that the controls allow"),
@@ -102,11 +106,13 @@ VERDICTS = Table(
         number("perplexity_ratio", "perplexity on neutral text as a multiple of what it is"),
         flag("sufficient", "shown against every family of controls, wrong emotions among them, in fluent text"),
         flag("specific", "and few wrong vectors as strong, and beyond concepts of like valence"),
-        number(
-            "ablation_effect", "fall of the concept's words in held-out stories when the vector is taken out", "nats"
+        *bounded(
+            "ablation_effect",
+            "fall of the concept's words in held-out stories when the vector is taken out",
+            "nats",
+            "the 95% interval over topics",
+            ends="ablation_",
         ),
-        number("ablation_low", "lower end of the 95% interval over topics", "nats"),
-        number("ablation_high", "upper end", "nats"),
         number("ablation_p_adjusted", "after Benjamini-Hochberg over the concepts"),
         flag("evoked", "whether the held-out stories make the concept's words likelier"),
         flag("necessary", "whether ablation is shown to lower them; empty where it could not be tested"),

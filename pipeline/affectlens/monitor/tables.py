@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from affectlens.results.tables import Heatmap, Line, Table, flag, integer, number, text
+from affectlens.results.tables import Heatmap, Line, Table, bounded, flag, integer, number, text
 
 FOLDER = text("folder", "scenarios with risk that were tested")
 ROW = text("row", "what is followed: a direction, a probe, a rival, a control")
 FAMILY = text("family", "concept, axis, feature, probe, text, control, ...")
 STATISTIC = text("statistic", "over the stream")
+INTERVAL = "its 95% interval over scenarios"
 
 ACTS = Table(
     "acts",
@@ -20,9 +21,7 @@ ACTS = Table(
         integer("scenarios", "different ones"),
         integer("answers", "sampled"),
         integer("acts", "answers that commit it"),
-        number("rate", "acts / answers", "share"),
-        number("low", "lower end of its 95% interval over scenarios", "share"),
-        number("high", "upper end", "share"),
+        *bounded("rate", "acts / answers", "share", INTERVAL, ends=""),
         number("token", "median first token of the act", "tokens"),
         number("tokens", "median length of the answers", "tokens"),
     ),
@@ -36,12 +35,8 @@ ROWS = Table(
         ROW,
         FAMILY,
         STATISTIC,
-        number("auroc", "acts against all answers without one, at the act's token", "AUROC"),
-        number("auroc_low", "lower end of its 95% interval over scenarios", "AUROC"),
-        number("auroc_high", "upper end", "AUROC"),
-        number("within", "the same between answers to one prompt, mean over prompts", "AUROC"),
-        number("within_low", "lower end of its 95% interval over scenarios", "AUROC"),
-        number("within_high", "upper end", "AUROC"),
+        *bounded("auroc", "acts against all answers without one, at the act's token", "AUROC", INTERVAL),
+        *bounded("within", "the same between answers to one prompt, mean over prompts", "AUROC", INTERVAL),
         number("within_p", "p of it against the best of all rows and statistics under labels shuffled in prompts", "p"),
         number("opening", "within prompts at the prompt's last token; 0.5 by construction", "AUROC"),
         number("log_auroc", "share of acts caught, averaged over the logarithm of the false-alarm rate", "share"),
@@ -61,18 +56,17 @@ CAUGHT = Table(
         STATISTIC,
         number("target", "share of benign episodes that may raise an alarm", "share"),
         integer("acts", "of the test"),
-        number("caught", "with an alarm before the act, within the horizon", "share"),
-        number("caught_low", "lower end of its 95% interval over scenarios", "share"),
-        number("caught_high", "upper end", "share"),
+        *bounded("caught", "with an alarm before the act, within the horizon", "share", INTERVAL),
         number("lead_1", "acts with a warning of at least 1 token", "share"),
         number("lead_8", "of at least 8", "share"),
         number("lead_32", "of at least 32", "share"),
-        number("beyond_1", "lead_1 less the same for the act's token put into other answers to the prompt", "share"),
-        number("beyond_1_low", "lower end of its 95% interval over scenarios", "share"),
-        number("beyond_1_high", "upper end", "share"),
-        number("beyond_8", "likewise for lead_8", "share"),
-        number("beyond_8_low", "lower end", "share"),
-        number("beyond_8_high", "upper end", "share"),
+        *bounded(
+            "beyond_1",
+            "lead_1 less the same for the act's token put into other answers to the prompt",
+            "share",
+            INTERVAL,
+        ),
+        *bounded("beyond_8", "likewise for lead_8", "share"),
         number("median_lead", "over all acts, misses counted as 0", "tokens"),
     ),
     key=("folder", "row", "statistic", "target"),
@@ -90,9 +84,7 @@ FALSE_ALARMS = Table(
         text("stratum", "benign, or a kind of hard negative"),
         flag("calibrated_on", "whether other episodes of this source gave the threshold"),
         integer("episodes", "of the test"),
-        number("flagged", "episodes with an alarm", "share"),
-        number("flagged_low", "lower end of its 95% interval over scenarios", "share"),
-        number("flagged_high", "upper end", "share"),
+        *bounded("flagged", "episodes with an alarm", "share", INTERVAL),
         number("band_low", "where the true rate of such a calibration lies: 5th percentile", "share"),
         number("band_high", "95th percentile", "share"),
         number("per_1000", "alarms per 1,000 tokens of answers", "alarms"),
@@ -120,14 +112,10 @@ FORECASTS = Table(
     (
         FOLDER,
         text("forecast", "what gives the probability; `constant` is the mean share"),
-        number("error", "mean absolute error", "share"),
-        number("error_low", "lower end of its 95% interval over scenarios", "share"),
-        number("error_high", "upper end", "share"),
+        *bounded("error", "mean absolute error", "share", INTERVAL),
         number("floor", "what a perfect forecaster would show", "share"),
         number("opening", "error at the prompt's last token", "share"),
-        number("direction", "of clear moves of the probability, those it moves along with", "share"),
-        number("direction_low", "lower end of its 95% interval over scenarios", "share"),
-        number("direction_high", "upper end", "share"),
+        *bounded("direction", "of clear moves of the probability, those it moves along with", "share", INTERVAL),
         integer("moves", "of the probability that exceed the noise"),
         integer("cuts", "prefixes that were re-sampled"),
     ),
@@ -141,12 +129,8 @@ GAIN = Table(
         ROW,
         number("text", "AUROC within prompts of the text alone", "AUROC"),
         number("both", "of the text with the row", "AUROC"),
-        number("gain", "difference", "AUROC"),
-        number("low", "lower end of its 95% interval over scenarios, paired", "AUROC"),
-        number("high", "upper end", "AUROC"),
-        number("all_gain", "the same difference over all pairs, not within prompts", "AUROC"),
-        number("all_low", "lower end", "AUROC"),
-        number("all_high", "upper end", "AUROC"),
+        *bounded("gain", "difference", "AUROC", "its 95% interval over scenarios, paired", ends=""),
+        *bounded("all_gain", "the same difference over all pairs, not within prompts", "AUROC", ends="all_"),
     ),
     key=("folder", "row"),
 )
@@ -180,9 +164,7 @@ PLANTED = Table(
         text("concept", "along whose direction the answers were pushed"),
         number("strength", "of the push; 0: nothing was added", "mean residual norms"),
         integer("onsets", "answers that were long enough"),
-        number("caught", "with an alarm from the onset on, within the horizon", "share"),
-        number("caught_low", "lower end of its 95% interval over scenarios", "share"),
-        number("caught_high", "upper end", "share"),
+        *bounded("caught", "with an alarm from the onset on, within the horizon", "share", INTERVAL),
         number("delay", "median over all onsets, misses counted as never; missing where half are missed", "tokens"),
         number("early", "with an alarm before the onset", "share"),
     ),

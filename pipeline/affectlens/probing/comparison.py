@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from affectlens.results import Average, Line, Table, integer, number, text
+from affectlens.results import Average, Line, Table, bounded, integer, number, text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,12 +40,13 @@ DETECTION = Table(
     "One way to read concepts, over all concepts.",
     (
         text("method", "what reads"),
-        number("mean", f"{WITHIN} and concepts", "AUROC"),
-        number("low", "lower end of its interval over topics", "AUROC"),
-        number("high", "upper end", "AUROC"),
-        number("difference", "from difference of means, paired within concepts and topics", "AUROC"),
-        number("difference_low", "lower end of its interval over topics", "AUROC"),
-        number("difference_high", "upper end", "AUROC"),
+        *bounded("mean", f"{WITHIN} and concepts", "AUROC", "its interval over topics", ends=""),
+        *bounded(
+            "difference",
+            "from difference of means, paired within concepts and topics",
+            "AUROC",
+            "its interval over topics",
+        ),
         integer("concepts_better", "concepts read better than by difference of means"),
         integer("concepts_worse", "concepts read worse"),
     ),
@@ -105,9 +106,13 @@ PAIRS = Table(
             "read", "at the mean over tokens, their maximum, the last, or where the model is about to name the feeling"
         ),
         integer("pairs", "how many"),
-        number("accuracy", "share told apart rightly, a tie counting one half", "share"),
-        number("low", "lower end of its interval, groups of pairs the sample (score interval)", "share"),
-        number("high", "upper end", "share"),
+        *bounded(
+            "accuracy",
+            "share told apart rightly, a tie counting one half",
+            "share",
+            "its interval, groups of pairs the sample (score interval)",
+            ends="",
+        ),
         integer("ties", "pairs read alike"),
         number("p", "of this reading alone, two-sided", "p"),
         number("p_max", "that allows for all searched readings; empty for ceiling, words and trained probe", "p"),

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from affectlens.results import Average, Line, Table, flag, integer, number, text
+from affectlens.results import Average, Line, Table, bounded, flag, integer, number, text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,9 +37,7 @@ CONCEPTS = Table(
     "One concept at the study's layer.",
     (
         text("concept", "the emotion"),
-        number("auroc_test", f"of difference of means: {WITHIN}", "AUROC"),
-        number("low", "lower end of its interval over topics", "AUROC"),
-        number("high", "upper end", "AUROC"),
+        *bounded("auroc_test", f"of difference of means: {WITHIN}", "AUROC", "its interval over topics", ends=""),
         number("p", "that it is no better than one half: one-sided t test over topics, not corrected", "p"),
         number("neutral_energy", "share of the squared norm that the neutral components held", "share"),
         number("stability", "cosine with directions from topics drawn anew, mean", "cosine"),
@@ -56,9 +54,7 @@ LAYERS = Table(
     (
         integer("layer", "residual stream after this block"),
         text("method", "the probe"),
-        number("auroc_test", f"{WITHIN} and concepts", "AUROC"),
-        number("low", "lower end of its interval over topics", "AUROC"),
-        number("high", "upper end", "AUROC"),
+        *bounded("auroc_test", f"{WITHIN} and concepts", "AUROC", "its interval over topics", ends=""),
         number("p", "against the best layer under permuted labels; of difference of means only", "p"),
     ),
     key=("layer", "method"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from affectlens.results import Average, Heatmap, Table, integer, number, text
+from affectlens.results import Average, Heatmap, Table, bounded, integer, number, text
 
 CORRELATIONS = Table(
     "correlations",
@@ -11,9 +11,7 @@ CORRELATIONS = Table(
         text("source", "`directions`, or `vocabulary`"),
         integer("component", "by the variance that it holds"),
         text("rating", "valence, arousal, ..."),
-        number("r", "Pearson correlation over rated concepts", "r"),
-        number("low", "lower end of its interval", "r"),
-        number("high", "upper end", "r"),
+        *bounded("r", "Pearson correlation over rated concepts", "r", "its interval", ends=""),
         integer("n", "rated concepts"),
         number("p", "of permuted pairings, two-sided", "p"),
         number("r_beyond_length", "with story length taken from both sides", "r"),

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from affectlens.results import Average, Table, integer, number, text
+from affectlens.results import Average, Table, bounded, integer, number, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,9 +39,7 @@ CONCEPTS = Table(
         text("concept", "the emotion"),
         integer("feature", "chosen on all topics but the ablated ones; what steers"),
         number("auroc_selection", "of that feature within the topics that chose it", "AUROC"),
-        number("auroc_test", f"best feature: {WITHIN}", "AUROC"),
-        number("low", "lower end of its interval over topics", "AUROC"),
-        number("high", "upper end", "AUROC"),
+        *bounded("auroc_test", f"best feature: {WITHIN}", "AUROC", "its interval over topics", ends=""),
         number("auroc_random_sae", f"best feature of random SAEs, mean: {WITHIN}", "AUROC"),
         number("p", "of the feature, against the best of all features under permuted labels", "p"),
         number("p_adjusted", "the same, corrected for the number of concepts", "p"),

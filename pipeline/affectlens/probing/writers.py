@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from affectlens.corpus.documents import Corpus
-from affectlens.results import Average, Table, integer, number, text
+from affectlens.results import Average, Table, bounded, integer, number, text
 
 if TYPE_CHECKING:
     from affectlens.activations import ActivationStore
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 CHOSEN = "chosen by the building writers"
 """How the row of a way that was chosen without the writer it reads begins."""
 WITHIN = "AUROC within topics, mean over topics and concepts"
+TOPICS = "its interval over topics"
+CROSSED = "its interval over writers x topics"
+BOTH = "its interval, combined of both"
 
 METHODS = Table(
     "methods",
@@ -23,33 +26,21 @@ METHODS = Table(
     (
         text("method", "what reads"),
         text("metric", "what its metrics begin with"),
-        number("own", f"built on the study's stories, read on the topic left out: {WITHIN}", "AUROC"),
-        number("own_low", "lower end of its interval over topics", "AUROC"),
-        number("own_high", "upper end", "AUROC"),
-        number("other", f"built on the study's stories, read on the other writers': {WITHIN}", "AUROC"),
-        number("other_low", "lower end of its interval over writers x topics", "AUROC"),
-        number("other_high", "upper end", "AUROC"),
+        *bounded("own", f"built on the study's stories, read on the topic left out: {WITHIN}", "AUROC", TOPICS),
+        *bounded("other", f"built on the study's stories, read on the other writers': {WITHIN}", "AUROC", CROSSED),
         number(
             "home", "each other writer's own stories, read on the topic left out: how well theirs can be read", "AUROC"
         ),
-        number("loss", "own less other, of the same concepts", "AUROC"),
-        number("loss_low", "lower end of its interval, combined of both", "AUROC"),
-        number("loss_high", "upper end", "AUROC"),
-        number("reverse", f"built on each other writer's stories, read on the study's: {WITHIN}", "AUROC"),
-        number("reverse_low", "lower end of its interval over topics", "AUROC"),
-        number("reverse_high", "upper end", "AUROC"),
+        *bounded("loss", "own less other, of the same concepts", "AUROC", BOTH),
+        *bounded("reverse", f"built on each other writer's stories, read on the study's: {WITHIN}", "AUROC", TOPICS),
         number("pairs", "built on one writer, read on another: mean over all writers read", "AUROC"),
         number("further_low", "where that figure of a further writer is expected: lower end", "AUROC"),
         number("further_high", "upper end", "AUROC"),
-        number("several", f"built on all writers but one, read on that one: {WITHIN}", "AUROC"),
-        number("several_low", "lower end of its interval over writers x topics", "AUROC"),
-        number("several_high", "upper end", "AUROC"),
+        *bounded("several", f"built on all writers but one, read on that one: {WITHIN}", "AUROC", CROSSED),
         number("several_further_low", "where that figure of a further writer is expected: lower end", "AUROC"),
         number("several_further_high", "upper end", "AUROC"),
         number("hit_own", "share of left-out stories whose own concept has the highest score", "share"),
-        number("hit_other", "the same on other writers' stories", "share"),
-        number("hit_other_low", "lower end of its interval over writers x topics", "share"),
-        number("hit_other_high", "upper end", "share"),
+        *bounded("hit_other", "the same on other writers' stories", "share", CROSSED),
     ),
     key=("method",),
 )
@@ -76,16 +67,12 @@ TRANSFER = Table(
         integer("concepts", "that both have"),
         integer("topics", "that are read"),
         integer("texts", "that are read"),
-        number("auroc", WITHIN, "AUROC"),
-        number("low", "lower end of its interval over topics", "AUROC"),
-        number("high", "upper end", "AUROC"),
+        *bounded("auroc", WITHIN, "AUROC", TOPICS, ends=""),
         number("home", "what the writer who is read builds reads on that writer's own left-out topics", "AUROC"),
-        number("loss", "less than what the same writer builds reads on that writer's own left-out topics", "AUROC"),
-        number("loss_low", "lower end of its interval, combined of both", "AUROC"),
-        number("loss_high", "upper end", "AUROC"),
-        number("hit", "share of texts whose own concept has the highest score", "share"),
-        number("hit_low", "lower end of its interval over topics", "share"),
-        number("hit_high", "upper end", "share"),
+        *bounded(
+            "loss", "less than what the same writer builds reads on that writer's own left-out topics", "AUROC", BOTH
+        ),
+        *bounded("hit", "share of texts whose own concept has the highest score", "share", TOPICS),
         number("hit_chance", "what chance gives", "share"),
     ),
     key=("method", "built", "read"),
@@ -96,14 +83,13 @@ WAYS = Table(
     (
         text("way", "layer, pooling, what is taken out, and how directions are built"),
         text("built", "on one writer's stories, or on those of all writers but the one that is read"),
-        number("auroc", f"{WITHIN} of the writers read", "AUROC"),
-        number("low", "lower end of its interval over writers x topics", "AUROC"),
-        number("high", "upper end", "AUROC"),
-        number(
-            "difference", "from difference of means built on one writer, paired within concepts and topics", "AUROC"
+        *bounded("auroc", f"{WITHIN} of the writers read", "AUROC", CROSSED, ends=""),
+        *bounded(
+            "difference",
+            "from difference of means built on one writer, paired within concepts and topics",
+            "AUROC",
+            CROSSED,
         ),
-        number("difference_low", "lower end of its interval over writers x topics", "AUROC"),
-        number("difference_high", "upper end", "AUROC"),
         number("further_low", "where the figure of a further writer is expected: lower end", "AUROC"),
         number("further_high", "upper end", "AUROC"),
     ),

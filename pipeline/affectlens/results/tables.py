@@ -68,6 +68,27 @@ def flag(name: str, description: str) -> Column:
     return Column(name, "flag", description)
 
 
+def bounded(
+    name: str, description: str, unit: str, interval: str = "", ends: str | None = None
+) -> tuple[Column, Column, Column]:
+    """A figure and the two ends of its interval.
+
+    Args:
+        name: of the figure's column.
+        description: what the figure is, in a clause.
+        unit: of all three.
+        interval: what it is called, ``its 95% interval over topics``; empty where a column before says it.
+        ends: before ``low`` and ``high`` in the names of the ends; the figure's name and ``_`` by default.
+    """
+    before = f"{name}_" if ends is None else ends
+    lower = f"lower end of {interval}" if interval else "lower end"
+    return (
+        number(name, description, unit),
+        number(f"{before}low", lower, unit),
+        number(f"{before}high", "upper end", unit),
+    )
+
+
 @dataclass(frozen=True)
 class Average:
     """A metric that is the mean of a column.
