@@ -6,7 +6,7 @@ are sampled change none of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -89,7 +89,7 @@ def sample_episodes(
     while going:
         ids = [prompt_ids(subject.tokenizer, each.messages, each.prompt.written.name) for each in going]
         chances = [each.chances[len(each.said)] for each in going]
-        for each, tokens in zip(going, _continued(subject, ids, chances, draw), strict=True):
+        for each, tokens in zip(going, continued(subject, ids, chances, draw), strict=True):
             each.hear(tokens, subject.tokenizer.decode(tokens), find)
         going = [each for each in going if each.more and _fits(subject, each, draw)]
     return [episode for each in under_way for episode in each.said]
@@ -165,7 +165,8 @@ def resample(
     ids = [[*episode.prompt, *episode.answer[:cut]] for _, episode, cut in prefixes for _ in range(draw.samples)]
     counted = []
     for push in (None,) if calm is None else (None, calm):
-        texts = iter(_continued(subject, ids, list(chances.reshape(-1, draw.tokens)), draw, push))
+        edits = _steered(push) if push is not None else _plain
+        texts = iter(continued(subject, ids, list(chances.reshape(-1, draw.tokens)), draw, edits))
         acts = []
         for written, episode, cut in prefixes:
             whole = [subject.tokenizer.decode([*episode.answer[:cut], *next(texts)]) for _ in range(draw.samples)]
@@ -254,14 +255,40 @@ def _pushed(layer: int, vectors: Float[np.ndarray, "rows d_model"], begin: Seque
     return [Edit(layer, delta, span=Span(first, torch.full_like(first, torch.iinfo(torch.long).max)))]
 
 
-def _continued(
+Edits = Callable[[Sequence[Sequence[int]]], list[Edit]]
+"""What is done to a batch of prompts and to what follows them; rows in the order of the prompts."""
+
+
+def _plain(prompts: Sequence[Sequence[int]]) -> list[Edit]:
+    return []
+
+
+def _steered(push: Steering) -> Edits:
+    """A push from the first new token on."""
+
+    def edits(prompts: Sequence[Sequence[int]]) -> list[Edit]:
+        vectors = np.repeat(push.vector[None], len(prompts), axis=0)
+        return _pushed(push.layer, vectors, [len(prompt) for prompt in prompts])
+
+    return edits
+
+
+def continued(
     subject: Subject,
     prompts: Sequence[Sequence[int]],
     chances: Sequence[Float[np.ndarray, "tokens"]],
     draw: Draw,
-    push: Steering | None = None,
+    edits: Edits = _plain,
 ) -> list[list[int]]:
-    """One continuation of each prompt; equal prompts are read once, those of similar length together."""
+    """One continuation of each prompt; equal prompts are read once, those of similar length together.
+
+    Args:
+        subject: the model.
+        prompts: token ids.
+        chances: of each continuation, uniform draws in [0, 1), one a token.
+        draw: temperature and rows.
+        edits: what is done meanwhile; asked anew for every batch.
+    """
     same: dict[tuple[int, ...], list[int]] = {}
     for index, prompt in enumerate(prompts):
         same.setdefault(tuple(prompt), []).append(index)
@@ -272,11 +299,7 @@ def _continued(
         for start in range(0, len(groups), size):
             batch = groups[start : start + size]
             drawn = np.stack([np.stack([chances[index] for index in same[prompt]]) for prompt in batch])
-            edits = []
-            if push is not None:
-                vectors = np.repeat(push.vector[None], len(batch), axis=0)
-                edits = _pushed(push.layer, vectors, [len(prompt) for prompt in batch])
-            made = sample(subject, batch, drawn, edits, temperature=draw.temperature)
+            made = sample(subject, batch, drawn, edits(batch), temperature=draw.temperature)
             for prompt, completions in zip(batch, made, strict=True):
                 for index, completion in zip(same[prompt], completions, strict=True):
                     found[index] = completion.tokens
