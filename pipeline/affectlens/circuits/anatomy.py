@@ -93,7 +93,7 @@ class Replaced:
 
 @dataclass(eq=False)
 class Anatomy:
-    """A loaded model by its heads and neurons. Its parameters are frozen.
+    """A loaded model by its heads and neurons. Its parameters are frozen, its float32 products on the CPU oneDNN's.
 
     Attributes:
         subject: the model.
@@ -105,8 +105,11 @@ class Anatomy:
     _upper: dict[int, PartialForward] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        from affectlens.model.products import pack
+
         for parameter in self.bridge.parameters():
             parameter.requires_grad_(False)
+        pack(self.bridge)
         for layer in range(self.layers):
             for name in ("attn.o", "mlp.out"):
                 try:

@@ -52,7 +52,7 @@ class CircuitUnitsStage(Stage[CircuitsConfig, Scores]):
     """Score heads, neurons and features."""
 
     name = "circuit_units"
-    version = 2
+    version = 3
     section = "circuits"
     fields = (
         "run", "story_tokens", "frame", "words", "rotations", "select_contexts", "ig_steps", "feature_contexts",

@@ -63,7 +63,7 @@ class CircuitsStage(Stage[CircuitsConfig, Circuits]):
     """Find circuits and try them."""
 
     name = "circuits"
-    version = 3
+    version = 4
     section = "circuits"
     config_class = CircuitsConfig
     needs = ("corpus", "circuit_units")
