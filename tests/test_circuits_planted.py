@@ -14,10 +14,11 @@ from affectlens.circuits.anatomy import Anatomy, path
 from affectlens.circuits.bench import Bench, activation_sizes, exact_effects, require_empty
 from affectlens.circuits.config import CircuitsConfig
 from affectlens.circuits.design import Cell, chosen, rotations
-from affectlens.circuits.judging import Judge, Turn, verdict
+from affectlens.circuits.judging import Judge, Turn
 from affectlens.circuits.neurons import Inside
 from affectlens.circuits.scores import ARRAYS, CARD, Scores, sign_flip_p
 from affectlens.circuits.tables import ALL
+from affectlens.circuits.verdicts import answers, questions, verdict
 from affectlens.circuits.writers import decompose
 from affectlens.model.subject import ModelConfig, Subject
 from affectlens.model.words import ConceptWords
@@ -366,8 +367,9 @@ def test_at_most_a_twentieth_of_units_of_noise_is_significant() -> None:
 
 
 ROW = {
-    "concept": ALL, "contrast_low": 0.2, "stability": 0.6, "stability_chance": 0.1, "ratio": 0.9, "slope": 0.7,
-    "left": 0.2, "random_ratio": 0.3, "random_left": 0.8, "p_adjusted": 0.5,
+    "concept": ALL, "contrast": 0.4, "contrast_low": 0.2, "contrast_high": 0.6, "stability": 0.6,
+    "stability_chance": 0.1, "ratio": 0.9, "slope": 0.7, "left": 0.2, "random_ratio": 0.3, "random_left": 0.8,
+    "p_adjusted": 0.5,
 }  # fmt: skip
 
 
@@ -390,6 +392,16 @@ ROW = {
 )
 def test_verdicts_follow_the_rule(changes, expected) -> None:
     assert verdict({**ROW, **changes}, CircuitsConfig()) == expected
+
+
+def test_the_rule_says_which_figure_answers_which_question() -> None:
+    asked = questions({**ROW, "left": 0.9, "concept": "calm"}, CircuitsConfig())
+    assert [name for name, each in asked.items() if not each.met] == ["necessary", "specific"]
+    assert asked["necessary"].figures.startswith("0.90 of the contrast is left without it; at most 0.5")
+    assert "0.80" in asked["necessary"].figures and "0.30" in asked["sufficient"].figures
+    assert "specific" not in questions(ROW, CircuitsConfig())
+    told = {each["name"]: each["answer"] for each in answers({**ROW, "stability": 0.1}, CircuitsConfig())}
+    assert (told["contrast"], told["stable"], told["necessary"]) == ("yes", "no", "not asked")
 
 
 def test_areas_of_known_curves() -> None:

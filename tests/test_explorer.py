@@ -101,6 +101,7 @@ def test_the_page_holds_every_activation(study, explorer):
     codes = contents.token_codes(study, study.result("match"), len(study.documents)).toarray()
     data, arrays = packing.unpacked(explorer.base)
     assert data["concepts"] == list(study.concepts) and data["features"] == WIDTH
+    assert data["circuits"] is None and "circuits" not in explorer.blocks, "the study looked for none"
     _, block = packing.unpacked(explorer.blocks["features-0"])
     for feature in range(WIDTH):
         span = slice(block["starts"][feature], block["starts"][feature + 1])

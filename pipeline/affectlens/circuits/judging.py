@@ -14,11 +14,12 @@ from affectlens import stats
 from affectlens.circuits import curves
 from affectlens.circuits.tables import ALL
 from affectlens.circuits.trials import RANKINGS, Selected, Size
+from affectlens.circuits.verdicts import verdict
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
-    from affectlens.circuits.config import CircuitsConfig, Verdict
+    from affectlens.circuits.config import CircuitsConfig
     from affectlens.circuits.design import Cell
     from affectlens.circuits.scores import Scores
 
@@ -365,37 +366,3 @@ def check(
         "control_high": None if values is None else float(values.max()),
         "contexts": contexts,
     }
-
-
-def verdict(row: Mapping[str, Any], config: CircuitsConfig) -> Verdict:
-    """What is said of a circuit, by rule.
-
-    In this order: fewer than two topics or selection contexts, so that neither interval nor overlap is known. The
-    contrast's interval reaches 0 or below: there is nothing to explain. Its heads are not the same
-    over bootstraps of the contexts. Nothing is lost without it beyond what random circuits lose. A concept's circuit
-    that hurts its words no more than other concepts' circuits do is shared. Then it is necessary, and sufficient too
-    where it alone gives the contrast, over contexts as well as on average, and no random circuit does.
-    """
-
-    def value(key: str) -> float:
-        return math.nan if row[key] is None else float(row[key])
-
-    if math.isnan(value("contrast_low")) or math.isnan(value("stability")):
-        return "too few contexts"
-    if not value("contrast_low") > 0:
-        return "no contrast to explain"
-    if not (value("stability") >= config.stable and value("stability") > value("stability_chance")):
-        return "not stable"
-    necessary = value("left") <= config.necessary and value("left") < value("random_left")
-    sufficient = (
-        value("ratio") >= config.sufficient
-        and value("slope") >= config.sufficient / 2
-        and value("ratio") > value("random_ratio")
-    )
-    if not (necessary or sufficient):
-        return "neither necessary nor sufficient"
-    if row["concept"] != ALL and not value("p_adjusted") <= config.level:
-        return "not concept-specific"
-    return (
-        "necessary and sufficient" if necessary and sufficient else "necessary only" if necessary else "sufficient only"
-    )

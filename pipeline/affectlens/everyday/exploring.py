@@ -31,8 +31,9 @@ def explore(
 ) -> None:
     """Write the explorer: a page that searches all features, concepts and texts of a study. It opens from disk.
 
-    The stages up to [bold]match[/bold] have to be finished; [bold]causal[/bold], sampled texts and explanations
-    ([bold]affectlens explain[/bold]) are shown where they are there. No text goes through the model again.
+    The stages up to [bold]match[/bold] have to be finished; [bold]causal[/bold], [bold]circuits[/bold], sampled texts
+    and explanations ([bold]affectlens explain[/bold]) are shown where they are there. No text goes through the model
+    again.
 
     Example: [bold]affectlens explore quickstart --out explorer.html[/bold]
     """

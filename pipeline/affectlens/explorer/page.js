@@ -22,7 +22,7 @@ function block(name) {
     const script = element("script", { src: `${folder}/${name}.js` });
     script.onerror = () => { delete opened[name]; reject(new Error(`${folder}/${name}.js is missing; keep the folder beside this page`)); };
     document.head.append(script);
-  }).then(unpack).then((each) => each.arrays);
+  }).then(unpack).then((each) => ({ ...each.arrays, data: each.data }));
   return opened[name];
 }
 
@@ -31,7 +31,7 @@ const element = (name, properties = {}, ...children) => {
   for (const [key, value] of Object.entries(properties)) {
     if (key in made && key !== "list") made[key] = value; else made.setAttribute(key, value);
   }
-  made.append(...children.filter((child) => child !== null && child !== undefined));
+  made.append(...children.flat().filter((child) => child !== null && child !== undefined));
   return made;
 };
 const link = (hash, text) => element("a", { href: hash, textContent: text });
@@ -175,6 +175,7 @@ function inWords(index) {
 
 // Views.
 const views = {
+  ...circuitViews,
   home() {
     const found = base.tables["match/concepts"], directions = base.tables["directions/concepts"];
     const column = (table, name) => table.columns.findIndex((each) => each.name === name);
@@ -206,6 +207,7 @@ const views = {
     draw();
     reply(element("h1", { textContent: `${base.concepts.length} concepts, ${count.toLocaleString("en")} features, ${base.documents.length.toLocaleString("en")} texts` }),
       element("p", { textContent: `${dead ? `${dead} features are active in none of these texts.` : "Every feature is active in some of these texts."} The best of ${count.toLocaleString("en")} features looks good by chance: believe the held-out column.` }),
+      base.circuits ? element("p", {}, link("#/circuits", `Heads and circuits: ${base.circuits.layers * base.circuits.heads} heads, ${base.circuits.names.length} circuits`)) : null,
       element("h2", { textContent: "Concepts" }),
       table("Concepts of the study", [{ name: "Concept", text: true }, { name: "Direction reads", help: "AUROC of difference of means within left-out topics" }, { name: "Best feature reads", help: "AUROC of the feature chosen without the topic that is read" }, { name: "Random SAE", help: "the same search in random SAEs" },
         { name: "Feature", help: "chosen on all topics but the ablated ones", text: true }, { name: "Direction causes", text: true, help: "verdict of stage causal" }], rows, { most: 200 }),
@@ -252,7 +254,7 @@ const views = {
     const told = described("directions/concepts", name), matched = described("match/concepts", name);
     const row = base.confusions[at], order = base.concepts.map((concept, other) => [concept, row[other]]).sort((a, b) => (b[1] ?? -9) - (a[1] ?? -9));
     const samples = (base.samples[name] ?? []).map((sample) => element("div", { className: "passage" }, element("p", { className: "where", textContent: `${sample.source}: ${sample.family}, strength ${sample.strength}; ${sample.prompt}` }), element("p", { textContent: sample.text })));
-    reply(element("h1", { textContent: name }), element("p", {}, link(`#/direction/${encodeURIComponent(name)}`, "Its direction on stories")),
+    reply(element("h1", { textContent: name }), element("p", {}, link(`#/direction/${encodeURIComponent(name)}`, "Its direction on stories"), base.circuits?.names.includes(name) ? [" · ", link(circuitAddress(name), "Its circuit of heads")] : null),
       element("h2", { textContent: "Features that detect it best" }), element("p", { textContent: AREAS }),
       table(`Features for ${name}`, [{ name: "Feature", text: true }, { name: "AUROC" }, { name: "Selection" }, { name: "Held out" }, { name: "Active" }, { name: "Raises", text: true, long: true }],
         found.map((each) => [{ key: each.index, show: featureLink(each.index) }, { key: each.selection[at], show: areaBar(each.selection[at], each.heldOut[at], each.low, each.high) }, each.selection[at], each.heldOut[at],
@@ -329,8 +331,8 @@ function causal(concept) {
   const { columns, rows } = base.tables["causal/verdicts"];
   return rows.map((row) => Object.fromEntries(columns.map((column, at) => [column.name, row[at]]))).filter((row) => row.concept === concept);
 }
-function described(name, concept) {
-  const { columns, rows } = base.tables[name], at = columns.findIndex((column) => column.name === "concept");
+function described(name, concept, from = base) {
+  const { columns, rows } = from.tables[name], at = columns.findIndex((column) => column.name === "concept");
   const mine = concept === null ? rows : rows.filter((row) => row[at] === concept);
   if (!mine.length) return null;
   if (concept === null) return table(name, columns.map((column) => ({ name: column.name, help: column.help, text: typeof mine[0][columns.indexOf(column)] === "string" })), mine);
@@ -354,6 +356,7 @@ async function strongest(document) {
   return table("Features most active here, in parts of their largest activation", [{ name: "Feature", text: true }, { name: "Mean" }, { name: "Best concept", text: true }, { name: "Raises", text: true, long: true }],
     found.slice(0, 60).map(([index, mean]) => [{ key: index, show: featureLink(index) }, { key: mean, show: number(mean) }, { key: base.concepts[arrays.best[index]], show: conceptLink(base.concepts[arrays.best[index]]) }, wordsOf(index).join(" ")]), { most: 12 });
 }
+const chartWidth = () => Math.min(640, Math.max(280, main.clientWidth - 40)); // letters keep their size on a phone
 function histogram(each, value) {
   const bins = 12, counts = Array.from({ length: bins }, () => new Map());
   each.tokens.forEach((token, at) => {
@@ -363,7 +366,7 @@ function histogram(each, value) {
   const totals = new Map();
   for (const bin of counts) for (const [emotion, count] of bin) totals.set(emotion, (totals.get(emotion) ?? 0) + count);
   const leading = [...totals].sort((a, b) => b[1] - a[1]).slice(0, 3).map(([emotion]) => emotion), styles = ["var(--feature)", "var(--direction)", "var(--high)", "var(--band)"];
-  const sums = counts.map((bin) => [...bin.values()].reduce((a, b) => a + b, 0)), tallest = Math.max(...sums), width = 640, height = 150;
+  const sums = counts.map((bin) => [...bin.values()].reduce((a, b) => a + b, 0)), tallest = Math.max(...sums), width = chartWidth(), height = 150;
   const picture = svg("svg", { viewBox: `0 0 ${width} ${height + 30}`, role: "img", "aria-label": "Histogram of activation; the table below has the counts" });
   counts.forEach((bin, at) => {
     let top = height;
@@ -378,7 +381,7 @@ function histogram(each, value) {
     table("Tokens by activation", [{ name: "From", text: true }, ...leading.map((name) => ({ name })), { name: "all others" }], counts.map((bin, at) => [{ key: at * each.largest / bins, show: number(at * each.largest / bins, 2) }, ...leading.map((name) => bin.get(name) ?? 0), sums[at] - leading.reduce((sum, name) => sum + (bin.get(name) ?? 0), 0)]), { most: bins }));
 }
 function spread(stories, name) {
-  const width = 640, own = stories.filter((each) => each.own), low = stories.at(-1).mean, high = stories[0].mean, x = (value) => 10 + (width - 20) * (value - low) / (high - low || 1);
+  const width = chartWidth(), own = stories.filter((each) => each.own), low = stories.at(-1).mean, high = stories[0].mean, x = (value) => 10 + (width - 20) * (value - low) / (high - low || 1);
   const picture = svg("svg", { viewBox: `0 0 ${width} 80`, role: "img", "aria-label": `Mean reading of every story; ${own.length} of ${name} above, all others below` });
   for (const each of stories) picture.append(svg("line", { x1: x(each.mean), x2: x(each.mean), y1: each.own ? 6 : 36, y2: each.own ? 30 : 56, stroke: each.own ? "var(--feature)" : "var(--control)", "stroke-width": each.own ? 2 : 1 }));
   picture.append(svg("text", { x: 10, y: 74 }, `${signed(low)} sd`), svg("text", { x: width - 60, y: 74 }, `${signed(high)} sd`));
@@ -428,6 +431,9 @@ function search(query) {
   const asked = query.trim(), lower = asked.toLowerCase();
   if (!asked) return;
   if (/^(feature\s*)?\d+$/i.test(asked)) return void (location.hash = `#/feature/${asked.match(/\d+/)[0]}`);
+  if (headNumber(asked) >= 0) return void (location.hash = `#/head/${headName(headNumber(asked))}`);
+  if (base.circuits && /^(circuits|heads)$/.test(lower)) return void (location.hash = "#/circuits");
+  if (circuitNamed(asked) !== null) return void (location.hash = circuitAddress(circuitNamed(asked)));
   const concept = base.rows.find((row) => row.toLowerCase() === lower);
   if (concept) return void (location.hash = base.concepts.includes(concept) ? `#/concept/${encodeURIComponent(concept)}` : `#/direction/${encodeURIComponent(concept)}`);
   const width = arrays.raised.length / base.features, ids = new Set(base.words.flatMap((word, at) => (word.trim().toLowerCase() === lower ? [at] : []))), features = [];
@@ -457,7 +463,8 @@ function search(query) {
   lengths.forEach((length, at) => { starts.push(starts[at] + encoded[at]); wordStarts.push(wordStarts[at] + length); });
   arrays.encodedTokens = starts.at(-1); arrays.tokens = wordStarts.at(-1);
   starts.pop();
-  document.getElementById("names").append(...base.rows.map((row) => new Option(row)));
+  if (base.circuits) document.querySelector("label[for=query]").textContent = "Feature number, head (L12H3), circuit, concept, word, explanation or text";
+  document.getElementById("names").append(...base.rows.map((row) => new Option(row)), ...(base.circuits ? [new Option("circuits"), ...base.circuits.names.map((name) => new Option(`circuit of ${name}`))] : []));
   document.getElementById("search").addEventListener("submit", (event) => { event.preventDefault(); search(document.getElementById("query").value); });
   document.addEventListener("keydown", (event) => { if (event.key === "/" && !/^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement.tagName)) { event.preventDefault(); document.getElementById("query").focus(); } });
   addEventListener("hashchange", route);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from affectlens.explorer import contents
+from affectlens.explorer import circuits, contents, tables
 from affectlens.explorer.packing import bytes_of_largest, packed, shares
 from affectlens.files import write_bytes
 from affectlens.model.config import shown_name
 from affectlens.report import palette
-from affectlens.report.evidence import Rows
 from affectlens.report.frame import saving_script
 from affectlens.report.policy import checksums
 from affectlens.run import manifest
@@ -28,6 +26,8 @@ if TYPE_CHECKING:
     from affectlens.use.opened import Opened
 
 HERE = Path(__file__).parent
+SCRIPTS = ("circuits.js", "page.js")
+"""Of the page, as one."""
 INLINE = 12_000_000
 """Characters of blocks that the page itself holds; more go into a folder beside it."""
 LISTED = 25
@@ -50,7 +50,7 @@ class Explorer:
 
     Attributes:
         base: the block that is needed first.
-        blocks: the others, by name: ``features-<n>`` and ``readings-<n>``.
+        blocks: the others, by name: ``features-<n>``, ``readings-<n>``, and ``circuits`` where the study has some.
         title: names the model and the layer.
     """
 
@@ -87,7 +87,7 @@ class Explorer:
         """
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-        script = saving_script() + (HERE / "page.js").read_text(encoding="utf-8")
+        script = saving_script() + "".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
         environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
         return environment.get_template("page.html.j2").render(
             title=self.title,
@@ -134,11 +134,12 @@ def build(
         "wordsEachWay": contents.WORDS,
         "chance": {"cosine": near.chance_cosine, "logit": words.chance},
         "neutralTokens": readings.neutral_tokens,
-        "tables": {each: _table(study, each) for each in TABLES},
-        "confusions": _plain(contents.confusions(study)),
+        "tables": {each: tables.shown(study, each) for each in TABLES},
+        "confusions": tables.plain(contents.confusions(study)),
         "samples": contents.samples(study, SAMPLES) if text else {},
         "twins": bool(match.random_saes),
-        "explained": [_explained(tables) for tables in explained],
+        "circuits": circuits.summary(study),
+        "explained": [_explained(run) for run in explained],
         "stages": {name: _record(study, name).get("fingerprint", "")[:16] for name in contents.NEEDED},
     }
     with np.errstate(invalid="ignore"):
@@ -160,6 +161,8 @@ def build(
     whole = np.nan_to_num(values * TWENTIETHS).round().clip(-127, 127).astype(np.int8)
     for number, mine in enumerate(contents.blocks(values.shape[1], ROWS)):
         blocks[f"readings-{number}"] = packed({}, {"values": np.ascontiguousarray(whole[:, mine].T)})
+    if base["circuits"]:
+        blocks[circuits.BLOCK] = packed(*circuits.block(study))
     return Explorer(packed(base, arrays), blocks, f"{base['model']}, layer {base['layer']}")
 
 
@@ -212,38 +215,11 @@ def _record(study: Opened, stage: str) -> Mapping[str, Any]:
     return manifest.read(study.folder(stage)) or {}
 
 
-def _table(study: Opened, name: str) -> dict[str, Any]:
-    """Columns with what they mean, and rows; empty where the stage has not run."""
-    if name not in study.tables:
-        return {"columns": [], "rows": []}
-    rows = Rows.of(study.table(name))
-    declared = rows.declared.columns if rows.declared else ()
-    return {
-        "columns": [{"name": each.name, "help": each.description, "unit": each.unit} for each in declared],
-        "rows": json.loads(json.dumps([[_plain(row[each.name]) for each in declared] for row in rows])),
-    }
-
-
-def _explained(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+def _explained(run: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """A run of explanations: by feature its words, what they score, and how able the judge was."""
-    rows = {name: _plain(tables[name].to_dict("records")) for name in EXPLAINED}
+    rows = {name: tables.plain(run[name].to_dict("records")) for name in EXPLAINED}
     features = {row["feature"]: {**row, "scores": [], "strata": []} for row in rows["explanations"]}
     for name in ("scores", "strata"):
         for row in rows[name]:
             features[row.pop("feature")][name].append(row)
     return {"features": list(features.values()), "planted": rows["planted"]}
-
-
-def _plain(value: Any) -> Any:
-    """JSON of arrays and numbers: NaN is null, four digits."""
-    if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
-    if isinstance(value, np.ndarray | list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    if isinstance(value, int | np.integer):
-        return int(value)
-    if isinstance(value, float | np.floating):
-        return float(f"{value:.4g}") if np.isfinite(value) else None
-    return value
