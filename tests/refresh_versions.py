@@ -31,6 +31,7 @@ ROOMS = {
     "geometry": {"probing", "stats"},
     "causal": {"interventions", "model", "stats"},
     "circuit_units": {"circuits", "model", "stats"},
+    "circuit_sizes": {"circuits", "model", "stats"},
     "circuits": {"circuits", "model", "stats"},
     "modulation": {"circuits", "model", "stats"},
     "monitor": {"monitor", "model", "stats"},

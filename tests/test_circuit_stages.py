@@ -130,6 +130,18 @@ def test_a_model_of_noise_has_no_contrast_to_explain(finished) -> None:
     assert "one other story as reference" in checks
 
 
+def test_every_division_of_the_topics_has_one_size(finished) -> None:
+    study = Study.load(finished["path"])
+    sizes, members = (
+        affectlens.open_study(finished["path"]).table(name) for name in ("circuit_sizes/sizes", "circuits/members")
+    )
+    assert len(sizes) == 2 * len(CIRCUITS["sizes"])
+    assert set(sizes["contexts"]) == {CIRCUITS["size_contexts"]}
+    (chosen,) = sizes[sizes["chosen"]]["heads"]
+    kind = study.stage_named("circuit_sizes")
+    assert kind.open(study.folder(kind)).size(0).circuit.sum() == chosen == len(members)
+
+
 def test_what_modulation_and_viewers_read_is_written(finished) -> None:
     study = Study.load(finished["path"])
     folder = study.folder(study.stage_named("circuits"))
@@ -192,7 +204,7 @@ def test_the_page_shows_circuits_where_a_study_has_them(finished) -> None:
     assert 'id="circuits"' not in render(evidence)
     study = Study.load(finished["path"])
     found = dict(evidence.tables)
-    for name in ("circuit_units", "circuits"):
+    for name in ("circuit_units", "circuit_sizes", "circuits"):
         folder = study.folder(study.stage_named(name))
         found |= {f"{name}/{each}": Rows.of(results.read(folder, each)) for each in results.names(folder)}
     html = render(dataclasses.replace(evidence, tables=found))
@@ -209,7 +221,7 @@ SPOKEN = {
 
 
 @pytest.mark.slow
-def test_killed_runs_of_the_three_stages_resume_to_the_same_bytes(finished, tmp_path) -> None:
+def test_killed_runs_of_all_stages_resume_to_the_same_bytes(finished, tmp_path) -> None:
     """``kill -9`` in the middle of each stage: finished parts are not repeated, and no byte is another."""
     few = {"rotations": 1, "select_contexts": 4, "report_contexts": 4, "contexts_per_part": 1, "edge_nodes": 0}
     values = {**finished["values"], "circuits": CIRCUITS | few, "modulation": SPOKEN}
@@ -224,7 +236,7 @@ def test_killed_runs_of_the_three_stages_resume_to_the_same_bytes(finished, tmp_
     whole, killed = studies
     command = [sys.executable, "-m", "affectlens.cli", "run", str(killed.source), "--stage", "modulation"]
     stamps: dict[Path, int] = {}
-    for name in ("circuit_units", "circuits", "modulation"):
+    for name in ("circuit_units", "circuit_sizes", "circuits", "modulation"):
         space = Workspace(killed, killed.stage_named(name))
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 300
@@ -242,7 +254,7 @@ def test_killed_runs_of_the_three_stages_resume_to_the_same_bytes(finished, tmp_
     for part, stamp in stamps.items():
         kept = Path(str(part).replace(".partial", ""))
         assert (kept / "part.json").stat().st_mtime_ns == stamp, f"{kept.name} was made again"
-    for name in ("circuit_units", "circuits", "modulation"):
+    for name in ("circuit_units", "circuit_sizes", "circuits", "modulation"):
         stage = whole.stage_named(name)
         assert result_bytes(killed.folder(stage)) == result_bytes(whole.folder(stage))
     texts = affectlens.open_study(whole.source).table("modulation/texts")

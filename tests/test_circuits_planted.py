@@ -309,7 +309,9 @@ def judged(folder: Path, plant: Callable[[Planted], None]) -> Judge:
 
     for turn in rotations(topics, names, config):
         selected = trials.select(scores, turn.select)
-        size = trials.choose(bench, selected, turn.size, config, generator("size"))
+        masks = trials.ranked_circuits(selected, config)
+        kept, whole = (np.array(each) for each in zip(*(trials.sized(bench, masks, c) for c in turn.size), strict=True))
+        size = trials.choose(masks, kept, whole, generator("size"))
         plan = trials.Plan.of(selected, size, config, many, generator("plan"))
         controls = chosen(turn.report, config.control_contexts)
         rows = [

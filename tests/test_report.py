@@ -754,7 +754,9 @@ def artifacts(root: Path, moment: str) -> dict[str, Any]:
         folder.mkdir(parents=True)
         record = {
             **{"stage": name, "needs": {}, "parts": {}, "files": {}, "sizes": {}},
-            "config": {"key": {"writers": "corpus", "circuit_units": "circuits"}.get(name, name)}
+            "config": {
+                "key": {"writers": "corpus", "circuit_units": "circuits", "circuit_sizes": "circuits"}.get(name, name)
+            }
             | ({"reference": 0.1} if name == "causal" else {}),
             "version": 1,
             "fingerprint": "cd" * 32,

@@ -16,6 +16,21 @@ CAVEATS = (
 )
 """Of the profile ``as_published``, printed beside its figures."""
 
+SIZES = Table(
+    "sizes",
+    "Circuits of one size on the topics that choose the size, in one division of the topics.",
+    (
+        integer("rotation", "division of the topics"),
+        text("ranking", "of the heads: signed effect, or its size"),
+        number("share", "of all heads", "share"),
+        integer("heads", "in the circuit"),
+        number("ratio", "contrast when only these heads know the text, over the whole model's", "ratio"),
+        flag("chosen", "whether it is this division's circuit"),
+        integer("contexts", "behind it"),
+    ),
+    key=("rotation", "ranking", "share"),
+)
+"""Of the stage `circuit_sizes`."""
 CURVES = Table(
     "curves",
     "Circuits of one size by one ranking of the heads, in contexts that chose neither heads nor size.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -81,21 +81,55 @@ class Size:
     circuit: Bool[np.ndarray, " units"]
 
 
+def ranked_circuits(selected: Selected, config: CircuitsConfig) -> Bool[np.ndarray, "rankings sizes units"]:
+    """Circuits of all sizes by each of ``RANKINGS``."""
+    sizes = curves.counts(config.sizes, len(selected.signed))
+    return np.stack([[curves.top(selected.ranked(each), k) for k in sizes] for each in range(len(RANKINGS))])
+
+
+def sized(
+    bench: Bench, masks: Bool[np.ndarray, "rankings sizes units"], cell: Cell
+) -> tuple[Float[np.ndarray, "rankings sizes"], float]:
+    """Contrasts of the own words with each circuit alone and of the whole model, less that without heads."""
+    taken, own = bench.take(cell), bench.concepts.index(cell.concept)
+    found = bench.kept(taken, masks.reshape(-1, masks.shape[-1]))[:, own].reshape(masks.shape[:2])
+    return found - taken.empty[own], lost(taken, own)
+
+
 def choose(
-    bench: Bench, selected: Selected, cells: Sequence[Cell], config: CircuitsConfig, generator: np.random.Generator
+    masks: Bool[np.ndarray, "rankings sizes units"],
+    kept: Float[np.ndarray, "contexts rankings sizes"],
+    whole: Float[np.ndarray, " contexts"],
+    generator: np.random.Generator,
 ) -> Size:
-    """Run circuits of all sizes in these contexts, and take the smallest that is as near to the whole model as any."""
-    units = len(selected.signed)
-    sizes = curves.counts(config.sizes, units)
-    masks = np.stack([[curves.top(selected.ranked(each), k) for k in sizes] for each in range(len(RANKINGS))])
-    kept, whole = [], []
-    for cell in cells:
-        taken, own = bench.take(cell), bench.concepts.index(cell.concept)
-        found = bench.kept(taken, masks.reshape(-1, units))[:, own].reshape(masks.shape[:2])
-        kept.append(found - taken.empty[own])
-        whole.append(taken.full[own] - taken.empty[own])
-    ranking, place = curves.choose_size(np.stack(kept), np.array(whole), generator)
+    """The smallest of these circuits that is as near to the whole model as any, by what :func:`sized` gave."""
+    ranking, place = curves.choose_size(kept, whole, generator)
     return Size(ranking, place, masks[ranking, place])
+
+
+def size_rows(
+    turn: int,
+    shares: Sequence[float],
+    masks: Bool[np.ndarray, "rankings sizes units"],
+    kept: Float[np.ndarray, "contexts rankings sizes"],
+    whole: Float[np.ndarray, " contexts"],
+    size: Size,
+) -> list[dict[str, Any]]:
+    """The table of sizes of one rotation."""
+    ratios = kept.sum(axis=0) / (whole.sum() or np.nan)
+    return [
+        {
+            "rotation": turn,
+            "ranking": name,
+            "share": share,
+            "heads": int(masks[ranking, place].sum()),
+            "ratio": float(ratios[ranking, place]),
+            "chosen": (ranking, place) == (size.ranking, size.place),
+            "contexts": len(whole),
+        }
+        for ranking, name in enumerate(RANKINGS)
+        for place, share in enumerate(shares)
+    ]
 
 
 @dataclass(frozen=True)
@@ -161,9 +195,6 @@ def try_context(
     selected, count = plan.selected, int(plan.size.circuit.sum())
     units, sizes = len(selected.signed), plan.sizes
 
-    def kept(masks: Bool[np.ndarray, "rows units"]) -> Float[np.ndarray, " rows"]:
-        return bench.kept(taken, masks)[:, own]
-
     ranked = [selected.signed, selected.size, selected.activation]
     alone = np.stack([curves.top(scores, k) for scores in ranked for k in sizes])
     circuits = np.stack([curves.top(selected.ranked(plan.size.ranking), k) for k in sizes[: plan.removed]])
@@ -171,32 +202,37 @@ def try_context(
     wrong = [(own + 1 + step * (concepts - 1) // WRONG) % concepts for step in range(min(WRONG, concepts - 1))]
     named = np.stack([plan.own(each, count) for each in (own, *wrong)])
     single = np.stack([curves.top(each, config.concept_heads) for each in selected.centred])
-    found = {
-        "full": taken.full[own],
-        "empty": taken.empty[own],
-        "kept": kept(alone).reshape(len(ranked), len(sizes)),
-        "removed": kept(~circuits),
-        "own_kept": kept(named),
-        "own_removed": kept(~named),
-        "specific": bench.kept(taken, ~single)[:, own],
-        "subset_removed": kept(~plan.subsets),
-        "subset_left": kept(plan.size.circuit & ~plan.subsets),
+    draws, members = len(plan.random), np.flatnonzero(plan.size.circuit)
+    runs = {
+        "kept": alone,
+        "removed": ~circuits,
+        "own_kept": named,
+        "own_removed": ~named,
+        "specific": ~single,
+        "subset_removed": ~plan.subsets,
+        "subset_left": plan.size.circuit & ~plan.subsets,
     }
-    draws = len(plan.random)
-    found["random_kept"] = np.full((draws, len(sizes)), np.nan)
-    found["random_removed"] = np.full((draws, plan.removed), np.nan)
     if controls:
-        found["random_kept"] = kept(plan.random.reshape(-1, units)).reshape(draws, -1)
-        out = plan.random[:, : plan.removed].reshape(-1, units)
-        found["random_removed"] = kept(~out).reshape(draws, -1)
-    found["without"] = np.full(units, np.nan)
-    found["wider"] = np.full(draws, np.nan)
+        runs["random_kept"] = plan.random.reshape(-1, units)
+        runs["random_removed"] = ~plan.random[:, : plan.removed].reshape(-1, units)
     if thinned:
-        members = np.flatnonzero(plan.size.circuit)
         thinner = np.tile(plan.size.circuit, (len(members), 1))
         thinner[np.arange(len(members)), members] = False
-        found["without"][members] = found["kept"][plan.size.ranking, plan.size.place] - kept(thinner)
-        found["wider"] = kept(plan.wider) - kept(plan.random[:, plan.size.place])
+        runs |= {"thinner": thinner, "wider": plan.wider, "base": plan.random[:, plan.size.place]}
+    # All of them as rows of the same batches.
+    rows = bench.kept(taken, np.concatenate(list(runs.values())))[:, own]
+    ends = np.cumsum([len(each) for each in runs.values()])
+    found = dict(zip(runs, np.split(rows, ends[:-1]), strict=True))
+    found |= {"full": taken.full[own], "empty": taken.empty[own]}
+    found["kept"] = found["kept"].reshape(len(ranked), len(sizes))
+    nothing = {"random_kept": (draws, len(sizes)), "random_removed": (draws, plan.removed)}
+    for name, shape in nothing.items():
+        found[name] = found[name].reshape(shape) if controls else np.full(shape, np.nan)
+    found["without"], wider = np.full(units, np.nan), np.full(draws, np.nan)
+    if thinned:
+        found["without"][members] = found["kept"][plan.size.ranking, plan.size.place] - found.pop("thinner")
+        wider = found["wider"] - found.pop("base")
+    found["wider"] = wider
     return {name: np.asarray(values, np.float32) for name, values in found.items()}
 
 

@@ -13,6 +13,7 @@ MODULES = (
     "geometry",
     "causal",
     "circuit_units",
+    "circuit_sizes",
     "circuits",
     "modulation",
     "monitor",

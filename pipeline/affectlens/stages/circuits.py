@@ -1,7 +1,7 @@
 """Circuits of heads: chosen on some topics, sized on others, and tried on a third group, in turn.
 
 Off unless `circuits.run` is set. The circuit is one of attention heads, with MLPs whole; neurons have a curve of their
-own inside it. Every part of a rotation chooses the same circuit from the scores of `circuit_units`.
+own inside it. Scores are those of `circuit_units`, sizes those of `circuit_sizes`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from affectlens.corpus.texts import EMBEDDED
 from affectlens.files import write_json
 from affectlens.settings import Resources
 from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
+from affectlens.stages.circuit_sizes import CircuitSizesStage
 from affectlens.stages.circuit_units import NOTHING, RESULT, CircuitUnitsStage, contexts
 from affectlens.stages.corpus import CorpusStage
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from affectlens.circuits.bench import Bench
     from affectlens.circuits.judging import Judge
     from affectlens.circuits.trials import Plan
+    from affectlens.stages.circuit_sizes import Sizes
 
 UNITS, GRAPH, PUBLISHED = "units.safetensors", "graph.json", "published_units.json"
 """Differences of all units with every concept's circuit, as `steer` reads them; the pooled circuit as a graph; circuits
@@ -63,14 +65,14 @@ class CircuitsStage(Stage[CircuitsConfig, Circuits]):
     """Find circuits and try them."""
 
     name = "circuits"
-    version = 4
+    version = 5
     section = "circuits"
     config_class = CircuitsConfig
-    needs = ("corpus", "circuit_units")
+    needs = ("corpus", "circuit_units", "circuit_sizes")
     reads_model = True
     seeded = True
     keeps_parts = True
-    measured_needs = ("circuit_units",)
+    measured_needs = ("circuit_units", "circuit_sizes")
     resources = Resources(parts_per_job=4)
     unit = "contexts"
     headline = (
@@ -128,22 +130,18 @@ class CircuitsStage(Stage[CircuitsConfig, Circuits]):
         """The model with the study's contexts."""
         return self.units_stage.bench
 
-    @cached_property
-    def _plans(self) -> dict[int, Plan]:
-        return {}
-
     def plan(self, turn: Rotation) -> Plan:
-        """The circuits of a rotation, the same for each of its parts; those of the last one are remembered."""
+        """The circuits of a rotation, the same for each of its parts."""
         from affectlens.circuits import trials
 
-        known = self._plans
-        if turn.index not in known:
-            known.clear()
-            selected = trials.select(self.need(CircuitUnitsStage), turn.select)
-            size = trials.choose(self.bench, selected, turn.size, self.config, self.generator(f"size {turn.index}"))
-            heads, generator = self.bench.anatomy.heads, self.generator(f"plan {turn.index}")
-            known[turn.index] = trials.Plan.of(selected, size, self.config, heads, generator)
-        return known[turn.index]
+        selected, size = trials.select(self.need(CircuitUnitsStage), turn.select), self.sizes.size(turn.index)
+        generator = self.generator(f"plan {turn.index}")
+        return trials.Plan.of(selected, size, self.config, self.bench.anatomy.heads, generator)
+
+    @property
+    def sizes(self) -> Sizes:
+        """The circuits that sizes were chosen for."""
+        return self.need(CircuitSizesStage)
 
     def run_part(self, part: Part, out: Path, progress: Progress) -> None:
         import numpy as np
@@ -227,10 +225,7 @@ class CircuitsStage(Stage[CircuitsConfig, Circuits]):
         bench, config, size = self.bench, self.config, plan.size
         random = plan.random[:, size.place]
         masks = np.concatenate([size.circuit[None], random])
-        found: dict[str, np.ndarray] = {
-            "circuit": size.circuit,
-            "size": np.array([size.ranking, size.place]),
-        }
+        found: dict[str, np.ndarray] = {}
         both = np.concatenate([masks, ~masks])
         cells = chosen(turn.report, transfer.TEXTS)
         found["resampled"] = transfer.resampled(bench, cells, both, self.generator(f"resample {turn.index}"))
@@ -278,7 +273,10 @@ class CircuitsStage(Stage[CircuitsConfig, Circuits]):
         heads, circuits = bench.anatomy.heads, {}
         count = min(
             selected.signed.size,
-            max(self.config.concept_heads, int(np.median([self.plan(turn).size.circuit.sum() for turn in self.turns]))),
+            max(
+                self.config.concept_heads,
+                int(np.median([self.sizes.size(turn.index).circuit.sum() for turn in self.turns])),
+            ),
         )
         for at, concept in enumerate(bench.concepts):
             members = np.flatnonzero(curves.top(selected.concepts[at], count))
@@ -318,18 +316,8 @@ class CircuitsStage(Stage[CircuitsConfig, Circuits]):
                 load_file(path / RESULT) for name, path in parts.items() if name.startswith(f"report-{turn.index}-")
             ]
             arrays = {name: np.concatenate([each[name] for each in loaded]) for name in loaded[0]}
-            size = load_file(parts[f"transfer-{turn.index}"] / RESULT)
-            ranking, place = (int(each) for each in size["size"])
             selected = trials.select(scores, turn.select)
-            turns.append(
-                Turn(
-                    turn.report,
-                    turn.select,
-                    arrays,
-                    selected,
-                    trials.Size(ranking, place, size["circuit"].astype(bool)),
-                )
-            )
+            turns.append(Turn(turn.report, turn.select, arrays, selected, self.sizes.size(turn.index)))
         return Judge(turns, scores, self.config, self.generator)
 
     def finish(self, parts: Mapping[str, Path], out: Path) -> Metrics:

@@ -72,7 +72,7 @@ class ReportStage(Stage[ReportConfig, Report]):
     version = 16
     config_class = ReportConfig
     needs = ("corpus", "activations", "sae", "directions", "match", "compare", "writers", "geometry", "causal")
-    needs += ("circuit_units", "circuits", "modulation", "monitor")
+    needs += ("circuit_units", "circuit_sizes", "circuits", "modulation", "monitor")
     needs += ("measure", "grade", "conclude")
     unit = "pages"
 
