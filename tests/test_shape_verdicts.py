@@ -38,8 +38,9 @@ class World:
     """Whether arms without an effect still move families and trainings unevenly, around nothing."""
 
     def arm(
-        self, name: str, state: float = 0.0, text: float = 0.0, *, good: float | None = None, moved: float | None = None,
-        controls: tuple[str, ...] = (), nll: float = 0.0, tasks: float = 0.0, seeds: int | None = None,
+        self, name: str, state: float = 0.0, text: float = 0.0, *, good: float | None = None,
+        moved: float | None = None, controls: tuple[str, ...] = (), nll: float = 0.0, tasks: float = 0.0,
+        seeds: int | None = None,
     ) -> ArmCells:  # fmt: skip
         """An arm whose state falls by so much in bad situations, and by ``good`` in good ones (as much by default)."""
         seeds = seeds or self.seeds
@@ -129,12 +130,12 @@ def test_a_control_or_prompts_that_are_not_there_are_refused():
         judge([short], world.base, RulesConfig())
 
 
-def said(studies: int, seeds: int, **effect: float) -> tuple[float, float]:
+def said(studies: int, seeds: int) -> tuple[float, float]:
     """Share of arms of which something is said, and of studies with such an arm, among eight arms and two controls."""
     arms, whole = 0, 0
     for seed in range(studies):
         world = World(100 + seed, seeds)
-        found = world.judged(*(world.arm(f"arm {n}", controls=HELD, **effect) for n in range(8)))
+        found = world.judged(*(world.arm(f"arm {n}", controls=HELD) for n in range(8)))
         hits = sum(verdict.word != "not shown" for verdict in found.values())
         arms, whole = arms + hits, whole + bool(hits)
     return arms / (10 * studies), whole / studies

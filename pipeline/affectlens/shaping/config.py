@@ -7,7 +7,8 @@ from typing import Literal, get_args
 
 from pydantic import Field
 
-from affectlens.config import LOCATION, Config
+from affectlens.config import LOCATION, MERGE_ONLY, Config
+from affectlens.shaping.settings import MeasuresConfig, RulesConfig
 
 Kind = Literal[
     "base", "filler", "expression", "words", "calm_dpo", "calm_sft", "set_point", "add", "subtract", "cap", "alarm"
@@ -68,3 +69,7 @@ class ShapeConfig(Config):
     """Most tokens of a chat that is learnt; what is beyond is cut."""
     checkpoint_steps: int = Field(default=20, ge=1)
     """Updates between two checkpoints, from which an interrupted training goes on."""
+    measures: MeasuresConfig = MeasuresConfig()
+    """What is measured of every arm."""
+    rules: RulesConfig = Field(default=RulesConfig(), json_schema_extra=MERGE_ONLY)
+    """By which sizes and error rates arms are judged."""

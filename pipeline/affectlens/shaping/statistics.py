@@ -53,7 +53,7 @@ class Mean(NamedTuple):
         return self._replace(value=-self.value).above(-null)
 
 
-NOTHING = Mean(*[math.nan] * 5, 0, 0)
+NOTHING = Mean(math.nan, math.nan, math.nan, math.nan, math.nan, 0, 0)
 """Of what was not measured."""
 
 
@@ -90,7 +90,7 @@ def over_clusters(cells: Float[np.ndarray, "seeds clusters"]) -> Mean:
         return NOTHING
     value = float(cells.mean())
     if clusters < 2:
-        return Mean(value, *[math.nan] * 4, clusters, seeds)
+        return NOTHING._replace(value=value, clusters=clusters, seeds=seeds)
     parts = [(float(cells.mean(axis=0).var(ddof=1)) / clusters, clusters - 1)]
     own = 0.0  # of single cells, which stands in both directions
     if seeds > 1:
@@ -125,7 +125,7 @@ def ratio(
 def difference(
     first: Float[np.ndarray, "seeds clusters *rest"], second: Float[np.ndarray, "others clusters *rest"]
 ) -> Float[np.ndarray, "most clusters *rest"]:
-    """First less second, seed by seed; of whom there are fewer seeds, such as the base model, they are taken in turn."""
+    """First less second, seed by seed; the fewer seeds, such as those of the base model, are taken in turn."""
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     seeds = np.arange(max(len(first), len(second)))
     return first[seeds % len(first)] - second[seeds % len(second)]

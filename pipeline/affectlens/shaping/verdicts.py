@@ -20,10 +20,9 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import Field
 
-from affectlens.config import Config
-from affectlens.shaping.statistics import NOTHING, Mean, difference, over_clusters, over_families, ratio
+from affectlens.shaping.settings import RulesConfig
+from affectlens.shaping.statistics import Mean, difference, over_clusters, over_families, ratio
 from affectlens.stats import holm
 
 Word = Literal["damaged", "numb", "calmer state and text", "text only (suppressed)", "state only", "not shown"]
@@ -33,30 +32,6 @@ WORDS: tuple[Word, ...] = (
 """In the order in which their rules are asked."""
 
 Cells = Float[np.ndarray, "seeds families prompts"]
-
-
-class RulesConfig(Config):
-    """By which sizes and error rates an arm is judged; all of them stand before anything is measured."""
-
-    error_rate: float = Field(default=0.05, gt=0, lt=1)
-    """Family-wise, of Holm's corrections."""
-    least_fall: float = Field(default=0.2, ge=0)
-    """Smallest fall of state or text that counts, in the base model's standard deviations."""
-    responsiveness: float = Field(default=0.8, gt=0, le=1)
-    """Share of the base model's gap between bad and good situations below which an arm is numb."""
-    harm_nll: float = Field(default=0.1, ge=0)
-    """Rise of the loss on neutral text that is tolerated, in nats a token."""
-    harm_task: float = Field(default=0.05, ge=0)
-    """Fall of the share of tasks that are solved, of each kind of task."""
-    harm_instruction: float = Field(default=0.1, ge=0)
-    """Fall of the share of instructions that are followed."""
-    harm_repetition: float = Field(default=0.1, ge=0)
-    """Rise of the share of an answer's runs of three words that stood in it before."""
-
-    def margin(self, harm: str) -> float:
-        """What is tolerated of a harm."""
-        kinds = {"nll": self.harm_nll, "instructions": self.harm_instruction, "repetition": self.harm_repetition}
-        return kinds.get(harm, self.harm_task)
 
 
 @dataclass(frozen=True)
@@ -155,7 +130,9 @@ def judge(arms: Sequence[ArmCells], base: ArmCells, rules: RulesConfig) -> list[
     by_name = {arm.name: arm for arm in arms}
     for arm in arms:
         if arm.state.shape[1:] != base.state.shape[1:]:
-            raise ValueError(f"arm `{arm.name}` was measured on {arm.state.shape[1:]} prompts, not {base.state.shape[1:]}")
+            raise ValueError(
+                f"arm `{arm.name}` was measured on {arm.state.shape[1:]} prompts, not {base.state.shape[1:]}"
+            )
         for control in arm.controls:
             if control not in by_name:
                 raise ValueError(f"arm `{arm.name}` is held against `{control}`, which was not measured")
@@ -280,6 +257,3 @@ def _holm_by_row(rows: Sequence[Sequence[float]]) -> list[list[float]]:
     flat = holm(np.array([p for row in rows for p in row])).tolist() if rows else []
     ends = np.cumsum([len(row) for row in rows])
     return [flat[end - len(row) : end] for row, end in zip(rows, ends, strict=True)]
-
-
-__all__ = ["NOTHING", "WORDS", "ArmCells", "Fall", "RulesConfig", "Verdict", "Word", "judge", "spread"]
