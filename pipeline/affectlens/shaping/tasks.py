@@ -88,7 +88,7 @@ def items(kind: str, count: int, tokenizer: Any, generator: np.random.Generator)
 
 
 def _item(text: str, right: str, others: Sequence[str], generator: np.random.Generator) -> Item:
-    options = [others[index] for index in generator.permutation(len(others))[: OPTIONS - 1]]
+    options = [others[int(index)] for index in generator.permutation(len(others))[: OPTIONS - 1]]
     place = int(generator.integers(OPTIONS))
     options.insert(place, right)
     return Item(text, tuple(options), place)

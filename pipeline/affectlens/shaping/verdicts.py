@@ -6,9 +6,10 @@ The rules are asked in this order, and the first that holds is the verdict: *dam
 A fall is *shown* where it holds against the base model on both axes (the base model's and the one that the changed
 model's own readings of stories give) after Holm's correction over all arms and both kinds of fall; where it holds
 against the filler arm and the random twin as well, each at the same rate without correction, since an arm has to pass
-all of them; and where it reaches a smallest size. Harm and numbness are verdicts of their own where they are beyond
-chance (Holm over all arms and measures). Where a fall is shown, the point estimate of either is enough to deny that it
-is calm.
+all of them; and where it reaches a smallest size. Harm beyond its margin and a gap below its share are verdicts of
+their own where they are beyond chance (Holm over all arms and measures). Where a fall is shown, less is enough to deny
+that it is calm: an estimate past the margin, and an interval that leaves no doubt that there is some harm, or some loss
+of the gap.
 """
 
 from __future__ import annotations
@@ -198,11 +199,13 @@ class _Seen:
         """The first rule that holds."""
         fell = self.state.shown or self.text.shown
         harmed = self.beyond or (
-            [name for name, mean in self.harms.items() if mean.value > rules.margin(name)] if fell else []
+            [name for name, mean in self.harms.items() if mean.value > rules.margin(name) and mean.low > 0]
+            if fell
+            else []
         )
         if harmed:
             return "damaged", f"worse than the base model in {', '.join(harmed)}"
-        if self.numb or (fell and self.gap.value < rules.responsiveness):
+        if self.numb or (fell and self.gap.value < rules.responsiveness and self.gap.high < 1):
             return "numb", f"bad and good situations differ by {self.gap.value:.0%} of what they do in the base model"
         if self.state.shown and self.text.shown:
             return "calmer state and text", "both fell, below the base model and every control"
