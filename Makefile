@@ -51,7 +51,7 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(PIP) --constraint constraints.txt --editable ".[test,dev,clients]"
+	$(PIP) --constraint constraints.txt --editable ".[test,dev,clients,shape]"
 	touch $@
 
 clean:  ## remove the environment; results stay

@@ -35,6 +35,7 @@ ROOMS = {
     "circuits": {"circuits", "model", "stats"},
     "modulation": {"circuits", "model", "stats"},
     "monitor": {"monitor", "model", "stats"},
+    "shape_arms": {"shaping", "monitor", "model"},
     "measure": {"experiments", "model"},
     "grade": {"experiments"},
     "conclude": {"experiments", "stats"},

@@ -10,6 +10,7 @@ from typing import Any
 
 from affectlens.errors import UserError
 from affectlens.model import embedded
+from affectlens.model.adapters import merge
 from affectlens.model.config import ModelConfig, depth_override, locate, resolve_dtype, settings
 from affectlens.model.converted import memory
 
@@ -134,12 +135,14 @@ def load_weights(
     models: Path,
     layers: int | None = None,
     head: bool = True,
+    adapter: Path | None = None,
     **options: Any,
 ) -> Any:
     """transformers' model in evaluation mode, whole, or its first ``layers`` blocks when no more are needed.
 
     Args:
         head: with the output matrix; otherwise embedding, blocks and final norm alone.
+        adapter: the folder of a low-rank adapter that is merged into the weights, in float32.
         options: of ``from_pretrained``; ``dtype`` is that of the config unless given.
 
     Raises:
@@ -154,14 +157,21 @@ def load_weights(
         torch.manual_seed(0)
         name, where = source(config, models)
         cut = {} if layers is None else depth_override(config, layers)
+        options = {"dtype": resolve_dtype(config.dtype, device), **options}
+        dtype = options["dtype"]
+        if adapter is not None:  # a small change would be lost in the rounding of half precision
+            options["dtype"] = torch.float32
         model, info = kind.from_pretrained(
             name,
             output_loading_info=True,
             trust_remote_code=config.trust_remote_code,
             ignore_mismatched_sizes=True,  # they are refused below, by name
-            **({"dtype": resolve_dtype(config.dtype, device)} | where | cut | options),
+            **(where | cut | options),
         )
         require_complete(config, info["missing_keys"], info["mismatched_keys"], info["unexpected_keys"])
+        if adapter is not None:
+            merge(model, adapter)
+            model = model.to(dtype)
         return model.to(device).eval()
 
 

@@ -81,8 +81,17 @@ class Subject:
     resumable: dict[int, bool] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, config: ModelConfig, *, device: str, models: Path, layers: int | None = None) -> Subject:
+    def load(
+        cls, config: ModelConfig, *, device: str, models: Path, layers: int | None = None, adapter: Path | None = None
+    ) -> Subject:
         """Load the model, or only its first ``layers`` blocks when no more are needed.
+
+        Args:
+            config: which model.
+            device: where it computes.
+            models: folder for converted models.
+            layers: so many first blocks; all by default.
+            adapter: the folder of a low-rank adapter that is merged into its weights.
 
         Raises:
             UserError: it cannot be loaded, lacks weights, or the bridge computes other values than transformers.
@@ -92,7 +101,9 @@ class Subject:
 
         tokenizer = load_tokenizer(config, models)
         # The bridge needs plain ("eager") attention for its hooks; with it, its values equal transformers' own.
-        model = load_weights(config, device=device, models=models, layers=layers, attn_implementation="eager")
+        model = load_weights(
+            config, device=device, models=models, layers=layers, adapter=adapter, attn_implementation="eager"
+        )
         dtype = resolve_dtype(config.dtype, device)
         with torch.no_grad(), loading(config), quiet():
             tokens = torch.arange(PROMPT, device=device)[None] * 37 % model.config.get_text_config().vocab_size

@@ -187,11 +187,9 @@ def _tune(
     )
     learning = learning_weights(trained, config.layers)
     optimiser = torch.optim.AdamW(learning, lr=config.learning_rate, weight_decay=0.0, fused=True)
-    warm = max(1, config.steps // 10)
     for step, chosen in enumerate(draws(len(examples), config, in_order=in_order)):
-        share = min((step + 1) / warm, (config.steps - step) / max(1, config.steps - warm))
         for group in optimiser.param_groups:
-            group["lr"] = config.learning_rate * share
+            group["lr"] = rate(step, config)
         rows, shown = [tokens_of[index] for index in chosen], [examples[index] for index in chosen]
         tokens, mask, labels = padded(rows)
         counted = counts(shown, rows)
@@ -244,6 +242,13 @@ def learnt_tokens(tokenizer: Any, example: Example, length: int) -> Learnt:
         )
     first = last if example.push is not None and example.push.positions == "answer" else max(1, lead)
     return Learnt(ids, len(before), first, min(closing if example.closing else len(ids), len(ids)), parting)
+
+
+def rate(step: int, config: TuningConfig) -> float:
+    """The learning rate of a step: it rises over a tenth of them and falls to zero at the end, both linearly."""
+    warm = max(1, config.steps // 10)
+    share = min((step + 1) / warm, (config.steps - step) / max(1, config.steps - warm))
+    return config.learning_rate * share
 
 
 def draws(count: int, config: TuningConfig, *, in_order: bool = False) -> Iterator[list[int]]:
@@ -307,6 +312,23 @@ def counts(examples: Sequence[Example], rows: Sequence[Learnt]) -> Counts | None
     return found
 
 
+def answer_logits(
+    model: Any,
+    tokens: Int[Tensor, "examples tokens"],
+    mask: Int[Tensor, "examples tokens"],
+    labels: Int[Tensor, "examples tokens"],
+) -> tuple[Float[Tensor, "examples kept vocabulary"], Int[Tensor, "examples kept"]]:
+    """float32 logits from before the first learnt token on, and the label that each of them is held against.
+
+    The output matrix, a third of a small model's work, is used from there on only; arguments as in :func:`answer_loss`.
+    """
+    first = int((labels != UNSEEN).any(dim=0).nonzero()[0])
+    kept = tokens.shape[1] - first + 1
+    options = {"logits_to_keep": kept} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    logits = model(tokens, attention_mask=mask, use_cache=False, **options).logits[:, -kept:-1]
+    return logits.float(), labels[:, first:]
+
+
 def answer_loss(
     model: Any,
     tokens: Int[Tensor, "examples tokens"],
@@ -314,7 +336,7 @@ def answer_loss(
     labels: Int[Tensor, "examples tokens"],
     counted: Counts | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean nats a learnt token; the output matrix, a third of a small model's work, is used from the first on.
+    """Mean nats a learnt token.
 
     Args:
         model: of transformers.
@@ -325,11 +347,8 @@ def answer_loss(
     """
     import torch
 
-    first = int((labels != UNSEEN).any(dim=0).nonzero()[0])
-    kept = tokens.shape[1] - first + 1
-    options = {"logits_to_keep": kept} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    logits = model(tokens, attention_mask=mask, use_cache=False, **options).logits[:, -kept:-1]
-    flat, learnt = logits.float().flatten(0, 1), labels[:, first:].flatten()
+    logits, said = answer_logits(model, tokens, mask, labels)
+    flat, learnt, first = logits.flatten(0, 1), said.flatten(), labels.shape[1] - said.shape[1]
     if counted is None:
         return torch.nn.functional.cross_entropy(flat, learnt)
 

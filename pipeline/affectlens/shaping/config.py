@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from affectlens.config import LOCATION, MERGE_ONLY, Config
 from affectlens.shaping.settings import MeasuresConfig, RulesConfig
@@ -50,8 +50,10 @@ class ShapeConfig(Config):
     window: int = Field(default=16, ge=1, le=1024)
     """Tokens of the rolling mean that raises the alarm."""
     benign_samples: int = Field(default=2, ge=1)
-    """Answers of the unchanged model to each benign prompt, on which units, percentile and threshold are calibrated."""
-    steps: int = Field(default=120, ge=1)
+    """Answers of the unchanged model to each benign prompt, on which the threshold of `alarm` is calibrated."""
+    benign_tokens: int = Field(default=48, ge=1)
+    """Most tokens of them; longer answers have more chances to pass a threshold."""
+    steps: int = Field(default=60, ge=1)
     """Updates of every trained arm."""
     batch: int = Field(default=4, ge=1)
     """Chats an update; of `calm_dpo`, pairs."""
@@ -63,8 +65,8 @@ class ShapeConfig(Config):
     """Likewise, of `set_point`."""
     beta: float = Field(default=0.1, gt=0)
     """Of DPO: how much a pair may cost in divergence from the unchanged model."""
-    rank: int = Field(default=16, ge=1, le=1024)
-    """Of the low-rank adapter (LoRA); its scale is twice the rank over the rank."""
+    rank: int = Field(default=8, ge=1, le=1024)
+    """Of the low-rank adapter (LoRA) at every linear map of a block; its product counts twice."""
     length: int = Field(default=192, ge=16)
     """Most tokens of a chat that is learnt; what is beyond is cut."""
     checkpoint_steps: int = Field(default=20, ge=1)
@@ -73,3 +75,20 @@ class ShapeConfig(Config):
     """What is measured of every arm."""
     rules: RulesConfig = Field(default=RulesConfig(), json_schema_extra=MERGE_ONLY)
     """By which sizes and error rates arms are judged."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ShapeConfig:
+        for key in ("arms", "doses", "layers"):
+            values = getattr(self, key)
+            twice = next((value for value in values if values.count(value) > 1), None)
+            if twice is not None:
+                raise ValueError(f"`{key}` names {twice} twice; name it once")
+        if self.calming == self.distress:
+            raise ValueError(f"`calming` and `distress` are both `{self.calming}`; name two concepts")
+        if any(not 0 < dose <= 100 for dose in self.doses):
+            raise ValueError("`doses` are numbers above 0, and at most 100")
+        return self
+
+
+ARM_FIELDS = tuple(name for name in ShapeConfig.model_fields if name not in ("measures", "rules"))
+"""Keys that decide what arms are."""

@@ -17,6 +17,7 @@ MODULES = (
     "circuits",
     "modulation",
     "monitor",
+    "shape_arms",
     "measure",
     "grade",
     "conclude",
