@@ -94,6 +94,32 @@ def test_tables_hold_every_trained_arm(made: ShapeArms):
     assert set(shifts["aim"]) == {2.0} and np.allclose(shifts["before"], 0, atol=1e-3)
 
 
+def test_a_trained_arm_is_exported_as_a_model_with_a_card_and_its_adapter(
+    study: Study, made: ShapeArms, tmp_path: Path
+):
+    from affectlens.cli import app
+    from affectlens.model.config import ModelConfig
+    from affectlens.model.loading import load_weights
+    from typer.testing import CliRunner
+
+    folder = tmp_path / "words"
+    listed = CliRunner().invoke(app, ["shape", str(study.source)])
+    assert listed.exit_code == 0 and "words-s0" in listed.output and "cap-random-s0" in listed.output
+    done = CliRunner().invoke(app, ["shape", str(study.source), "--export", "words-s0", "--out", str(folder)])
+    assert done.exit_code == 0, done.output
+    card = (folder / "README.md").read_text()
+    assert "2 updates" in card and "## Limits" in card and "nothing is known of state and text" in card
+    models = study.setting("cpu").models
+    exported = load_weights(ModelConfig(name=str(folder), dtype="float32"), device="cpu", models=models).state_dict()
+    adapter = made.adapter(made.named("words-s0"))
+    merged = load_weights(study.model, device="cpu", models=models, adapter=adapter).state_dict()
+    assert all(bool((exported[name] == merged[name]).all()) for name in merged)
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+    for name, said in (("cap", "changes no weights"), ("word-s0", "no such arm"), ("words-s0", "is there already")):
+        refused = CliRunner().invoke(app, ["shape", str(study.source), "--export", name, "--out", str(folder)])
+        assert refused.exit_code != 0 and said in str(refused.exception)
+
+
 def test_one_arm_more_leaves_the_others_as_they_are(study: Study, made: ShapeArms, tmp_path: Path):
     kind = stage_named("shape_arms")
     more = Study.load(Path(study.source), ["shape.arms=[words,set_point,subtract,cap,alarm,filler]"])

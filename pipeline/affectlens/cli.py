@@ -14,7 +14,7 @@ import typer
 from affectlens import __version__, entry
 from affectlens.entry import Changes, Config, Debug, Models, OfflineRuns, Outputs, Overrides, ToCsv, ToJson, ToPage
 from affectlens.errors import ConfigError, DamagedResult, MissingResult
-from affectlens.everyday import explaining, exploring, exporting, keys, monitor, reading, scanning, steering
+from affectlens.everyday import explaining, exploring, exporting, keys, monitor, reading, scanning, shaping, steering
 
 app = typer.Typer(
     name="affectlens",
@@ -485,7 +485,7 @@ def _options(
 
 for each in (reading.read, scanning.scan, steering.steer, exporting.export, exporting.samples):
     app.command()(each)
-for each in (exploring.explore, explaining.explain, keys.config, keys.concepts):
+for each in (exploring.explore, explaining.explain, keys.config, keys.concepts, shaping.shape):
     app.command()(each)
 app.add_typer(monitor.app, name="monitor")
 
