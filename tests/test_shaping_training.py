@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -50,7 +52,46 @@ def axis(seed: int = 0, layers: tuple[int, ...] = (LAYER,)) -> Axis:
     return Axis(found, found)
 
 
-def test_dpo_is_the_formula_and_trls():
+def test_dpo_is_trls():
+    """The same loss to 1e-6 as trl's trainer computes from the same log-probabilities, of answers of unequal length."""
+    pytest.importorskip("trl", reason="trl is what the loss is compared with")
+    from trl.trainer.dpo_trainer import DPOTrainer  # pyright: ignore[reportMissingImports]
+
+    generator = torch.Generator().manual_seed(1)
+    rows, tokens, vocabulary = 8, 12, 50
+    ids = torch.randint(0, vocabulary, (rows, tokens), generator=generator)
+    learnt = torch.zeros(rows, tokens, dtype=torch.long)
+    for row in range(rows):
+        learnt[row, 3 + row % 3 : 8 + row % 5] = 1
+    differences = []
+    for scale in (0.1, 1.0, 10.0):
+        logits = scale * torch.randn(rows, tokens, vocabulary, generator=generator)
+        base = [20 * scale * torch.randn(rows // 2, generator=generator) - 15 for _ in range(2)]
+
+        def said(input_ids, labels, logits=logits, **options):
+            logs = torch.log_softmax(logits[:, :-1], dim=-1).gather(-1, input_ids[:, 1:, None])[..., 0]
+            logs = torch.where(labels[:, 1:] == -100, 0.0, logs)
+            zeros = torch.zeros_like(logs)
+            return SimpleNamespace(log_probs=logs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
+
+        trainer = SimpleNamespace(
+            model=SimpleNamespace(training=True), args=SimpleNamespace(), aux_loss_enabled=False, ld_alpha=None,
+            precompute_ref_logps=True, f_divergence_type="reverse_kl", loss_types=["sigmoid"], loss_weights=[1.0],
+            beta=0.1, use_weighting=False, _metrics=defaultdict(lambda: defaultdict(list)), _total_train_tokens=0,
+            _tp_size=1,
+            accelerator=SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x),
+        )  # fmt: skip
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "completion_mask": learnt}
+        inputs |= {"ref_chosen_logps": base[0], "ref_rejected_logps": base[1]}
+        theirs = DPOTrainer._compute_loss(trainer, said, inputs, False)
+        labels = torch.where(learnt == 1, ids, UNSEEN)[:, 1:]
+        chosen, rejected = answer_log_probs(logits[:, :-1], labels).chunk(2)
+        differences.append(abs(float(theirs) - float(dpo_loss(chosen, rejected, base[0], base[1], 0.1))))
+    print("largest difference from trl:", max(differences))
+    assert max(differences) <= 1e-6
+
+
+def test_dpo_is_the_formula():
     generator = torch.Generator().manual_seed(0)
     sides = [torch.randn(16, generator=generator) * 20 for _ in range(4)]
     margin = dpo_margin(*sides, 0.1)  # pyright: ignore[reportCallIssue]
