@@ -42,11 +42,14 @@ class Row(NamedTuple):
         return self.ours / self.peer if self.more else self.peer / self.ours
 
 
-def options(description: str | None) -> argparse.Namespace:
-    """The command line every benchmark has: ``--quick`` and ``--json PATH``."""
+def options(
+    description: str | None, more: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+) -> argparse.Namespace:
+    """The command line every benchmark has: ``--quick`` and ``--json PATH``; ``more`` adds what one alone has."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="smaller sizes, under a minute")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the rows there as well")
+    more(parser)
     return parser.parse_args()
 
 

@@ -263,6 +263,10 @@ def test_a_circuit_that_serves_two_concepts_is_not_specific(tmp_path: Path) -> N
     assert observed > 1.5 and p < 0.01 and (rank == 1).all()
 
 
+SEVERAL, MANY = ("afraid", "calm", "proud", "sad"), 16
+"""Concepts of a planted model of several, and its heads in a layer."""
+
+
 class Several(Bench):
     """Four concepts; how often the marker stands in a story depends on the topic, so that contrasts differ."""
 
@@ -270,24 +274,34 @@ class Several(Bench):
         topic = int(cell.topic)
         ids = [FILLER] * 6
         for place in range(1 + topic % 3):
-            ids[(topic + 2 * place) % 6] = 40 + self.concepts.index(cell.concept)
+            ids[(topic + 2 * place) % 6] = 40 + SEVERAL.index(self.stories[cell])
         return self.anatomy.subject.pad([[*ids, FRAME]])
 
+    def shuffled(self, seed: int) -> Several:
+        """The same stories, their labels permuted within each topic."""
+        generator, stories = np.random.default_rng(seed), {}
+        for topic in sorted({cell.topic for cell in self.stories}):
+            stories |= {Cell(topic, SEVERAL[at]): SEVERAL[as_] for at, as_ in enumerate(generator.permutation(4))}
+        return Several(self.anatomy, self.words, stories, "", 6)
 
-def judged(folder: Path, plant: Callable[[Planted], None]) -> Judge:
-    """A planted model of four concepts and sixteen heads a layer, taken through selection, size and report."""
-    many = 16
+
+def several(folder: Path, plant: Callable[[Planted], None]) -> Several:
+    """A planted model of four concepts and sixteen heads a layer, with a story of each in six topics."""
+    many = MANY
     world = Planted(folder, num_attention_heads=many, num_key_value_heads=many, head_dim=D_HEAD)
     with torch.no_grad():
         for lane in (2, 3):
             world.model.model.embed_tokens.weight[40 + lane, lane] = 1.0
             world.model.lm_head.weight[50 + lane, 8 + lane] = 4.0
     plant(world)
-    names = ("afraid", "calm", "proud", "sad")
     subject = world.bench().anatomy.subject
-    words = [ConceptWords(name, (name,), (50 + at,), whole=True) for at, name in enumerate(names)]
-    topics = [str(each) for each in range(6)]
-    bench = Several(Anatomy(subject), words, {Cell(t, n): n for t in topics for n in names}, "", 6)
+    words = [ConceptWords(name, (name,), (50 + at,), whole=True) for at, name in enumerate(SEVERAL)]
+    return Several(Anatomy(subject), words, {Cell(str(t), n): n for t in range(6) for n in SEVERAL}, "", 6)
+
+
+def judged(bench: Several, folder: Path) -> Judge:
+    """The model taken through selection, size and report."""
+    names, many, topics = SEVERAL, MANY, sorted({cell.topic for cell in bench.stories})
     config = CircuitsConfig(
         sizes=(1 / 64, 4 / 64), removed_up_to=0.1, concept_heads=1, control_contexts=4, minimal_contexts=2,
         size_contexts=8, permutations=199,
@@ -328,7 +342,7 @@ def test_heads_of_single_concepts_are_a_circuit_and_each_is_its_concepts_own(tmp
         for at in range(4):
             world.head(at, 3 + at, source=(at,), target=(8 + at,))
 
-    judge = judged(tmp_path, plant)
+    judge = judged(several(tmp_path, plant), tmp_path)
     rows = {row["concept"]: row for row in judge.verdict_rows()}
     pooled = rows.pop(ALL)
     assert pooled["verdict"] == "necessary and sufficient"
@@ -345,7 +359,7 @@ def test_heads_that_serve_all_concepts_are_a_circuit_of_no_concept(tmp_path: Pat
         for at in range(4):
             world.head(at, 3 + at, gain=1.0 + at / 4, source=(0, 1, 2, 3), target=(8, 9, 10, 11))
 
-    judge = judged(tmp_path, plant)
+    judge = judged(several(tmp_path, plant), tmp_path)
     rows = {row["concept"]: row for row in judge.verdict_rows()}
     assert rows.pop(ALL)["verdict"] == "necessary and sufficient"
     # Which of the shared heads a concept's noise chooses differs; what it costs third concepts is taken off.

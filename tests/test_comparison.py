@@ -404,6 +404,23 @@ def test_a_run_whose_result_has_left_the_cache_is_named(swept, tmp_path) -> None
     assert sum(note.endswith("(no longer in the cache)") for note in study.missing) == len(STAGES)
 
 
+def test_the_name_of_a_shipped_study_is_that_study_and_a_group_is_named_as_one(swept, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "cache" / "wandb"
+    shutil.copytree(swept[0].parent / "cache" / "wandb" / "runs", place / "runs")
+    for record in (place / "runs").glob("*.json"):
+        record.write_text(record.read_text(encoding="utf-8").replace('"tiny-k4"', '"quickstart"'), encoding="utf-8")
+    (study,) = arguments.read(["quickstart"], (), place)
+    assert study.source.endswith("quickstart.yaml") and "corpus (missing)" in study.missing
+    changed = arguments.read(["quickstart", "sae.k=8,16"], (), place)
+    assert [each.name for each in changed] == ["quickstart-k8", "quickstart-k16"]
+    (group,) = arguments.read(["wandb:quickstart"], (), place)
+    assert group.source.startswith("W&B group") and len(group.results) > 5
+    (tmp_path / "quickstart").mkdir()
+    with pytest.raises(UserError, match="quickstart"):
+        arguments.read(["quickstart"], (), place)  # a folder of that name is that folder, which holds nothing
+
+
 def test_a_group_that_is_nowhere_names_those_that_are(swept, monkeypatch, tmp_path) -> None:
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)

@@ -221,8 +221,8 @@ def compare(
     studies: Annotated[
         list[str],
         typer.Argument(
-            help="Study files, result folders, caches with one study, or groups of W&B runs; key=value changes the "
-            "study files, and sae.k=16,32 compares the studies of a sweep.",
+            help="Study files, result folders, caches with one study, or groups of W&B runs (wandb:GROUP); key=value "
+            "changes the study files, and sae.k=16,32 compares the studies of a sweep.",
             metavar="A",
         ),
     ],
@@ -242,7 +242,7 @@ def compare(
 
     Examples: [bold]affectlens compare a.yaml b.yaml[/bold], [bold]affectlens compare my.yaml sae.k=16,32,64 --csv
     sweep.csv[/bold], [bold]affectlens compare cache/report/0123456789abcdef other_cache --json -[/bold],
-    [bold]affectlens compare my-study lab/emotions/my-other-study[/bold] (groups of W&B runs)
+    [bold]affectlens compare quickstart wandb:my-study lab/emotions/other[/bold] (a shipped study, W&B groups)
     """
     if models:
         if page is not None:

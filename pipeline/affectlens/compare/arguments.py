@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from affectlens import shipped
 from affectlens.errors import ConfigError
 from affectlens.run import manifest
 from affectlens.study import Study
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from affectlens.compare.findings import Findings
 
 GROUP = "wandb:"
-"""Before the name of a group that is also the name of a file or folder."""
+"""Before the name of a group that is also the name of a file, a folder or a shipped study."""
 FILES = (".yaml", ".yml")
 
 
@@ -22,8 +23,9 @@ def read(arguments: Sequence[str], changes: Sequence[str], wandb: Path | None) -
     """The studies that the arguments name, in their order.
 
     Args:
-        arguments: study files, result folders or their manifests, caches with one study, groups of W&B runs, and
-            ``key=value`` changes, which with several values make a sweep of each study file.
+        arguments: study files and names of shipped ones, as `run` takes them, result folders or their manifests, caches
+            with one study, groups of W&B runs, and ``key=value`` changes, which with several values make a sweep of
+            each study file.
         changes: more of these.
         wandb: where offline runs lie; the caches of the study files and ``cache/wandb`` when None.
 
@@ -50,8 +52,11 @@ def _is_change(argument: str) -> bool:
 
 
 def _is_file(argument: str) -> bool:
+    if argument.startswith(GROUP):
+        return False
     path = Path(argument)
-    return not argument.startswith(GROUP) and path.suffix in FILES and not path.is_dir()
+    means_shipped = shipped.study_file(path) != path
+    return means_shipped or (path.suffix in FILES and not path.is_dir())
 
 
 def _studies(path: Path, changes: Sequence[str]) -> list[Study]:

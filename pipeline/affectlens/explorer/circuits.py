@@ -54,20 +54,20 @@ def block(study: Opened) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         study: for which :func:`summary` is not None.
     """
     scores: Scores = study.result("circuit_units")
-    units, heads = scores.card["layers"] * scores.card["heads"], scores.card["heads"]
+    concepts, heads = len(scores.concepts), scores.card["heads"]
+    units = scores.card["layers"] * heads
     arrays: dict[str, np.ndarray] = {}
     table = study.table("circuit_units/heads").sort_values(["layer", "head"])
     for name in HEAD:
         arrays[name] = table[name].to_numpy(np.float32)
-    at = {name: number for number, name in enumerate(scores.concepts)}
     by_concept = study.table("circuit_units/concept_heads")
-    rows, flat = by_concept["concept"].map(at), by_concept["layer"] * heads + by_concept["head"]
+    rows, flat = by_concept["concept"].map(scores.concepts.index), by_concept["layer"] * heads + by_concept["head"]
     for name in OF_CONCEPT:
-        arrays[f"concept_{name}"] = _matrix((len(at), units), rows, flat, by_concept[name])
-    written = scores.arrays["writers.heads"].reshape(len(scores.card["topics"]), len(at), -1)
+        arrays[f"concept_{name}"] = _matrix((concepts, units), rows, flat, by_concept[name])
+    written = scores.arrays["writers.heads"].reshape(len(scores.card["topics"]), concepts, -1)
     direct, low, high = _over_topics(written)
     arrays |= {"direct": direct, "direct_low": low, "direct_high": high}
-    arrays["total"] = scores.arrays["writers.heads_total"].mean(axis=0).reshape(len(at), -1).astype(np.float32)
+    arrays["total"] = scores.arrays["writers.heads_total"].mean(axis=0).reshape(concepts, -1).astype(np.float32)
     arrays["reading"] = scores.arrays["writers.reading"].mean(axis=0).astype(np.float32)
     data: dict[str, Any] = {
         "concepts": list(scores.concepts),
@@ -89,8 +89,8 @@ def block(study: Opened) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             for row in verdicts
         ]
         losses = study.table("circuits/specificity")
-        measured, removed = losses["measured"].map(at), losses["removed"].map(at)
-        arrays["specificity"] = _matrix((len(at), len(at)), measured, removed, losses["loss"])
+        measured, removed = losses["measured"].map(scores.concepts.index), losses["removed"].map(scores.concepts.index)
+        arrays["specificity"] = _matrix((concepts, concepts), measured, removed, losses["loss"])
     return data, arrays
 
 

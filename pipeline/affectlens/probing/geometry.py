@@ -114,7 +114,7 @@ def describe(space: Space) -> dict[str, Any]:
         "coordinates": {concept: row.tolist() for concept, row in zip(concepts, coordinates, strict=True)},
         "ratings": space.ratings,
         "rated_words": len(space.ratings),
-        "correlations": _correlations(space, coordinates),
+        "correlations": correlations(space, coordinates),
         "clusters": _clusters(space, vectors, "clusters"),
         "layers": _layers(space),
         "vocabulary": _vocabulary(space, vectors),
@@ -136,7 +136,7 @@ def _oriented(space: Space, coordinates: Float[np.ndarray, "concepts axes"]) -> 
     return turned
 
 
-def _correlations(
+def correlations(
     space: Space, coordinates: Float[np.ndarray, "concepts axes"], prefix: str = ""
 ) -> list[dict[str, Any]]:
     """Every component against every rating, as it is and with story length taken from both."""
@@ -215,7 +215,7 @@ def _vocabulary(space: Space, vectors: Float[np.ndarray, "concepts d"]) -> dict[
     )
     return {
         "variance": shares.tolist(),
-        "correlations": _correlations(space, _oriented(space, coordinates), "vocabulary-"),
+        "correlations": correlations(space, _oriented(space, coordinates), "vocabulary-"),
         "clusters": _clusters(space, words, "vocabulary-clusters").get("rand", {}),
         "similarity": same.row(),
     }

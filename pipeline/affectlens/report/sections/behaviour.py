@@ -8,7 +8,7 @@ from typing import Any
 
 from affectlens.report import draw, tables
 from affectlens.report.draw import Chart
-from affectlens.report.evidence import Evidence, Row
+from affectlens.report.evidence import SIGNIFICANT, Evidence, Row
 from affectlens.report.registry import Said, Standing, figure, finding, graded
 from affectlens.report.tables import Cell, Column, Heading, Table
 from affectlens.results.figures import VERDICT_WORDS, Series
@@ -71,11 +71,35 @@ def behaviour(evidence: Evidence) -> Said | None:
         return None
     counts = [(written, verdicts.count(name)) for name, written in VERDICT_WORDS.items() if name in verdicts]
     shown = verdicts.count("shown")
-    return graded(shown, len(verdicts)), {
-        "experiments": len(evidence.experiments),
-        "total": len(verdicts),
-        "counts": counts,
-    }
+    made_for, p = _held(evidence.experiments)
+    badge = graded(shown, len(verdicts)) if p is not None and p <= SIGNIFICANT * (1 + 1e-9) else "not shown"
+    values = {"experiments": len(evidence.experiments), "total": len(verdicts), "counts": counts}
+    return badge, {**values, "shown": shown, "confirmatory": made_for, "p": p}
+
+
+def _held(experiments: Sequence[Row]) -> tuple[int, float | None]:
+    """How many confirmatory tests a study has, and p of all analyses together where no claim holds.
+
+    Where there are confirmatory tests they decide: the least of their p, corrected as one family, of those that are
+    shown. Without one, the number of analyses that are shown is held against the number that their levels let pass.
+    """
+    from scipy.stats import poisson_binom
+
+    corrected: list[float] = []
+    levels: list[float] = []
+    shown = tests = 0
+    for row in experiments:
+        count = len(row["findings"])
+        marked, alpha = row.get("confirmatory") or [False] * count, row.get("alpha") or [SIGNIFICANT] * count
+        levels += alpha
+        shown += sum(result["verdict"] == "shown" for result in row["findings"])
+        for index in (index for index in range(count) if marked[index]):
+            tests += 1
+            p = row["p_study"][index]
+            corrected += [p] if row["findings"][index]["verdict"] == "shown" and p is not None else []
+    if tests:
+        return tests, min(corrected, default=1.0)
+    return 0, float(poisson_binom.sf(shown - 1, levels)) if levels else None
 
 
 def lead(sentences: Sequence[str]) -> list[str]:

@@ -107,12 +107,22 @@ table("geometry", "geometry/clusters", "Groups of concepts, and the published cl
 
 @finding("geometry")
 def axes(evidence: Evidence) -> Said:
-    """Whether the main axes go with valence and arousal."""
-    tested = []
+    """Whether the main axes go with valence and arousal, by two tests that are corrected for being two."""
+    import numpy as np
+
+    from affectlens.stats import holm
+
+    tested: list[dict[str, Any]] = []
+    rows = [row for row in evidence.rows("geometry/correlations") if row["source"] == "directions"]
+    p = {(row["component"], row["rating"]): finite(row["p"]) for row in rows}
     for component, rating in ((1, "valence"), (2, "arousal")):
         r = evidence.metric("geometry", f"r_component_{component}_{rating}")
-        clear = r[1] is not None and r[2] is not None and (r[1] > 0 or r[2] < 0)
-        tested.append({"component": component, "rating": rating, "r": r, "clear": clear})
+        tested.append({"component": component, "rating": rating, "r": r, "p": p.get((component, rating))})
+    adjusted = holm(np.array([row["p"] for row in tested], dtype=float))
+    for row, corrected in zip(tested, adjusted.tolist(), strict=True):
+        _, low, high = row["r"]
+        apart = low is not None and high is not None and (low > 0 or high < 0)
+        row |= {"p": finite(corrected), "clear": apart and corrected <= SIGNIFICANT}
     return graded(sum(row["clear"] for row in tested), len(tested)), {"tested": tested}
 
 
