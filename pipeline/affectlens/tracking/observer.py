@@ -27,7 +27,7 @@ from affectlens.run.workspace import Workspace
 from affectlens.settings import TrackingConfig
 from affectlens.stage import LIVE, Metrics, Stage
 from affectlens.study import Study
-from affectlens.tracking import lineage, workspace
+from affectlens.tracking import lineage
 from affectlens.tracking.process import Process
 
 Mode = Literal["online", "offline", "disabled"]
@@ -145,7 +145,7 @@ class WandbObserver(Observer):
             self._live = Live()
 
     def study_finished(self, study: Study, outcomes: Sequence[Outcome]) -> None:
-        """One run with the headline figures of all stages, the page as a panel, and the views of a workspace."""
+        """One run with the headline figures of all stages, and the page as a panel."""
         wanted = mode(study.config.tracking)
         if wanted == "disabled":
             return
@@ -169,7 +169,7 @@ class WandbObserver(Observer):
             self._send("texts", run, name=SAMPLED, rows=texts)
         stages = [study.stage_named(outcome.stage) for outcome in outcomes]
         uses = [lineage.artifact(study, stage, records[stage.name]).to_json() for stage in stages]
-        self._send("artifact", run, made=workspace.artifact(self._directory).to_json(), uses=uses)
+        self._send("artifact", run, made=None, uses=uses)
         self._send("finish", run, exit_code=0)
 
     def close(self) -> None:

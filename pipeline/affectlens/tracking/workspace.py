@@ -1,24 +1,22 @@
 """The workspace for comparing studies, as data: which runs a view shows, and the panels over them.
 
 `wandb` itself makes no workspace: `wandb.apis.workspaces` hands on the package `wandb-workspaces`, whose only way out
-is `save`, which sends the view to a server. So what every study leaves behind, offline too, is the description,
-``workspace.json``; ``python -m affectlens.tracking.workspace ENTITY/PROJECT`` makes the views of it, with that package.
+is `save`, which sends the view to a server. Offline there is the description: ``python -m
+affectlens.tracking.workspace`` prints it as JSON. With ``ENTITY/PROJECT`` it makes the views of it, with that package.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from affectlens.errors import ConfigError, UserError
-from affectlens.files import write_json
 from affectlens.study import STAGES
-from affectlens.tracking.artifact import Artifact
 
-FILE, FORMAT = "workspace.json", "affectlens workspace 1"
+FORMAT = "affectlens workspace 1"
 Kind = Literal["bar", "line", "media", "parallel"]
 
 
@@ -81,13 +79,6 @@ def described() -> dict[str, Any]:
     return {"format": FORMAT, "views": [asdict(view) for view in views()]}
 
 
-def artifact(folder: Path) -> Artifact:
-    """The description, written into a folder; the same description is the same version."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / FILE, described())
-    return Artifact("affectlens-workspace", "workspace", {FILE: folder / FILE})
-
-
 def made(entity: str, project: str) -> Iterator[Any]:
     """The views as objects of `wandb-workspaces`, not yet sent.
 
@@ -98,7 +89,9 @@ def made(entity: str, project: str) -> Iterator[Any]:
         from wandb_workspaces import workspaces
         from wandb_workspaces.reports import v2
     except ImportError:
-        raise UserError("workspaces need `pip install wandb[workspaces]`; workspace.json describes them") from None
+        raise UserError(
+            "views are made with `pip install wandb[workspaces]`; without a project they are printed as JSON"
+        ) from None
 
     def metric(key: str) -> Any:
         kind, _, name = key.rpartition(":")
@@ -130,7 +123,10 @@ def made(entity: str, project: str) -> Iterator[Any]:
 
 
 def main(arguments: list[str]) -> None:
-    """Make the views on the configured server, and print where they are."""
+    """Print the description; of a project, make the views on the configured server and print where they are."""
+    if not arguments:
+        print(json.dumps(described(), indent=2))
+        return
     entity, _, project = arguments[0].partition("/") if len(arguments) == 1 else ("", "", "")
     if not (entity and project) or "/" in project:
         raise ConfigError("give the project as ENTITY/PROJECT: python -m affectlens.tracking.workspace lab/emotions")
