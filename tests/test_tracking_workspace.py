@@ -32,15 +32,8 @@ class Recorder(ModuleType):
 
 @pytest.fixture
 def recorded(monkeypatch) -> None:
-    package = Recorder("wandb_workspaces")
-    parts = {"wandb_workspaces.workspaces": "workspaces", "wandb_workspaces.reports": "reports"}
-    for name, short in (parts | {"wandb_workspaces.reports.v2": ""}).items():
-        module = Recorder(name)
-        monkeypatch.setitem(sys.modules, name, module)
-        if short:
-            setattr(package, short, module)
-    sys.modules["wandb_workspaces.reports"].v2 = sys.modules["wandb_workspaces.reports.v2"]  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "wandb_workspaces", package)
+    for name in ("", ".reports", ".reports.v2", ".workspaces"):
+        monkeypatch.setitem(sys.modules, f"wandb_workspaces{name}", Recorder(f"wandb_workspaces{name}"))
 
 
 def test_the_description_is_json_and_names_what_stages_log(capsys):

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import Any, Literal
 
 from affectlens.errors import ConfigError, UserError
@@ -86,8 +87,8 @@ def made(entity: str, project: str) -> Iterator[Any]:
         UserError: the package is not installed.
     """
     try:
-        from wandb_workspaces import workspaces
-        from wandb_workspaces.reports import v2
+        workspaces: Any = import_module("wandb_workspaces.workspaces")
+        v2: Any = import_module("wandb_workspaces.reports.v2")
     except ImportError:
         raise UserError(
             "views are made with `pip install wandb[workspaces]`; without a project they are printed as JSON"
