@@ -166,7 +166,7 @@ def main() -> None:
                     rows.append(Row(f"{page.name} at {width} px: {name}", value, None, unit))
     print_table(rows)
     if arguments.json:
-        write_json(arguments.json, machine("playwright"), rows)
+        write_json(arguments.json, rows, machine("playwright"))
 
 
 if __name__ == "__main__":
