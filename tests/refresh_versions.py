@@ -36,6 +36,7 @@ ROOMS = {
     "modulation": {"circuits", "model", "stats"},
     "monitor": {"monitor", "model", "stats"},
     "shape_arms": {"shaping", "monitor", "model"},
+    "shape": {"shaping", "monitor", "model", "probing", "stats"},
     "measure": {"experiments", "model"},
     "grade": {"experiments"},
     "conclude": {"experiments", "stats"},

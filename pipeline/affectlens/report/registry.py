@@ -19,7 +19,7 @@ Said = tuple["Standing", Mapping[str, Any]]
 Content = Chart | Table | Mapping[str, Chart] | None
 Standing = Literal["shown", "partly shown", "not shown"]
 PLACES = ("texts", "directions", "writers", "layers", "features", "health", "methods", "agreement", "makeup", "meaning")
-PLACES += ("geometry", "causal", "circuits", "modulation", "experiments", "monitor")
+PLACES += ("geometry", "causal", "circuits", "modulation", "experiments", "monitor", "shape")
 """The sections and parts of sections, in the order of the page."""
 
 

@@ -30,6 +30,7 @@ SECTIONS = {
     "modulation": "Speaking by a circuit",
     "experiments": "Behavioural experiments",
     "monitor": "Warning before the act",
+    "shape": "Calmer, or only a calmer text?",
     "samples": "Sampled texts",
     "limits": "Methods and limits",
     "provenance": "Provenance",
@@ -72,6 +73,7 @@ def render(
     absent |= {"samples"} if texts is None else set()
     absent |= {"writers"} if not evidence.rows("writers/methods") else set()
     absent |= {"monitor"} if not evidence.rows("monitor/acts") else set()
+    absent |= {"shape"} if not evidence.rows("shape/verdicts") else set()
     experiments = {row["name"]: behaviour.answers(row) for row in evidence.experiments}
     drawn = [content for _, contents in blocks for content in contents]
     drawn += [each for answers in experiments.values() for answer in answers for each in answer["figures"]]

@@ -20,7 +20,7 @@ from affectlens.model.tokens import continuation, encode_following
 from affectlens.shaping import tasks
 from affectlens.shaping.changed import ChangedModel
 from affectlens.shaping.held_out import DIGITS, DISTRESSED, OUTCOMES, SAME_WORDS, Choice, Outcome, Situation
-from affectlens.shaping.inference import Push
+from affectlens.shaping.inference import NEVER, Alarm, Push
 from affectlens.shaping.instructions import INSTRUCTIONS
 from affectlens.shaping.settings import MeasuresConfig
 
@@ -50,6 +50,7 @@ class Plan:
         choices: forced choices of the existing experiments.
         layers: where states are read, ascending.
         burst: along distress, and one as large along a random direction.
+        alarm: of the unchanged model, to be heard in every arm's answers; None where none was calibrated.
     """
 
     config: MeasuresConfig
@@ -59,6 +60,7 @@ class Plan:
     choices: Sequence[Choice]
     layers: tuple[int, ...]
     burst: tuple[Push, Push]
+    alarm: Alarm | None = None
 
     @property
     def judged_layer(self) -> int:
@@ -125,6 +127,7 @@ def own_answers(
 
     Returns:
         ``prompt``, ``first`` and ``later``, [situations, outcomes, layers, d_model]; NaN where no answer is so long.
+        ``alarmed``, the share of answers in which the calibrated alarm sounds, [situations, outcomes].
     """
     config, samples = plan.config, plan.config.samples
     asked: list[tuple[Situation, Outcome]] = [
@@ -146,6 +149,9 @@ def own_answers(
     for name, stretch in stretches.items():
         rows = np.stack([_means(each, plan.layers, stretch) for each in read]).reshape(shape)
         found[name] = _mean_of_known(rows, axis=2)
+    if plan.alarm is not None and plan.alarm.push.layer in plan.layers:
+        onsets = plan.alarm.onsets([plan.alarm.scores(each[plan.alarm.push.layer]) for each in read])
+        found["alarmed"] = (onsets != NEVER).reshape(shape[:3]).mean(axis=2)
     return found
 
 

@@ -165,7 +165,9 @@ def _abilities(compared: Comparison, verdicts: Sequence[Verdict], rules: RulesCo
 def _dynamics(compared: Comparison) -> Iterator[dict[str, Any]]:
     def rows(group: str) -> dict[str, np.ndarray]:
         back = dynamics.returns(compared, group)
+        heard = [each.arrays["alarmed"] for each in compared.of(group) if "alarmed" in each.arrays]
         return {
+            **{f"alarmed_{outcome}": np.stack(heard)[:, :, place] for place, outcome in enumerate(OUTCOMES) if heard},
             "still_state": dynamics.still_distressed(compared, group),
             "still_words": dynamics.still_in_words(compared, group),
             "back": back.tokens, "back_random": back.random, "pushed": back.pushed,

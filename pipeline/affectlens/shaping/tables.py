@@ -119,7 +119,9 @@ DYNAMICS = Table(
         ARM,
         text(
             "measure",
-            "still_state, still_words: share of answers still distressed; back, back_random: tokens after a burst",
+            "still_state, still_words: share of answers still distressed; back, back_random: tokens after a burst; "
+            "pushed: by how many base sd a burst moved the state; alarmed_bad, alarmed_good: share of answers in which "
+            "the calibrated alarm sounds",
         ),
         *bounded("value", "of the arm", "", OVER),
         *bounded("difference", "from the base model", "", OVER),

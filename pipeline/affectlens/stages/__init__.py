@@ -18,6 +18,7 @@ MODULES = (
     "modulation",
     "monitor",
     "shape_arms",
+    "shape",
     "measure",
     "grade",
     "conclude",

@@ -10,6 +10,7 @@ from affectlens.report.sections import (
     meaning,
     modulation,
     monitor,
+    shape,
     writers,
 )
 
@@ -23,5 +24,6 @@ __all__ = [
     "meaning",
     "modulation",
     "monitor",
+    "shape",
     "writers",
 ]
