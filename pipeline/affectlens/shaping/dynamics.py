@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from affectlens.shaping.axes import DISTRESS
 from affectlens.shaping.comparison import BASE, Comparison
+from affectlens.shaping.held_out import OUTCOMES
 from affectlens.shaping.wording import WORD
 
 SMOOTH = 4
@@ -19,9 +20,10 @@ def still_distressed(compared: Comparison, group: str) -> Float[np.ndarray, "see
     """Whether an answer that began in distress still reads so in its last tokens.
 
     It does where its state lies nearer to the base model's mean in bad situations than to that in good ones, both read
-    in the later tokens of its own answers.
+    in the model's own answers: in their later tokens, or in the first ones where no answer is so long.
     """
-    middle = np.mean([np.nanmean(compared.state(BASE, outcome, reading="later")) for outcome in ("bad", "good")])
+    reading = "later" if np.isfinite(compared.state(BASE, "bad", reading="later")).any() else "first"
+    middle = np.mean([np.nanmean(compared.state(BASE, outcome, reading=reading)) for outcome in OUTCOMES])
     place = compared.layers.index(compared.judged)
     axes = compared.axes[BASE, compared.judged]
     found = np.stack([axes.read(each.arrays["recovery"][:, place], DISTRESS) for each in compared.of(group)])

@@ -86,16 +86,23 @@ def next_log_probs(
     answers: Sequence[Tokens],
     edits: Edits = nothing,
     *,
-    tokens_per_batch: int = LOGITS_PER_BATCH,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> Float[np.ndarray, "texts vocabulary"]:
     """Log-probabilities in nats of what follows each answer so far; arguments as in :func:`read_rows`."""
     import torch
 
+    last = [len(prompt) + len(answer) - 1 for prompt, answer in zip(prompts, answers, strict=True)]
+
+    def ends(batch: Sequence[int]) -> list[int]:
+        # Rows of a batch are about as long as each other, so these are few.
+        return sorted({last[index] for index in batch})
+
     found: list[np.ndarray] = [np.zeros(0, np.float32) for _ in prompts]
-    for batch, outcome in _passes(subject, prompts, answers, edits, tokens_per_batch, keep=None):
+    for batch, outcome in _passes(subject, prompts, answers, edits, tokens_per_batch, keep=ends):
+        kept = ends(batch)
         for row, index in enumerate(batch):
-            last = len(prompts[index]) + len(answers[index]) - 1
-            found[index] = torch.log_softmax(outcome.logits[row, last], dim=-1).cpu().numpy()
+            scores = outcome.logits[row, kept.index(last[index])]
+            found[index] = torch.log_softmax(scores, dim=-1).cpu().numpy()
     return np.stack(found)
 
 
@@ -106,7 +113,7 @@ def _passes(
     edits: Edits,
     tokens_per_batch: int,
     *,
-    keep: int | None,
+    keep: int | Callable[[Sequence[int]], Sequence[int]] | None,
     read: Sequence[int] = (),
 ) -> Iterator[tuple[list[int], Outcome]]:
     """Whole texts of similar length together, padded on the right, where padding reaches nothing before it."""
@@ -114,4 +121,5 @@ def _passes(
     for batch in plan_batches([len(whole) for whole in wholes], tokens_per_batch):
         done = edits([prompts[index] for index in batch], [answers[index] for index in batch])
         tokens = pad([wholes[index] for index in batch], subject.device)
-        yield batch, PartialForward(subject, 0).run(tokens, None, done, keep=keep, read=read)
+        kept = keep(batch) if callable(keep) else keep
+        yield batch, PartialForward(subject, 0).run(tokens, None, done, keep=kept, read=read)

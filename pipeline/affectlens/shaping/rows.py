@@ -14,7 +14,7 @@ from affectlens.shaping.comparison import BASE, READINGS, WORDINGS, Comparison
 from affectlens.shaping.held_out import OUTCOMES
 from affectlens.shaping.settings import Reading, RulesConfig, Wording
 from affectlens.shaping.statistics import NOTHING, Mean, difference, over_clusters, over_families, ratio
-from affectlens.shaping.verdicts import Verdict, spread
+from affectlens.shaping.verdicts import Verdict, deviation, spread
 from affectlens.shaping.wording import WORD
 
 Rows = list[dict[str, Any]]
@@ -99,7 +99,7 @@ def _states(compared: Comparison) -> Iterator[dict[str, Any]]:
             for reading in READINGS:
                 at = {"reading": reading, "layer": layer, "axis": axis}
                 bad, good = (compared.state(BASE, outcome, **at) for outcome in OUTCOMES)
-                unit = float(np.nanstd(bad.mean(axis=0), ddof=1)) or np.nan
+                unit = deviation(bad)
                 for group in compared.groups[1:]:
                     for basis in ("base", "changed"):
                         own, calm = (

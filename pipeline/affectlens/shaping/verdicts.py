@@ -113,8 +113,15 @@ def spread(base: ArmCells) -> tuple[float, float]:
 
     NaN where all situations read alike, so that nothing can be said.
     """
-    found = [float(np.nanstd(cells.mean(axis=0), ddof=1)) for cells in (base.state, base.text)]
-    return tuple(each if each > 0 else math.nan for each in found)  # type: ignore[return-value]
+    return deviation(base.state), deviation(base.text)
+
+
+def deviation(cells: Cells) -> float:
+    """Standard deviation over situations, mean over seeds; NaN where it is 0 or hardly anything was measured."""
+    known = cells.mean(axis=0)
+    known = known[np.isfinite(known)]
+    found = float(known.std(ddof=1)) if len(known) > 1 else 0.0
+    return found if found > 0 else math.nan
 
 
 def judge(arms: Sequence[ArmCells], base: ArmCells, rules: RulesConfig) -> list[Verdict]:
