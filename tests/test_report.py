@@ -415,7 +415,7 @@ def test_settings_reach_the_page(page: str) -> None:
 
 def test_every_section_is_there_and_every_link_leads_somewhere(page: str) -> None:
     # Nothing was watched, sought or sampled here; other modules of tests have pages with these sections.
-    elsewhere = {"monitor", "circuits", "modulation", "samples"}
+    elsewhere = {"monitor", "circuits", "modulation", "samples", "shape"}
     assert not any(f'<section id="{name}">' in page for name in elsewhere)
     for name, heading in SECTIONS.items():
         if name in elsewhere:

@@ -242,10 +242,10 @@ def test_a_killed_worker_is_reported_and_costs_nothing(study):
         ("geometry.components=3", {"geometry", "report"}),
         ("directions.neutral_variance=0.2", {"directions", "compare", "writers", "geometry", "causal",
                                              "circuit_units", "circuit_sizes", "circuits", "modulation", "monitor",
-                                             "shape_arms", "measure", "grade", "conclude", "report"}),
+                                             "shape_arms", "shape", "measure", "grade", "conclude", "report"}),
         ("activations.first_token=40", {"activations", "sae", "directions", "match", "compare", "writers", "geometry",
                                         "causal", "circuit_units", "circuit_sizes", "circuits", "modulation", "monitor",
-                                        "shape_arms", "measure", "grade", "conclude", "report"}),
+                                        "shape_arms", "shape", "measure", "grade", "conclude", "report"}),
     ],
 )  # fmt: skip
 def test_a_change_reaches_just_the_stages_that_depend_on_it(study_values, write_study, override, changed):
