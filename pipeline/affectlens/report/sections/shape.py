@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from affectlens.report import draw, tables
@@ -189,7 +189,7 @@ def shaped(evidence: Evidence) -> Said | None:
     return standing, {"title": title, "words": words, "one": max(row["seeds"] for row in rows) == 1}
 
 
-def _title(words: dict[str, Sequence[str]]) -> str:
+def _title(words: Mapping[str, Sequence[str]]) -> str:
     if CALM in words and TEXT_ONLY in words:
         return "Some ways calm the state with the text, others the text alone"
     if CALM in words:
