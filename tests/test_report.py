@@ -519,6 +519,18 @@ def test_the_diagonal_decides_the_badge_of_each_kind_of_vector() -> None:
     assert concluded(evidence, "inject_feature")[0] == "not shown"
 
 
+def test_a_space_parts_one_sentence_from_the_next(page: str) -> None:
+    bare = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)
+    for paragraph in re.findall(r"<p>(.*?)</p>", bare, flags=re.DOTALL):
+        assert not re.search(r"[a-z)%]\.[A-Z][a-z]", re.sub(r"<[^>]+>", "", paragraph)), paragraph
+
+
+def test_buttons_that_save_a_table_have_their_looks_on_the_screen_too(page: str) -> None:
+    screen, _, paper = page.partition("@media print")
+    assert ".save {" in screen
+    assert ".clamp { display: block; }" in paper.split("</style>")[0], "what is cut on the screen is whole on paper"
+
+
 def test_marks_follow_the_rule_of_the_verdicts_and_the_weaker_rule_is_half_a_mark() -> None:
     weaker = {"calm": {"sufficient": False}}
     evidence = changed(study(), "causal/verdicts", lambda row: weaker.get(row["concept"], {}))
