@@ -93,7 +93,9 @@ def test_every_command_that_reads_a_study_takes_changes_by_set(study):
 def test_stages_are_named_together_or_again(study):
     for given in (["--stage", "corpus,activations"], ["--stage", "corpus", "--stage", "activations"]):
         result = CliRunner().invoke(app, ["run", study.source, "--dry-run", *given])
-        assert [line.split()[0] for line in result.output.splitlines()[:-1]] == ["corpus", "activations"]
+        stages, closing = result.output.split("\n\n")
+        assert [line.split()[0] for line in stages.splitlines()] == ["corpus", "activations"]
+        assert closing.startswith("In all about ")
 
 
 @pytest.mark.parametrize(("number", "status", "workers"), [("SIGINT", 130, 1), ("SIGTERM", 143, 2), ("SIGHUP", 129, 1)])

@@ -65,7 +65,15 @@ def test_a_template_that_would_not_end_is_ended(name: str, writer: Writer):
         writer.write({**ENDLESS, **LARGE}[name], CHAT, {})
     assert time.process_time() - began[0] < 2 and time.monotonic() - began[1] < 60
     assert len(str(said.value)) < 400
-    assert writer.write("{{ messages[0].content }}", CHAT, {}) == CHAT[0]["content"]
+    another = f"{{{{ messages[0].content }}}} {name}"  # what is written once is kept
+    assert writer.write(another, CHAT, {}) == f"{CHAT[0]['content']} {name}"
+
+
+def test_a_chat_is_not_written_twice(writer: Writer, monkeypatch: Any):
+    template = "{{ messages[0].content }} once"
+    first = writer.write(template, CHAT, {})
+    monkeypatch.setattr("affectlens.model.templates._asked", lambda *_: pytest.fail("it was written again"))
+    assert writer.write(template, CHAT, {}) == first
 
 
 def test_what_a_template_raises_is_its_reason(writer: Writer):

@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from affectlens.activations.size import count_tokens
 from affectlens.cli import app
 from affectlens.errors import UserError
 from affectlens.model.subject import load_tokenizer
-from affectlens.run import manifest, parts, runner, verify
+from affectlens.run import manifest, parts, rates, runner, verify
 from affectlens.run.workspace import Workspace, standing
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
@@ -327,17 +328,20 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(study, undisturbed):
     folder = study.folder(ActivationsStage)
     rows = json.loads((folder / "index.json").read_text(encoding="utf-8"))["rows"]
     written = sum(len(data) for data in undisturbed.values())
-    cost = plan.activations(study, standing(study, ActivationsStage))
-    assert (cost.parts, cost.tokens, cost.bytes) == ((0, 7), 0, 0)
+
+    def row() -> plan.Estimate:
+        known = partial(standing, study), partial(rates.of_stage, study), runner.tokenizer_of(study)
+        return plan.plan(study, [ActivationsStage], *known).rows[0]
+
+    assert row() == plan.Estimate("activations", done=True, seconds=0.0)
     study.config.cache.rename(study.config.cache.with_name("undisturbed"))
     status, printed = command("run", study.source, "--dry-run", "--stage", "activations")
     assert status == 0
-    assert f"activations  missing   7 of 7 parts to compute: {rows:,} tokens, about " in printed
+    assert f"activations  missing 7 parts: {rows:,} tokens, about " in printed
     assert " are free in " in printed
     assert not list(study.config.cache.rglob("*.h5"))
-    cost = plan.activations(study, standing(study, ActivationsStage))
-    assert cost.tokens == rows
-    assert cost.exact
+    cost = row()
+    assert (cost.parts, cost.amount) == ((7, 7), f"{rows:,} tokens")
     assert 0.7 * written < cost.bytes < 1.4 * written
     assert cost.seconds is not None
     assert 0 < cost.seconds < 600

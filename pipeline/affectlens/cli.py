@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -419,21 +420,14 @@ def cancel(
 
 def _print_plan(study: Any, names: Sequence[str]) -> None:
     from affectlens import plan
-    from affectlens.disk import size
-    from affectlens.experiments import cost
-    from affectlens.run import runner
+    from affectlens.console import print_plan
+    from affectlens.run import rates, runner
     from affectlens.run.workspace import standing
-    from affectlens.study import stage_named
 
-    activations = plan.activations(study, standing(study, stage_named("activations")))
-    runner.check_pending(study, names, converting=False)
-    needs = {"activations": f"  {activations}"}
-    if study.config.experiments.run:
-        rows = plan.experiments(study, standing(study, stage_named("measure")))
-        needs["measure"] = f"  {cost.summary(rows)}"
-    for stage in runner.needed_for(study, names):
-        print(f"{stage.name:<12} {runner.inspect(study, stage).state:<8}{needs.get(stage.name, '')}".rstrip())
-    print(f"{size(activations.free)} are free in {study.config.cache}.")
+    stages, tokenizer = runner.needed_for(study, names), runner.tokenizer_of(study, converting=False)
+    runner.check_pending(study, names, tokenizer)
+    states = [runner.inspect(study, stage).state for stage in stages]
+    print_plan(plan.plan(study, stages, partial(standing, study), partial(rates.of_stage, study), tokenizer), states)
 
 
 def _show_sweep(studies: Sequence[Any]) -> None:

@@ -24,6 +24,7 @@ from rich.text import Text
 from affectlens.cluster import progress as jobs
 from affectlens.disk import duration
 from affectlens.entry import printable
+from affectlens.plan import Plan
 from affectlens.run.observer import Outcome, Reporter
 from affectlens.run.workspace import State
 from affectlens.stage import Metrics
@@ -140,6 +141,16 @@ def interval(metrics: Metrics, name: str) -> str:
     value, low, high = (metrics.get(key, math.nan) for key in (name, f"{name}_low", f"{name}_high"))
     text = "not shown" if math.isnan(value) else f"{value:.3f}"
     return text if math.isnan(low) or math.isnan(high) else f"{text} [{low:.3f}, {high:.3f}]"
+
+
+def print_plan(plan: Plan, states: Sequence[str]) -> None:
+    """One line a stage with what it will take, then the sum and where the times come from."""
+    width = max(len(row.stage) for row in plan.rows)
+    for row, state in zip(plan.rows, states, strict=True):
+        print(f"{row.stage:<{width}}  {'off' if row.off else state:<8}{row}".rstrip())
+    print()
+    for sentence in plan.closing():
+        print(sentence)
 
 
 def print_status(study: Study, states: Sequence[tuple[State, str]], progress: Mapping[str, jobs.Progress]) -> None:

@@ -18,7 +18,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -363,6 +363,11 @@ class DigestMemory:
                 case [[*stamp], str(digest)] if all(isinstance(number, int) for number in stamp):
                     stamps[name] = (stamp, digest)
         return stamps
+
+
+def stamps(paths: Iterable[Path]) -> tuple[tuple[int, ...], ...]:
+    """What tells whether files are still those that were read: their sizes, times and inodes; all must be there."""
+    return tuple(tuple(_stamp(path.stat())) for path in paths)
 
 
 def _stamp(known: os.stat_result) -> list[int]:

@@ -1,25 +1,28 @@
-"""What a study will take, before its first byte: the parts of each stage, disk space, time.
+"""What a study will take, before its first byte: of each stage its parts, disk space and time.
 
-Nothing here reads a result or writes a file; what is there already is handed in as :class:`Standing`.
+Nothing here reads a result or writes a file; what is there already is handed in as :class:`Standing`, and the rates of
+earlier runs on this machine as :class:`Rate`. Where there is none, a stage's own ``pace`` stands for it.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from affectlens.corpus.documents import select
 from affectlens.disk import duration, free_bytes, size
 from affectlens.experiments import cost
 from affectlens.model import subject
-from affectlens.stage import Outlook, Part, Stage, Unplanned
+from affectlens.stage import MERGE, NOTHING, REFERENCE, Outlook, Part, Stage, Unplanned
 from affectlens.study import Study, stage_named
 
-MATRICES = 12
-"""Weights of a block in units of the squared width: 4 in attention, 8 in the MLP of a plain transformer."""
-EFFICIENCY = 0.6
-"""Of a model's matrix products, smaller and mixed with other work, against large ones alone."""
+FURTHER_CORE = 0.65
+"""What a second core adds to one: caching ran 1.65 times as fast with two workers (docs/performance.md)."""
+AnyStage = type[Stage[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,30 @@ class Standing:
         return self.complete or part.name in self.parts
 
 
+@dataclass(frozen=True)
+class Rate:
+    """How long a stage took on this machine.
+
+    Attributes:
+        seconds: on one core, of a unit of ``Stage.effort``, by kind of part, with ``MERGE`` that of the merge.
+        day: when, as in 2026-01-31.
+    """
+
+    seconds: Mapping[str, float]
+    day: str
+
+
+def kind_of(part: Part | str) -> str:
+    """The letters that a part's name begins with, behind its experiment's: parts of a kind take alike long."""
+    name = part if isinstance(part, str) else part.name
+    return re.match(r"[A-Za-z_]*", name.rpartition(".")[2])[0]  # pyright: ignore[reportOptionalSubscript]
+
+
+def speed(cores: int) -> float:
+    """How many times as fast several cores are as one."""
+    return 1 + FURTHER_CORE * (max(1, cores) - 1)
+
+
 def outlook(study: Study) -> Outlook:
     """What the parts of the study's stages follow from, besides their configs."""
     config, model = study.config.activations, study.config.model
@@ -47,71 +74,197 @@ def outlook(study: Study) -> Outlook:
     return Outlook(tuple(select(study.config.corpus)), tuple(sorted(layers)), None if shape is None else shape.width)
 
 
-def parts(study: Study, stage: type[Stage[Any, Any]], known: Outlook) -> list[Part] | None:
+def planned(study: Study, stage: AnyStage, known: Outlook) -> Stage[Any, Any]:
+    """The stage without its needs: good for its parts."""
+    return stage(study.section(stage), study.setting("cpu"), {}, known)
+
+
+def parts(study: Study, stage: AnyStage, known: Outlook) -> list[Part] | None:
     """What the stage's ``parts()`` is going to be; None where it depends on results, or on a model not yet there."""
     try:
-        return list(stage(study.section(stage), study.setting("cpu"), {}, known).parts())
+        return list(planned(study, stage, known).parts())
     except Unplanned:
         return None
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What one study's activations take.
+class Estimate:
+    """What one stage will take.
 
     Attributes:
-        parts: how many are still to be computed, and how many there are.
-        tokens: text tokens still to be read.
-        bytes: still to be written.
-        free: bytes free where the cache lies.
-        seconds: of computing, without loading the model; None where the model's shape is not known yet.
-        exact: whether every text was counted, not a sample.
+        stage: its name.
+        parts: still to be computed, and all; None where they follow from results.
+        amount: of work still to be done, in words.
+        off: the key that turns the stage on, where it is off.
+        done: whether its result is there.
+        bytes: that will be written.
+        seconds: of computing; None where nobody knows.
+        day: of the run on this machine that the time follows from; empty where it is the pace that is shipped.
     """
 
-    parts: tuple[int, int]
-    tokens: int
-    bytes: int
-    free: int
-    seconds: float | None
-    exact: bool
+    stage: str
+    parts: tuple[int, int] | None = None
+    amount: str = ""
+    off: str = ""
+    done: bool = False
+    bytes: int = 0
+    seconds: float | None = None
+    day: str = ""
 
     def __str__(self) -> str:
-        about, (pending, parts) = "" if self.exact else "about ", self.parts
-        text = f"{pending} of {parts} parts to compute: {about}{self.tokens:,} tokens, about {size(self.bytes)} on disk"
-        return text if self.seconds is None else f"{text}, about {duration(self.seconds)}"
+        if self.done:
+            return ""
+        if self.off:
+            return f"nothing to do; `{self.off}` turns it on"
+        if self.parts is None:
+            return "parts and time follow from the stages before it"
+        pending, count = self.parts
+        parts = f"{pending} of {count} parts" if pending < count else f"{count} parts" if count > 1 else ""
+        words = ": ".join(filter(None, (parts, self.amount)))
+        disk = f", about {size(self.bytes)} on disk" if self.bytes else ""
+        time = "time not known" if self.seconds is None else f"about {duration(self.seconds)}"
+        return f"{words}{disk}, {time}" if words else time
 
 
-def activations(study: Study, standing: Standing) -> Cost:
-    """The cost of what the study's activations still lack. Nothing is written and no model is loaded.
+@dataclass(frozen=True)
+class Plan:
+    """What a study will take.
+
+    Attributes:
+        rows: a stage each, in order.
+        free: bytes free where the cache lies.
+        cores: that will work.
+        cache: where results lie.
+    """
+
+    rows: Sequence[Estimate]
+    free: int
+    cores: int
+    cache: Path
+
+    @property
+    def seconds(self) -> float:
+        """Of all whose time is known."""
+        return sum(row.seconds or 0.0 for row in self.rows)
+
+    def closing(self) -> Iterator[str]:
+        """The sum, and where the times come from, a sentence each."""
+        pending = [row for row in self.rows if not row.done and not row.off]
+        if not pending:
+            yield "All of it is there; nothing is left to compute."
+            return
+        unknown = [row.stage for row in pending if row.seconds is None]
+        least = f", not counted: {', '.join(unknown)}" if unknown else ""
+        yield (
+            f"In all about {duration(self.seconds)} on {self.cores} core{'s' * (self.cores > 1)}{least}; about "
+            f"{size(sum(row.bytes for row in pending))} of the {size(self.free)} that are free in {self.cache}."
+        )
+        learned = sorted({row.day for row in pending if row.day})
+        own = [row.stage for row in pending if row.day]
+        if own:
+            yield f"Times of {', '.join(own)}: as in runs on this machine, the last on {learned[-1]}."
+        if len(own) + len(unknown) < len(pending):
+            yield f"{'Other times' if own else 'Times'}: {REFERENCE}"
+
+
+def cores(study: Study) -> int:
+    """Processor cores that the study's workers will keep busy."""
+    compute, there = study.config.compute, os.cpu_count() or 1
+    wanted = there if compute.workers == "auto" else int(compute.workers) * compute.threads
+    return max(1, min(there, wanted))
+
+
+def plan(
+    study: Study,
+    stages: Sequence[AnyStage],
+    standing: Callable[[AnyStage], Standing],
+    rates: Callable[[AnyStage], Rate | None],
+    tokenizer: Callable[[], Any],
+) -> Plan:
+    """What the stages still take. Nothing is written and no model is loaded.
+
+    Args:
+        study: whose stages.
+        stages: those that will run, needs first.
+        standing: what is there of a stage.
+        rates: how long it took on this machine.
+        tokenizer: loads the model's.
 
     Raises:
-        UserError: the tokenizer cannot be loaded.
+        UserError: the tokenizer cannot be loaded, or an experiment cannot be read.
     """
+    known, rows = outlook(study), []
+    for stage in stages:
+        there = standing(stage)
+        row = _estimate(study, stage, known, there, rates)
+        if stage.name == "activations" and not there.complete:
+            row = _counted(study, row, known, there, tokenizer)
+        rows.append(row)
+    return Plan(rows, free_bytes(study.config.cache), cores(study), study.config.cache)
+
+
+def _estimate(
+    study: Study, stage: AnyStage, known: Outlook, there: Standing, rates: Callable[[AnyStage], Rate | None]
+) -> Estimate:
+    built = planned(study, stage, known)
+    try:
+        every = list(built.parts())
+    except Unplanned:
+        return Estimate(stage.name, done=there.complete)
+    if [part.name for part in every] == [NOTHING]:
+        return Estimate(stage.name, off=stage.switch or stage.name, seconds=0.0)
+    if there.complete:
+        return Estimate(stage.name, done=True, seconds=0.0)
+    pending = [part for part in every if not there.done(part)]
+    try:
+        needed = built.disk_bytes(pending)
+    except Unplanned:
+        needed = 0
+    rate = rates(stage)
+    seconds = _seconds(study, built, every, pending, rate)
+    day = rate.day if rate is not None and seconds is not None else ""
+    return Estimate(
+        stage.name, (len(pending), len(every)), built.amount(pending), bytes=needed, seconds=seconds, day=day
+    )
+
+
+def _seconds(
+    study: Study, built: Stage[Any, Any], every: Sequence[Part], pending: Sequence[Part], rate: Rate | None
+) -> float | None:
+    """Of computing and merging; None where no rate is known."""
+    scale = 1.0 if rate is not None else built.scale()
+    paces = built.pace if rate is None else rate.seconds
+    if not paces or scale is None or (rate is None and study.config.compute.device.startswith("cuda")):
+        return None
+    known = [pace for kind, pace in paces.items() if kind != MERGE]
+    usual = paces.get("", sum(known) / len(known) if known else 0.0)
+    working = min(cores(study), len(pending) * study.config.compute.threads)
+    alone = sum(built.effort(part) * paces.get(kind_of(part), usual) for part in pending)
+    merge = sum(map(built.effort, every)) * paces.get(MERGE, 0.0)
+    return scale * (alone / speed(working) + merge)
+
+
+def _counted(study: Study, row: Estimate, known: Outlook, there: Standing, tokenizer: Callable[[], Any]) -> Estimate:
+    """The activations, counted in tokens, with the bytes that they take."""
     from affectlens.activations.caching import Wanted
     from affectlens.activations.size import bytes_needed, count_tokens
     from affectlens.activations.tokenising import require_long_enough
 
-    known, config, model = outlook(study), study.config.activations, study.config.model
-    planned = parts(study, stage_named("activations"), known) or []
-    pending = [part for part in planned if not standing.done(part)]
+    config, model = study.config.activations, study.config.model
+    pending = [part for part in parts(study, stage_named("activations"), known) or [] if not there.done(part)]
     texts = [
         document
         for part in pending
         for document in known.documents[part.payload["start"] : part.payload["start"] + config.texts_per_part]
     ]
-    tokenizer = subject.load_tokenizer(model, study.setting("cpu").models, converting=False)
-    require_long_enough(tokenizer, texts, config)
-    tokens, exact = count_tokens(tokenizer, texts)
-    counts, free = (len(pending), len(planned)), free_bytes(study.config.cache)
+    require_long_enough(tokenizer(), texts, config)
+    tokens, exact = count_tokens(tokenizer(), texts)
+    amount = f"{'' if exact else 'about '}{tokens:,} tokens"
     if known.model_width is None:
-        return Cost(counts, tokens, 0, free, None, exact)
-    device = subject.device_names(study.config.compute.device)[0]
-    wanted, width = Wanted.of(config, model, device), known.model_width
-    layers = max(site.layer for site in wanted.sites) + 1
-    operations = 2 * MATRICES * width**2 * layers * tokens
-    seconds = operations / (EFFICIENCY * _operations_per_second(study, device, width)) if tokens else 0.0
-    needed = bytes_needed(wanted, width=width, tokens=tokens, documents=len(texts), shards=len(pending))
-    return Cost(counts, tokens, needed, free, seconds, exact)
+        return replace(row, amount=amount)
+    wanted = Wanted.of(config, model, subject.device_names(study.config.compute.device)[0])
+    needed = bytes_needed(wanted, width=known.model_width, tokens=tokens, documents=len(texts), shards=len(pending))
+    return replace(row, amount=amount, bytes=needed)
 
 
 def experiments(study: Study, standing: Standing) -> list[cost.Listed]:
@@ -121,22 +274,3 @@ def experiments(study: Study, standing: Standing) -> list[cost.Listed]:
         UserError: an experiment cannot be read.
     """
     return cost.listed(study.config.experiments, study.config.model, outlook(study).emotions, standing.done)
-
-
-def _operations_per_second(study: Study, device: str, width: int) -> float:
-    """Of matrix products as large as the model's, on this device, in this type, measured for a moment."""
-    import torch
-
-    torch.set_num_threads(study.config.compute.threads)
-    dtype = subject.resolve_dtype(study.config.model.dtype, device)
-    rows = study.config.activations.tokens_per_batch
-    left = torch.ones(rows, width, dtype=dtype, device=device)
-    right = torch.ones(width, 4 * width, dtype=dtype, device=device)
-    done, started = 0, 0.0
-    while not started or time.perf_counter() - started < 0.3:
-        (left @ right)[0, 0].item()
-        if not started:
-            started = time.perf_counter()  # the first product pays for setting things up
-        else:
-            done += 1
-    return done * 2 * rows * width * 4 * width / (time.perf_counter() - started)

@@ -20,7 +20,7 @@ from pydantic import Field, field_validator
 
 from affectlens.config import Config
 from affectlens.corpus.documents import Document
-from affectlens.model.subject import ModelConfig
+from affectlens.model.config import ModelConfig, Shape, shape
 from affectlens.settings import ClusterConfig, ComputeConfig, Resources, TrackingConfig
 
 if TYPE_CHECKING:
@@ -33,6 +33,17 @@ RECORD, MANIFEST, METRICS = "part.json", "manifest.json", "metrics.json"
 LIVE = "live.jsonl"
 """A file of rows of figures that a part may append to in its folder while it runs, for example its loss; ``step`` is
 the x axis. It is shown while the part runs and is no part of the result."""
+NOTHING = "nothing"
+"""The name of the only part of a stage that is off."""
+MERGE = "merge"
+"""The key of ``Stage.pace`` under which the merge stands."""
+REFERENCE = (
+    "measured with the embedded model on one core of an AMD EPYC with AVX-512 and bfloat16 on 2026-12-01, for other "
+    "models by layers and width; a first run here tells better."
+)
+"""Where the figures of ``Stage.pace`` come from."""
+REFERENCE_SHAPE = Shape(layers=30, width=576)
+"""Of the embedded model."""
 Metrics = dict[str, float]
 
 
@@ -109,6 +120,11 @@ class StudySettings(Config):
     if TYPE_CHECKING:
         # Sections of stages are fields of the class that the registry makes; no type checker can know them.
         def __getattr__(self, name: str) -> Any: ...
+
+
+def paces(other: float = 0.0, merge: float = 0.0, **kinds: float) -> Mapping[str, float]:
+    """A stage's ``pace``: seconds on one core of a unit of work, in parts of a kind, in other parts, and merging."""
+    return {**kinds, **({"": other} if other else {}), MERGE: merge}
 
 
 class Unplanned(Exception):
@@ -193,6 +209,9 @@ class Stage(ABC, Generic[C, A]):
             change of those leaves this stage's parts as they are.
         resources: what its jobs ask a cluster for where nobody says otherwise, as in the section ``cluster``.
         unit: what ``Part.size`` counts, for the progress bar.
+        switch: the key that turns the stage on, where it is off by default.
+        pace: seconds on one core of a unit of :meth:`effort`, by the letters that names of parts begin with; under
+            ``""`` of other parts, under ``MERGE`` of the merge (a unit of all parts). Measured as ``REFERENCE`` says.
         headline: metrics shown when a study ends, as (metric, what it is); its interval is found by itself.
         tables: declarations of the tables that ``finish`` writes (:func:`affectlens.results.write`); what W&B, the
             page, ``compare`` and the Python API read.
@@ -212,6 +231,8 @@ class Stage(ABC, Generic[C, A]):
     measured_needs: ClassVar[tuple[str, ...]] = ()
     resources: ClassVar[Resources] = Resources()
     unit: ClassVar[str] = "parts"
+    switch: ClassVar[str] = ""
+    pace: ClassVar[Mapping[str, float]] = {}
     headline: ClassVar[tuple[tuple[str, str], ...]] = ()
     tables: ClassVar[tuple[Table, ...]] = ()
 
@@ -305,6 +326,23 @@ class Stage(ABC, Generic[C, A]):
         What follows from ``config``, ``setting`` and ``outlook`` alone can be planned before the stage's needs are
         there; one that asks for a result has to wait for it.
         """
+
+    def effort(self, part: Part) -> float:
+        """Units of work in a part as far as its time goes; its size, unless a stage knows better."""
+        return part.size
+
+    def amount(self, parts: Sequence[Part]) -> str:
+        """Of work in these parts, in words; empty where their number says it."""
+        units = sum(part.size for part in parts)
+        return "" if units == len(parts) else f"{units:,.0f} {self.unit}"
+
+    def scale(self) -> float | None:
+        """How many times as long as with the embedded model the stage takes; None while the model is not here."""
+        known = shape(self.setting.model)
+        if known is None:
+            return None
+        wider = known.width / REFERENCE_SHAPE.width
+        return wider**2 * known.layers / REFERENCE_SHAPE.layers if self.reads_model else wider
 
     def disk_bytes(self, parts: Sequence[Part]) -> int:
         """What these parts will write, about; asked before the first of them runs. 0: too little to matter."""

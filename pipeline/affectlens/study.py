@@ -18,7 +18,7 @@ import pydantic
 import affectlens.stages  # noqa: F401 - registers the stages that come with the package
 from affectlens import settings, shipped
 from affectlens.config import Config, apply_overrides, left_out, nearest, read_yaml, validate
-from affectlens.errors import ConfigError, UserError
+from affectlens.errors import ConfigError, Unavailable
 from affectlens.files import DigestMemory, file_digest
 from affectlens.model import config as models
 from affectlens.model.config import ModelConfig
@@ -113,6 +113,7 @@ class Study:
         self.stages = _study_class(config.plugins)[1]
         self._fingerprints: dict[tuple[str, bool], str] = {}
         self._read_digests: dict[str, dict[str, str]] = {}
+        self._identities: dict[str, Mapping[str, Identity]] = {}
 
     @classmethod
     def load(cls, path: Path, overrides: Sequence[str] = ()) -> Study:
@@ -142,9 +143,10 @@ class Study:
         plugins = tuple(plugins) if isinstance(plugins, list | tuple) else ()
         try:
             kind, _ = _study_class(tuple(name for name in plugins if isinstance(name, str)))
+            values = _with_layer(values)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
-        config = validate(kind, _with_layer(values), source)
+        config = validate(kind, values, source)
         return cls(config, source, overrides)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -209,7 +211,7 @@ class Study:
 
     def provenance(self, stage: AnyStage, *, measured: bool = False) -> dict[str, Any]:
         """What the fingerprint is taken over, in full; the manifest records it."""
-        identities, data = stage.identities(self.config), self._data(stage)
+        data, identities = self._data(stage), self._identities[stage.name]
         paths = {
             str(what.path if isinstance(what, Folder) else what): data[role]
             for role, what in identities.items()
@@ -235,7 +237,7 @@ class Study:
             whole["seed"] = self.config.seed
         if stage.reads_model:
             whole["model"] = self.model.model_dump(mode="json", exclude={"name", "revision"})
-            whole["model_identity"] = self._model_identity
+            whole["model_identity"] = self.model_identity
         return whole
 
     def part_keys(self, stage: Stage[Any, Any], parts: Sequence[Part]) -> dict[str, str]:
@@ -269,7 +271,7 @@ class Study:
         return self.config.model.model_copy(update={"dtype": dtype})
 
     @cached_property
-    def _model_identity(self) -> str:
+    def model_identity(self) -> str:
         return models.identity(self.config.model, self.digest)
 
     def require_same_inputs(self, stage: AnyStage) -> None:
@@ -283,10 +285,10 @@ class Study:
             for role, what in stage.identities(self.config).items()
             if not isinstance(what, ModelConfig) and self.identity(what) != self._data(stage).get(role)
         ]
-        if stage.reads_model and models.identity(self.config.model, self.digest) != self._model_identity:
+        if stage.reads_model and models.identity(self.config.model, self.digest) != self.model_identity:
             changed.append(f"the model's files (`model.name: {self.config.model.name}`)")
         if changed:
-            raise UserError(
+            raise Unavailable(
                 f"stage `{stage.name}`: {', '.join(changed)} changed since the run began, so what was computed is not "
                 "kept; run again for a result of the changed files, or put them back and run again"
             )
@@ -294,7 +296,7 @@ class Study:
     def _data(self, stage: AnyStage) -> dict[str, str]:
         """What the stage reads from outside the cache, by content, as it was when it was first asked for."""
         if stage.name not in self._read_digests:
-            identities = stage.identities(self.config)
+            identities = self._identities[stage.name] = stage.identities(self.config)
             self._read_digests[stage.name] = {role: self.identity(what) for role, what in identities.items()}
         return self._read_digests[stage.name]
 

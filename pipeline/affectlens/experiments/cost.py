@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SHAPE = subject.Shape(layers=30, width=576)
 """Of the model at which the speeds below were measured, on two processor cores."""
+TWO_CORES = 1.65
+"""Times as fast as one, as in :data:`affectlens.plan.FURTHER_CORE`."""
 FORWARD, SAMPLED = 1500.0, 250.0
 """Tokens a second through the whole model, its output matrix at the answers included; and tokens sampled a second."""
 NOTE = (
@@ -104,11 +106,3 @@ def _line(row: Listed, width: int) -> str:
     tokens = f"{row.work.forward:>11,.0f}{row.work.sampled:>11,.0f}"
     time = "" if row.seconds is None else duration(row.seconds)
     return f"{row.name:<{width}}{counts}{tokens}{time:>11}  {row.state:<14} {row.title}".rstrip()
-
-
-def summary(rows: list[Listed]) -> str:
-    """One line for a plan of the whole study."""
-    work = sum((row.work for row in rows), measurements.Work())
-    times = [row.seconds for row in rows if row.seconds is not None]
-    text = f"{len(rows)} experiments: about {work.forward:,.0f} tokens, at most {work.sampled:,.0f} sampled"
-    return f"{text}, about {duration(sum(times))} on two processor cores" if times else text

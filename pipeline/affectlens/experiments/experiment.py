@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,7 @@ from affectlens.errors import UserError
 from affectlens.experiments.conclude.config import RegisteredAnalysis
 from affectlens.experiments.grade.graders import RegisteredGrader
 from affectlens.experiments.scenario import Scenario, read_scenarios
+from affectlens.files import stamps
 
 FORMER_KINDS = {"tournament": "pairwise", "rollout": "completions"}
 """Of outcomes, in the last release."""
@@ -236,7 +238,7 @@ class Experiment:
 
 
 def read_experiment(folder: Path) -> Experiment:
-    """Read a folder of an experiment.
+    """Read a folder of an experiment; once as long as its files stay as they are.
 
     Raises:
         UserError: names the file, the line and the key that is missing or wrong.
@@ -244,6 +246,11 @@ def read_experiment(folder: Path) -> Experiment:
     for name in FILES:
         if not (folder / name).is_file():
             raise UserError(f"the experiment {folder} has no {name}; an experiment is a folder with {', '.join(FILES)}")
+    return _read(folder, stamps(folder / name for name in FILES))
+
+
+@lru_cache(maxsize=64)
+def _read(folder: Path, as_of: tuple[tuple[int, ...], ...]) -> Experiment:
     path = folder / "experiment.yaml"
     config = validate(ExperimentConfig, read_yaml(path), str(path))
     scenarios = tuple(read_scenarios(folder / "scenarios.jsonl"))

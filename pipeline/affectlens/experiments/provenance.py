@@ -42,7 +42,7 @@ def digest_files(folder: Path) -> str:
 def asked(scenarios: Sequence[Scenario]) -> list[dict[str, Any]]:
     """What is put to the model, and what names its random draws; without what only graders and analyses read."""
     fields = ("id", "condition", "messages", "text", "spans", "answer", "options")
-    return [{name: asdict(scenario)[name] for name in fields} for scenario in scenarios]
+    return [{name: values[name] for name in fields} for values in map(asdict, scenarios)]
 
 
 def measured(experiment: Experiment) -> dict[str, Any]:

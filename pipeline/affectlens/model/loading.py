@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from affectlens.errors import UserError
+from affectlens.errors import Unavailable, UserError
 from affectlens.model import embedded
 from affectlens.model.adapters import merge
 from affectlens.model.config import ModelConfig, depth_override, locate, resolve_dtype, settings
 from affectlens.model.converted import memory
 
+GATED = "accept its terms on the hub, then log in with `hf auth login`, or set HF_TOKEN"
+"""What opens a model that its makers give to people with an account only."""
 SHOWN = 3
 """Names of missing weights that an error lists."""
 
@@ -57,7 +59,8 @@ def loading(config: ModelConfig) -> Iterator[None]:
     except Exception as error:
         words = " ".join(str(error).split())
         reason = (words if len(words) <= 300 else words[:297] + "...") or type(error).__name__
-        raise UserError(f"`model.name: {config.name}`: the model could not be loaded ({reason})") from error
+        remedy = f"; {GATED}" if "gated repo" in words else ""
+        raise Unavailable(f"`model.name: {config.name}`: the model could not be loaded ({reason}){remedy}") from error
 
 
 @contextmanager
@@ -85,19 +88,24 @@ def load_tokenizer(config: ModelConfig, models: Path, *, converting: bool = True
     Raises:
         UserError: there is none, or it cannot be read.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     with loading(config):
         file = gguf_file(config)
+        kind: Any = AutoTokenizer
         if file is not None and not converting and not embedded.converted(models, _digest(file, models)):
             name, options = str(file.parent), {"gguf_file": file.name}
+            if config.name == "embedded":  # the class that AutoTokenizer finds after three seconds in the file
+                kind = PreTrainedTokenizerFast
         else:
             name, options = source(config, models)
         require_architecture(config)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=config.trust_remote_code, **options)
+            tokenizer = kind.from_pretrained(name, trust_remote_code=config.trust_remote_code, **options)
         except Exception as error:
             words = " ".join(str(error).split())
+            if "instantiate the backend tokenizer" in words:  # what follows are ways to write one
+                words = "there is no file of it"
             raise UserError(
                 f"`model.name: {config.name}`: the model's tokenizer could not be loaded ({words[:200]}); save the "
                 "tokenizer into the model's folder"

@@ -24,6 +24,9 @@ SECONDS = 10.0
 """Of processor time for one chat; templates of public models take milliseconds."""
 MEMORY = 1 << 30
 """Bytes for one chat."""
+REMEMBERED, KEPT = 8_000, 512
+"""Letters of a chat that is not written twice, and how many of them are kept: one of marks alone is asked for again and
+again."""
 
 
 class TemplateFault(UserError):
@@ -44,6 +47,7 @@ class Writer:
         self._process: subprocess.Popen[str] | None = None
         self._owner = 0
         self._lock = threading.Lock()
+        self._written: dict[str, str] = {}
 
     def write(self, template: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
         """A chat as a template writes it.
@@ -53,6 +57,8 @@ class Writer:
         """
         job = json.dumps({"template": template, "messages": messages, "options": options})
         with self._lock:
+            if job in self._written:
+                return self._written[job]
             if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
                 self._process, self._owner = self._started(), os.getpid()
             answer = _asked(self._process, job)
@@ -64,6 +70,10 @@ class Writer:
         said = json.loads(answer)
         if "fault" in said:
             raise TemplateFault(said["fault"])
+        if len(job) + len(said["text"]) <= REMEMBERED:
+            if len(self._written) >= KEPT:
+                self._written.clear()
+            self._written[job] = said["text"]
         return said["text"]
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pydantic import Field, model_validator
 from affectlens.config import Config, nearest, read_yaml, validate
 from affectlens.corpus.texts import read_lines
 from affectlens.errors import UserError
+from affectlens.files import stamps
 from affectlens.model.config import TuningConfig
 from affectlens.monitor.acts import ACTS, find
 from affectlens.monitor.episodes import BENIGN, RISK, Written
@@ -198,7 +200,7 @@ def folders(place: Path = Path("experiments")) -> list[str]:
 
 
 def read_folder(name: str, place: Path = Path("experiments")) -> ScenarioFolder:
-    """A folder of scenarios.
+    """A folder of scenarios, read once as long as its files stay as they are.
 
     Raises:
         UserError: it does not exist, or names the file, the line and the key that is missing or wrong.
@@ -210,16 +212,23 @@ def read_folder(name: str, place: Path = Path("experiments")) -> ScenarioFolder:
     for file in (SCENARIOS, README):
         if not (path / file).is_file():
             raise UserError(f"{path} has no {file}; a folder of scenarios holds {FILE}, {SCENARIOS} and {README}")
+    return _read(path, stamps(path / file for file in (FILE, SCENARIOS)))
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, as_of: tuple[tuple[int, ...], ...]) -> ScenarioFolder:
     config = validate(FolderConfig, read_yaml(path / FILE), str(path / FILE))
     rows: list[RowConfig] = []
+    seen: set[str] = set()
     for where, values in read_lines(path / SCENARIOS):
         if not isinstance(values, dict):
             raise UserError(f"{where}: not an object; write a scenario as {{...}}")
         row = validate(RowConfig, values, where)
-        if any(row.id == other.id for other in rows):
+        if row.id in seen:
             raise UserError(f"{where}: two scenarios have the id `{row.id}`; rename one")
+        seen.add(row.id)
         rows.append(row)
-    return ScenarioFolder(name, path, config, tuple(rows))
+    return ScenarioFolder(path.name, path, config, tuple(rows))
 
 
 def by_stratum(prompts: Sequence[Prompt]) -> dict[str, list[Prompt]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from affectlens.disk import require_space
-from affectlens.errors import DamagedResult, MissingResult, UserError, of_the_world
+from affectlens.errors import DamagedResult, MissingResult, Unavailable, UserError, of_the_world
 from affectlens.files import remove_leftovers, sync_folder, write_json
 from affectlens.run import manifest, verify
 from affectlens.run.workspace import BUILDING, AnyStage, Workspace
@@ -92,6 +93,21 @@ def adopt(study: Study, stage: AnyStage, parts: Sequence[Part]) -> None:
                     space.adopt(part.name, keys[part.name])
 
 
+def require_writable(cache: Path) -> None:
+    """Refuse a cache in which nothing can be written, before anything is computed for it. Nothing stays behind.
+
+    Raises:
+        UserError: names it.
+    """
+    place = next(parent for parent in (cache.absolute(), *cache.absolute().parents) if parent.exists())
+    try:
+        Path(tempfile.mkdtemp(prefix=".writable-", dir=place)).rmdir()
+    except OSError as error:
+        raise Unavailable(
+            f"cache: {cache} cannot be written ({error.strerror}); set `cache:` to a writable folder"
+        ) from None
+
+
 def make_folder(folder: Path) -> None:
     """A folder in the cache.
 
@@ -101,7 +117,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
+        raise Unavailable(
             f"cache: {folder} cannot be made ({error.strerror}); set `cache:` to a writable folder"
         ) from None
 
@@ -186,7 +202,10 @@ def _compute(
         "sizes": verify.sizes(building, files),
         "inputs": inputs,
         "key": key,
-        "run": manifest.circumstances(began, built.setting.device, built.setting.threads),
+        "run": {
+            **manifest.circumstances(began, built.setting.device, built.setting.threads),
+            "effort": round(built.effort(part), 3),
+        },
     }
     manifest.write_part(building, record)
     os.replace(building, space.parts / part.name)

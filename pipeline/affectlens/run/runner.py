@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Literal
 
 from affectlens import results
-from affectlens.errors import ConfigError, DamagedResult, MissingResult, PartFailed, UnreadableResult, UserError
+from affectlens.errors import ConfigError, DamagedResult, MissingResult, PartFailed, Unavailable, UnreadableResult
 from affectlens.files import remove_leftovers, sync_folder, write_json
 from affectlens.model import subject
 from affectlens.run import manifest, parts, verify
@@ -66,20 +67,37 @@ def needed_for(study: Study, names: Sequence[str]) -> list[AnyStage]:
     return stages
 
 
-def check_pending(study: Study, names: Sequence[str], *, converting: bool = True) -> None:
+def tokenizer_of(study: Study, *, converting: bool = True) -> Callable[[], Any]:
+    """Loads the model's tokenizer when it is first called.
+
+    Args:
+        study: whose model.
+        converting: whether a GGUF file may be converted for it.
+    """
+    setting = study.setting("cpu")
+    return cache(partial(subject.load_tokenizer, setting.model, setting.models, converting=converting))
+
+
+def check_pending(study: Study, names: Sequence[str], tokenizer: Callable[[], Any] | None = None) -> None:
     """Ask the named stages, and those that they need, what they can see before anything runs; not those that are done.
 
     Args:
-        converting: whether a GGUF file may be converted for its tokenizer.
+        study: that is about to run.
+        names: of stages; all when none is named.
+        tokenizer: loads the model's tokenizer.
 
     Raises:
         UserError: from the first stage that finds a fault.
     """
-    setting = study.setting("cpu")
-    tokenizer = cache(partial(subject.load_tokenizer, setting.model, setting.models, converting=converting))
-    for stage in needed_for(study, names):
-        if inspect(study, stage).state != "done":
-            stage.check_pending(study.config, tokenizer)
+    pending = [stage for stage in needed_for(study, names) if inspect(study, stage).state != "done"]
+    if not pending:
+        return
+    parts.require_writable(study.config.cache)
+    if study.config.compute.device.startswith("cuda"):
+        subject.device_names(study.config.compute.device)
+    tokenizer = tokenizer or tokenizer_of(study)
+    for stage in pending:
+        stage.check_pending(study.config, tokenizer)
 
 
 def run(
@@ -214,7 +232,7 @@ class Session:
         if forced:
             with space.lock("finish", wait=True):
                 if busy := space.busy():
-                    raise UserError(
+                    raise Unavailable(
                         f"stage `{stage.name}`: another run is working on {len(busy)} of its parts, first {busy[0]}; "
                         "end that run, or leave out --mode force to share the work with it"
                     )
@@ -333,7 +351,7 @@ class Session:
         try:
             self.pool.run([(self.study, stage.name, names, device) for device in devices], receive)
         except WorkersDied as error:
-            raise UserError(
+            raise Unavailable(
                 f"stage `{stage.name}`: {error}; finished parts are kept, run again, with fewer --workers if memory is "
                 "short"
             ) from None
@@ -356,7 +374,7 @@ class Session:
 
 def _merge(study: Study, stage: AnyStage, space: Workspace, devices: Sequence[str], began: Began) -> None:
     parts.set_threads(study.config.compute.threads)
-    inputs = space.need_digests()
+    merging, inputs = Began.now(), space.need_digests()
     built = parts.build(study, stage, devices[0])
     folders = {part.name: space.parts / part.name for part in built.parts()}
     for leftover in space.partial.iterdir():
@@ -387,7 +405,10 @@ def _merge(study: Study, stage: AnyStage, space: Workspace, devices: Sequence[st
             "sizes": verify.sizes(space.partial, files),
             "inputs": inputs,
             "parts": {name: part["run"] for name, part in records.items()},
-            "run": manifest.circumstances(began, devices[0], study.config.compute.threads),
+            "run": {
+                **manifest.circumstances(began, devices[0], study.config.compute.threads),
+                "merge_seconds": round(time.monotonic() - merging.tick, 3),
+            },
             "workers": len(devices),
             "versions": manifest.versions(),
             "git": manifest.git_revision(),

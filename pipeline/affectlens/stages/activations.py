@@ -11,7 +11,7 @@ from affectlens.activations.config import ActivationsConfig
 from affectlens.corpus.documents import Document, select
 from affectlens.model import subject as subjects
 from affectlens.model.config import vocabulary
-from affectlens.stage import Metrics, Part, Progress, Stage, StudySettings, register
+from affectlens.stage import Metrics, Part, Progress, Stage, StudySettings, paces, register
 from affectlens.stages.corpus import CorpusStage
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class ActivationsStage(Stage[ActivationsConfig, "ActivationStore"]):
     measured_needs = ("corpus",)
     uploads = False
     unit = "texts"
+    pace = paces(other=2.5e-4)
 
     @classmethod
     def check(cls, study: StudySettings) -> None:
@@ -57,6 +58,14 @@ class ActivationsStage(Stage[ActivationsConfig, "ActivationStore"]):
             Part(f"{start // size:05d}", size=len(documents[start : start + size]), payload={"start": start})
             for start in range(0, len(documents), size)
         ]
+
+    def effort(self, part: Part) -> float:
+        """Characters, by the share of the model's blocks that they go through."""
+        whole, config, start = subjects.shape(self.setting.model), self.config, part.payload["start"]
+        layers = (self.setting.model.layer, *config.pooled_layers, *(config.token_layers if config.token_rows else ()))
+        through = 1.0 if whole is None else (max(layers) + 1) / whole.layers
+        texts = self.outlook.documents[start : start + self.config.texts_per_part]
+        return through * sum(len(text.text) or sum(len(each["content"]) for each in text.messages) for text in texts)
 
     def documents(self, part: Part) -> tuple[Document, ...]:
         """The texts of a part."""

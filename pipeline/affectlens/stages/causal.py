@@ -23,7 +23,7 @@ from affectlens.interventions.conditions import injected_vectors, studied_famili
 from affectlens.interventions.config import CausalConfig
 from affectlens.interventions.tables import TABLES
 from affectlens.settings import Resources
-from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
+from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, paces, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
 from affectlens.stages.directions import DirectionsStage
@@ -55,6 +55,7 @@ class CausalStage(Stage[CausalConfig, Causal]):
     measured_needs = ("directions", "match")
     resources = Resources(parts_per_job=2)  # a part takes minutes
     unit = "interventions"
+    pace = paces(inject=0.045, ablate=0.008, merge=0.0004)
     tables = TABLES
     headline = (
         ("share_specific_direction", "concepts whose direction, injected, raises their words and no others as much"),
@@ -106,6 +107,10 @@ class CausalStage(Stage[CausalConfig, Causal]):
             Part(f"ablate-{index:04d}", size=ablations * (end - start), payload={"start": start, "end": end})
             for index, (start, end) in enumerate(_slices(len(concepts), config.concepts_per_part))
         ]
+
+    def effort(self, part: Part) -> float:
+        """Interventions; each story that is read under ablation is one."""
+        return part.size * (self.config.stories if part.name.startswith("ablate") else 1)
 
     @cached_property
     def inputs(self) -> InterventionInputs:

@@ -17,8 +17,8 @@ from affectlens.circuits.design import Cell, Rotation
 from affectlens.circuits.tables import SIZES
 from affectlens.corpus.texts import EMBEDDED
 from affectlens.settings import Resources
-from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
-from affectlens.stages.circuit_units import NOTHING, RESULT, CircuitUnitsStage, contexts
+from affectlens.stage import NOTHING, Identity, Metrics, Part, Progress, Stage, StudySettings, paces, register
+from affectlens.stages.circuit_units import RESULT, CircuitUnitsStage, contexts
 from affectlens.stages.corpus import CorpusStage
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ class CircuitSizesStage(Stage[CircuitsConfig, Sizes]):
     measured_needs = ("circuit_units",)
     resources = Resources(parts_per_job=4)
     unit = "contexts"
+    switch = "circuits.run"
+    pace = paces(size=1.9)
     headline = (("heads", "in a circuit, mean over the divisions of the topics"),)
     tables = (SIZES,)
 

@@ -20,7 +20,7 @@ from affectlens.corpus.documents import CorpusConfig, Document, concepts, select
 from affectlens.corpus.texts import EMBEDDED
 from affectlens.files import write_json
 from affectlens.settings import Resources
-from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
+from affectlens.stage import NOTHING, Identity, Metrics, Part, Progress, Stage, StudySettings, paces, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
 from affectlens.stages.directions import DirectionsStage
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from affectlens.circuits.bench import Bench
 
 RESULT = "part.safetensors"
-NOTHING = "nothing"
-"""The only part of a study that looks for no circuits."""
 
 
 def contexts(documents: Sequence[Document], config: CircuitsConfig) -> tuple[Rotation, ...]:
@@ -66,6 +64,8 @@ class CircuitUnitsStage(Stage[CircuitsConfig, Scores]):
     measured_needs = ("directions",)
     resources = Resources(parts_per_job=4)
     unit = "contexts"
+    switch = "circuits.run"
+    pace = paces(writers=0.55, effect=1.3)
     headline = (("heads_significant", "heads whose ablation changes the contrast of the words, corrected"),)
     tables = TABLES
 

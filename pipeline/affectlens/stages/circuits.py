@@ -20,9 +20,9 @@ from affectlens.corpus.documents import EvaluateConfig, writer_documents
 from affectlens.corpus.texts import EMBEDDED
 from affectlens.files import write_json
 from affectlens.settings import Resources
-from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
+from affectlens.stage import NOTHING, Identity, Metrics, Part, Progress, Stage, StudySettings, paces, register
 from affectlens.stages.circuit_sizes import CircuitSizesStage
-from affectlens.stages.circuit_units import NOTHING, RESULT, CircuitUnitsStage, contexts
+from affectlens.stages.circuit_units import RESULT, CircuitUnitsStage, contexts
 from affectlens.stages.corpus import CorpusStage
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ class CircuitsStage(Stage[CircuitsConfig, Circuits]):
     measured_needs = ("circuit_units", "circuit_sizes")
     resources = Resources(parts_per_job=4)
     unit = "contexts"
+    switch = "circuits.run"
+    pace = paces(differences=2.4, published=1.7, transfer=1.3, report=0.8, other=1.0)
     headline = (
         ("ratio", "of the words' contrast that the head circuit alone gives, on topics that chose nothing"),
         ("left", "of the contrast without the circuit"),

@@ -18,7 +18,7 @@ from affectlens.model import subject
 from affectlens.probing import comparison
 from affectlens.probing.comparison import Comparison
 from affectlens.probing.config import CompareConfig
-from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
+from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, paces, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
 from affectlens.stages.directions import DirectionsStage
@@ -60,6 +60,7 @@ class CompareStage(Stage[CompareConfig, Comparison]):
     seeded = True
     measured_needs = ("directions",)
     unit = "comparisons"
+    pace = paces(cosines=0.5, detection=2.6, pairs=10.0, templates=35.0)
     headline = (
         ("auroc_all_sae_features", "AUROC of all SAE features together within left-out topics"),
         ("auroc_best_random_direction", "AUROC of the best random direction, searched as features are"),

@@ -11,9 +11,9 @@ from affectlens import results
 from affectlens.experiments import provenance, tables
 from affectlens.experiments.experiment import Experiment
 from affectlens.files import write_json
-from affectlens.stage import Identity, Metrics, Part, Progress, StudySettings, register
+from affectlens.stage import NOTHING, Identity, Metrics, Part, Progress, StudySettings, register
 from affectlens.stages.grade import GradeStage
-from affectlens.stages.measure import NOTHING, ExperimentStage, MeasureStage, chosen
+from affectlens.stages.measure import ExperimentStage, MeasureStage, chosen
 
 if TYPE_CHECKING:
     from affectlens.experiments.results import Measured
@@ -44,6 +44,7 @@ class ConcludeStage(ExperimentStage[Conclusions]):
     fields = ("run", "limit")
     needs = ("measure", "grade")
     unit = "experiments"
+    switch = "experiments.run"
     tables = (tables.FINDINGS,)
 
     @classmethod

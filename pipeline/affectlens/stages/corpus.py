@@ -12,7 +12,7 @@ from affectlens.corpus.documents import Corpus, CorpusConfig, select, stories, w
 from affectlens.corpus.texts import texts_path
 from affectlens.files import write_json
 from affectlens.results import Table, integer, number, text
-from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
+from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, paces, register
 
 QUALITY = Table(
     "quality",
@@ -37,6 +37,7 @@ class CorpusStage(Stage[CorpusConfig, Corpus]):
     fields = tuple(name for name in CorpusConfig.model_fields if name != "evaluate")
     keeps_parts = True
     unit = "texts"
+    pace = paces(all=5e-5, merge=1.3e-4)
     tables = (QUALITY,)
 
     @classmethod

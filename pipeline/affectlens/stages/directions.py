@@ -13,7 +13,7 @@ from affectlens.model import subject
 from affectlens.probing import directions
 from affectlens.probing.config import DirectionsConfig
 from affectlens.probing.directions import RECIPE, Directions
-from affectlens.stage import Folder, Identity, Metrics, Part, Progress, Stage, StudySettings, register
+from affectlens.stage import Folder, Identity, Metrics, Part, Progress, Stage, StudySettings, paces, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
 
@@ -29,6 +29,7 @@ class DirectionsStage(Stage[DirectionsConfig, Directions]):
     seeded = True
     keeps_parts = True
     unit = "layers"
+    pace = paces(layer=3.5e-4, merge=3e-5)
     headline = (("auroc_test", "AUROC of difference-of-means directions within left-out topics"),)
     tables = (directions.CONCEPTS, directions.LAYERS, directions.MASSIVE)
 
@@ -62,6 +63,10 @@ class DirectionsStage(Stage[DirectionsConfig, Directions]):
 
     def parts(self) -> Sequence[Part]:
         return [Part(f"layer-{layer:03d}", payload={"layer": layer}) for layer in self.outlook.layers]
+
+    def effort(self, part: Part) -> float:
+        """Texts times the root of the number of concepts: between 24 and 171 of them, time grew so."""
+        return len(self.outlook.documents) * len(self.outlook.emotions) ** 0.5
 
     def run_part(self, part: Part, out: Path, progress: Progress) -> None:
         from safetensors.numpy import save_file

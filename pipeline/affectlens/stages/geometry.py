@@ -12,7 +12,7 @@ from affectlens.corpus.texts import EMBEDDED
 from affectlens.files import write_json
 from affectlens.probing import geometry_tables as tables
 from affectlens.probing.config import GeometryConfig
-from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
+from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, paces, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
 from affectlens.stages.directions import DirectionsStage
@@ -29,6 +29,7 @@ class GeometryStage(Stage[GeometryConfig, "Geometry"]):
     version = 4
     config_class = GeometryConfig
     needs = ("corpus", "activations", "directions")
+    pace = paces(all=0.8)
     seeded = True
     headline = (
         ("r_component_1_valence", "correlation of component 1 with valence"),

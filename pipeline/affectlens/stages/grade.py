@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from affectlens import results
 from affectlens.experiments import provenance, tables
 from affectlens.experiments.experiment import CompletionConfig, Experiment
-from affectlens.stage import Identity, Metrics, Part, Progress, StudySettings, register
-from affectlens.stages.measure import NOTHING, ExperimentStage, MeasureStage, chosen
+from affectlens.stage import NOTHING, Identity, Metrics, Part, Progress, StudySettings, register
+from affectlens.stages.measure import ExperimentStage, MeasureStage, chosen
 
 if TYPE_CHECKING:
     from affectlens.experiments.grade.graders import Answer, Grade, Grader
@@ -45,6 +45,7 @@ class GradeStage(ExperimentStage[Grades]):
     fields = ("run", "limit", "answers_per_part")
     needs = ("measure",)
     unit = "answers"
+    switch = "experiments.run"
     tables = (tables.GRADES,)
 
     @classmethod

@@ -13,7 +13,7 @@ from affectlens.model import subject
 from affectlens.probing import match as matched
 from affectlens.probing.config import MatchConfig
 from affectlens.probing.match import Match
-from affectlens.stage import Metrics, Part, Progress, Stage, register
+from affectlens.stage import Metrics, Part, Progress, Stage, paces, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
 from affectlens.stages.sae import SaeStage
@@ -33,6 +33,7 @@ class MatchStage(Stage[MatchConfig, Match]):
     seeded = True
     keeps_parts = True
     unit = "texts"
+    pace = paces(other=0.037, merge=0.005)
     headline = (
         ("best_feature_auroc", "AUROC of the best SAE feature per concept within left-out topics"),
         ("random_sae_auroc", "the same with random SAEs"),

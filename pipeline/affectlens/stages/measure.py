@@ -16,17 +16,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from affectlens import results
 from affectlens.config import nearest
+from affectlens.corpus import checks
 from affectlens.corpus.documents import concepts
 from affectlens.corpus.texts import EMBEDDED, read_texts
 from affectlens.errors import UserError
-from affectlens.experiments import measurements, provenance, tables, validation
+from affectlens.experiments import cost, measurements, provenance, tables, validation
 from affectlens.experiments.config import ExperimentsConfig
 from affectlens.experiments.experiment import CompletionConfig, Experiment
 from affectlens.experiments.provenance import SECOND_MODEL, SECOND_RECIPE, digest
 from affectlens.experiments.tuning import PROMPTS, TunedConfig, told_stories
 from affectlens.files import write_json
 from affectlens.model.config import ModelConfig, context, require_blocks, require_weights, shape, vocabulary
-from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
+from affectlens.stage import NOTHING, Identity, Metrics, Part, Progress, Stage, StudySettings, paces, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
 from affectlens.stages.directions import DirectionsStage
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
 A = TypeVar("A")
 COST = "cost.json"
-NOTHING = "nothing"
-"""The only part of a study without experiments."""
 
 
 class Measurements:
@@ -110,6 +109,8 @@ class MeasureStage(ExperimentStage[Measurements]):
     reads_model = True
     measured_needs = ("directions", "match")
     unit = "tokens"
+    switch = "experiments.run"
+    pace = paces(other=cost.TWO_CORES)
     tables = (tables.READINGS, tables.CHOICES, tables.COMPARISONS, tables.COMPLETIONS, tables.MANIPULATION)
 
     @classmethod
@@ -125,9 +126,8 @@ class MeasureStage(ExperimentStage[Measurements]):
             known = sorted({row["emotion"] for row in read_texts(EMBEDDED / "stories.jsonl", required=("emotion",))})
             for emotion in config.against.tune:
                 if emotion not in known:
-                    raise ValueError(
-                        f"`experiments.against.tune: {emotion}`: no story has it; {nearest(emotion, known)}"
-                    )
+                    hint = nearest(emotion, known, checks.LISTED)
+                    raise ValueError(f"`experiments.against.tune: {emotion}`: no story has it; {hint}")
             require_blocks(config.against, study.model, "experiments.against")
         if config.organism is not None:
             from affectlens.experiments import organism
@@ -190,6 +190,14 @@ class MeasureStage(ExperimentStage[Measurements]):
         share = measurements.upper_share(self.setting.model)
         parts = measurements.parts(self.experiments, self.config, self.outlook.emotions, share)
         return parts or [Part(NOTHING, payload={"kind": NOTHING})]
+
+    def effort(self, part: Part) -> float:
+        """Seconds on two cores with the embedded model."""
+        return 0.0 if part.name == NOTHING else cost.seconds(measurements.work_of(part), cost.SHAPE) or 0.0
+
+    def amount(self, parts: Sequence[Part]) -> str:
+        work = sum((measurements.work_of(part) for part in parts), measurements.Work())
+        return f"about {work.forward:,.0f} tokens, at most {work.sampled:,.0f} sampled"
 
     def part_reads(self, part: Part) -> Mapping[str, Any] | None:
         if part.name == NOTHING:

@@ -25,7 +25,7 @@ from affectlens.errors import UserError
 from affectlens.experiments.grade.vote import Asked, ModelJudgeConfig
 from affectlens.model.config import shape
 from affectlens.settings import Resources
-from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
+from affectlens.stage import NOTHING, Identity, Metrics, Part, Progress, Stage, StudySettings, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.circuits import PUBLISHED, CircuitsStage
 from affectlens.stages.corpus import CorpusStage
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from affectlens.experiments.grade.judge import Judge
     from affectlens.model.subject import Subject
 
-NOTHING, CHOOSER = "nothing", "chooser"
+CHOOSER = "chooser"
 WRITERS, SEARCHED = "writers", "circuits"
 """Circuits in default of searched ones, the heads that write most along the emotion's direction; and those that the
 study's own search found."""
@@ -159,6 +159,7 @@ class ModulationStage(Stage[ModulationConfig, Modulation]):
     keeps_parts = True
     resources = Resources(parts_per_job=4)
     unit = "answers"
+    switch = "modulation.run"
     headline = (
         ("rate_circuit_masked", "answers under a circuit heard as its emotion, own words masked"),
         ("above_random_masked", "by how much that is more than under random circuits of equal KL"),

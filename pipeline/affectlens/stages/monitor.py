@@ -26,7 +26,7 @@ from affectlens.files import write_json
 from affectlens.model.config import context
 from affectlens.monitor import tables
 from affectlens.monitor.config import MonitorSettings
-from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
+from affectlens.stage import NOTHING, Identity, Metrics, Part, Progress, Stage, StudySettings, paces, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.directions import DirectionsStage
 from affectlens.stages.match import MatchStage
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from affectlens.monitor.sampling import Draw, Steering
     from affectlens.monitor.scenarios import PlantedConfig, Prompt, ScenarioFolder
 
-NOTHING = "nothing"
-"""The only part of a study without scenarios."""
 LEXICON = "vaderSentiment"
 """What a study reads the sentiment of words from, where it is installed."""
 LOW = 0
@@ -131,6 +129,8 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
     keeps_parts = True
     uploads = False
     unit = "answers"
+    switch = "monitor.run"
+    pace = paces(warning_benign=0.85, warning_negatives=0.36, warning_organism=0.92, warning_planted=0.25, other=0.7)
     tables = tables.ALL
 
     @classmethod

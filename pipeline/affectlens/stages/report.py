@@ -14,7 +14,7 @@ from affectlens import results
 from affectlens.config import Config
 from affectlens.errors import DamagedResult
 from affectlens.model.config import shown_name
-from affectlens.stage import MANIFEST, METRICS, Metrics, Part, Progress, Stage, register
+from affectlens.stage import MANIFEST, METRICS, Metrics, Part, Progress, Stage, paces, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.circuit_units import CircuitUnitsStage
 from affectlens.stages.circuits import CircuitsStage
@@ -75,6 +75,7 @@ class ReportStage(Stage[ReportConfig, Report]):
     needs += ("circuit_units", "circuit_sizes", "circuits", "modulation", "monitor")
     needs += ("measure", "grade", "conclude")
     unit = "pages"
+    pace = paces(page=0.7)
 
     def parts(self) -> Sequence[Part]:
         return [Part("page")]

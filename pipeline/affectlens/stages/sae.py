@@ -29,7 +29,19 @@ from affectlens.sae.formats.sae_lens import from_settings
 from affectlens.sae.recipe import Recipe, SaeLimits
 from affectlens.sae.source import LoadConfig
 from affectlens.settings import Resources
-from affectlens.stage import LIVE, RECORD, Folder, Identity, Metrics, Part, Progress, Stage, StudySettings, register
+from affectlens.stage import (
+    LIVE,
+    RECORD,
+    Folder,
+    Identity,
+    Metrics,
+    Part,
+    Progress,
+    Stage,
+    StudySettings,
+    paces,
+    register,
+)
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
 
@@ -119,6 +131,7 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
     checkpoint = "checkpoint"
     resources = Resources(parts_per_job=1)  # a part is a whole training
     unit = "tokens"
+    pace = paces(loaded=14.0, other=1e-4)
     tables = (CURVE,)
     headline = (("explained_variance", "variance of held-out tokens that the SAE explains"),)
 
@@ -167,6 +180,10 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
             for grid in combinations(self.config, self.setting.model.layer, self.outlook.width)
         ]
 
+    def effort(self, part: Part) -> float:
+        """Tokens, as many as an SAE of 4,608 features is trained on in that time."""
+        return part.size if self.config.load is not None else part.size * (part.payload["width"] or 4608) / 4608
+
     def run_part(self, part: Part, out: Path, progress: Progress) -> None:
         from affectlens.sae.model import HEALTH, WEIGHTS, Dictionary, open_folder
         from affectlens.sae.training import CHECKPOINT
@@ -176,8 +193,9 @@ class SaeStage(Stage[SaeConfig, "Sae"]):
             self._train(part, out, progress)
         else:
             notes = self._load(self.config.source, out / WEIGHTS)
-            progress(part.size)
         found = self._examine(Dictionary(open_folder(out / WEIGHTS)), part.payload["layer"])
+        if self.config.source is not None:  # its examination is what takes time
+            progress(part.size)
         write_json(out / HEALTH, found | {"notes": notes})
         shutil.rmtree((out / CHECKPOINT).parent, ignore_errors=True)
 

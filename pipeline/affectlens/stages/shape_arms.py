@@ -21,7 +21,7 @@ from affectlens.shaping.arms import RULES, TRAINED, Arm, arms
 from affectlens.shaping.config import ARM_FIELDS, ShapeConfig
 from affectlens.shaping.result import ShapeArms
 from affectlens.shaping.texts import FILES, folder_of, read_texts
-from affectlens.stage import Folder, Identity, Metrics, Part, Progress, Stage, StudySettings, register
+from affectlens.stage import NOTHING, Folder, Identity, Metrics, Part, Progress, Stage, StudySettings, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.directions import DirectionsStage
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from affectlens.shaping.training import Axis
 
-NOTHING, RULE_PART = "nothing", "rules"
-"""The only part of a study that shapes nothing; the part that calibrates."""
+RULE_PART = "rules"
+"""The part that calibrates."""
 WITHOUT = ("run", "arms", "seeds", "twins", "doses", "layers", "texts")
 """Keys that say which arms there are: a part is an arm, and reads none of them."""
 RULE_KEYS = ("calming", "distress", "percentile", "target", "window", "benign_samples", "benign_tokens", "seeds")
@@ -54,6 +54,7 @@ class ShapeArmsStage(Stage[ShapeConfig, ShapeArms]):
     keeps_parts = True
     checkpoint = "checkpoint"
     unit = "updates"
+    switch = "shape.run"
     tables = result.TABLES
 
     @classmethod

@@ -18,7 +18,7 @@ from affectlens.model import subject as subjects
 from affectlens.probing import writers
 from affectlens.probing.config import MatchConfig
 from affectlens.probing.writers import Writers
-from affectlens.stage import Identity, Metrics, Part, Progress, Stage, StudySettings, register
+from affectlens.stage import NOTHING, Identity, Metrics, Part, Progress, Stage, StudySettings, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
 from affectlens.stages.directions import DirectionsStage
@@ -28,9 +28,6 @@ from affectlens.stages.sae import SaeStage
 if TYPE_CHECKING:
     from affectlens.activations.caching import Wanted
     from affectlens.model.reading import Readable
-
-NOTHING = "nothing"
-"""The only part of a study without other writers."""
 
 
 @register
@@ -47,6 +44,7 @@ class WritersStage(Stage[CorpusConfig, Writers]):
     keeps_parts = True
     uploads = False
     unit = "texts"
+    switch = "corpus.evaluate"
     headline = (
         ("auroc_difference_of_means_other", "AUROC of difference-of-means directions on other writers' stories"),
         ("auroc_difference_of_means_loss", "by how much that is less than on one's own left-out topics"),
