@@ -355,8 +355,12 @@ def test_an_unregistered_repository_loads_too_and_is_checked(hub) -> None:
     [
         ("gpt2-small-res-jbb", "blocks.8.hook_resid_pre", "no such release; did you mean `gpt2-small-res-jb`"),
         ("gpt2-small-res-jb", "blocks.8.hook_resid_prr", "no SAE `blocks.8.hook_resid_prr`; did you mean"),
-        ("gpt2-small-res-jb", "blocks.8.hook_resid_pre", "made for layer 7, but `model.layer` is 2"),
-        ("gemma-scope-2b-pt-res", "layer_20/width_16k/average_l0_71", "made for layer 20, but `model.layer` is 2"),
+        (
+            "gpt2-small-res-jb",
+            "blocks.8.hook_resid_pre",
+            "made for the model gpt2-small, but the study reads some/where",
+        ),
+        ("gemma-scope-2b-pt-res", "layer_20/width_16k/average_l0_71", "made for the model gemma-2-2b, but the study"),
         ("gemma-scope-2b-pt-mlp", "layer_0/width_16k/average_l0_119", "reads mlp_out"),
     ],
 )
@@ -364,6 +368,13 @@ def test_the_registry_is_consulted_before_anything_runs(release, name, message, 
     with pytest.raises(ValueError, match=r"^`sae.load.release: ") as refused:
         check_source(LoadConfig(release=release, id=name), MODEL, SHAPE)
     assert message in str(refused.value)
+
+
+def test_of_the_right_model_the_registry_tells_the_layer(hub) -> None:
+    """Of another model, to change the layer would be the wrong advice."""
+    load = LoadConfig(release="gpt2-small-res-jb", id="blocks.8.hook_resid_pre")
+    with pytest.raises(ValueError, match=r"made for layer 7, but `model.layer` is 2"):
+        check_source(load, ModelConfig(name="gpt2", layer=2), SHAPE)
 
 
 def test_a_release_that_is_not_there_offline_is_one_sentence(hub) -> None:

@@ -188,20 +188,24 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, what: str = "study file") -> dict[str, Any]:
     """The mapping in a YAML file.
+
+    Args:
+        path: of the file.
+        what: it is called in errors.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or does not hold a mapping.
     """
     if path.is_dir():
-        raise ConfigError(f"{path}: is a folder; give the path of a study file")
+        raise ConfigError(f"{path}: is a folder; give the path of a {what}")
     if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else "; give the path of a study file"
+        near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.yaml")], n=1, cutoff=0.5)
+        hint = f"; did you mean {path.parent / near[0]}.yaml?" if near else f"; give the path of a {what}"
         raise ConfigError(f"{path}: no such file{hint}")
     if path.stat().st_size > LARGEST_FILE:
-        raise ConfigError(f"{path}: larger than {LARGEST_FILE // 1_000_000} MB; give the path of a study file")
+        raise ConfigError(f"{path}: larger than {LARGEST_FILE // 1_000_000} MB; give the path of a {what}")
     try:
         loaded = _parse(read_text(path))
     except ValueError as error:
@@ -339,11 +343,13 @@ class Fault:
                 section = next((member for member in _config_classes(annotation) if member.__name__ == part), section)
         message = details["msg"].removeprefix("Value error, ")
         if details["type"] in PLAIN:
-            message = PLAIN[details["type"]].format(**details.get("ctx", {}))
+            bounds = {name: int(x) if x in (0.0, 1.0) else x for name, x in details.get("ctx", {}).items()}
+            message = PLAIN[details["type"]].format(**bounds)
             if details["type"].startswith("model_") and section is not None:
                 message += f", as in {{{next(iter(section.model_fields))}: ...}}"
         elif details["type"] == "string_pattern_mismatch":
-            message = f"not a text of the form that is allowed here{'; ' + description if description else ''}"
+            form = description.partition(". ")[0].rstrip(".")
+            message = f"not of the form that is allowed here: {form[:1].lower() + form[1:]}"
         return cls(".".join(path), details["type"], message, details.get("input"), allowed)
 
 
@@ -352,9 +358,8 @@ def _explain(faults: Sequence[Fault]) -> str:
     fault = faults[0]
     if fault.type == "extra_forbidden":
         name = fault.key.rpartition(".")[2]
-        near = difflib.get_close_matches(name, fault.allowed, n=1, cutoff=0.5)
-        remedy = f"did you mean `{near[0]}`?" if near else f"allowed here: {', '.join(sorted(fault.allowed))}"
-        return f"unknown key `{fault.key}`; {remedy}"
+        within = [each for each in fault.allowed if name.endswith(f"_{each}")]  # `sae_id`, where `id` is meant
+        return f"unknown key `{fault.key}`; {nearest(within[0] if within else name, sorted(fault.allowed))}"
     if fault.type == "missing":
         return f"`{fault.key}` is missing; add it"
     if fault.type == "value_error":
@@ -379,11 +384,19 @@ def _config_classes(annotation: Any) -> list[type[Config]]:
     return [member for argument in typing.get_args(annotation) for member in _config_classes(argument)]
 
 
-def nearest(name: str, allowed: Sequence[str]) -> str:
-    """A remedy clause: the closest of ``allowed``, or all of them (the first 40) when none is close."""
+def nearest(name: str, allowed: Sequence[str], listed_by: str = "") -> str:
+    """A remedy clause: the closest of ``allowed``, or all of them (the first 40) when none is close.
+
+    Args:
+        name: that was given.
+        allowed: all that there are.
+        listed_by: the command that lists them, named in place of 40 of more than 40.
+    """
     # Longer names share letters by chance, so that a likeness of 0.6 is a slip of a key only in short ones.
     near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6 if len(name) < 8 else 0.7)
     if near:
         return f"did you mean `{near[0]}`?"
+    if listed_by and len(allowed) > 40:
+        return f"there are {len(allowed)}; `{listed_by}` lists them"
     shown = ", ".join(allowed[:40])
     return f"choose from {shown}" if len(allowed) <= 40 else f"there are {len(allowed)}, among them {shown}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from affectlens.errors import UserError
+from affectlens.errors import Unavailable
 
 SHARD_OVERHEAD = 64 << 10
 """Bytes of structure, alignment and records that a shard of activations has whatever its texts."""
@@ -42,7 +42,7 @@ def require_space(folder: Path, needed_bytes: int, stage: str) -> None:
     """
     free = free_bytes(folder)
     if needed_bytes > free:
-        raise UserError(
+        raise Unavailable(
             f"stage `{stage}`: about {size(needed_bytes)} are needed in {folder}, but {size(free)} are free; free "
             "space, set `cache:` to a larger disk, or keep less (`activations.token_layers`, `activations.storage`)"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import traceback
@@ -13,7 +14,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from affectlens.errors import ConfigError, UserError, is_out_of_memory, of_the_world, reason
+from affectlens.errors import UserError, is_out_of_memory, of_the_world, reason
 from affectlens.files import require_place
 
 CLICK_ERROR = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -21,6 +22,13 @@ CLICK_ERROR = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ 
 DEBUG = "AFFECTLENS_DEBUG"
 """Variable that has the effect of --debug."""
 INTERRUPTED = 130
+PLAINER = {
+    r"Input should be less than or equal to (\S+)": r"must be at most \1",
+    r"Input should be greater than or equal to (\S+)": r"must be at least \1",
+    r"Input should be a valid integer.*": "expected a whole number",
+    r"Input should be a valid number.*": "expected a number",
+}
+"""What Typer says of numbers, and what is said here."""
 LONGEST = 1500
 """Letters of a sentence on standard error."""
 PLAIN = "finished parts are kept, run the same command to go on"
@@ -100,7 +108,8 @@ Overrides = Annotated[
 def start(app: typer.Typer) -> NoReturn:
     """Run the command that the arguments name, and exit.
 
-    Status 0; 2 for a wrong study file or wrong arguments, 1 for what else went wrong; 128 and its number for a signal.
+    Status 0; 2 for what is wrong in what was given, 1 for what the world is in the way of; 128 and its number for a
+    signal.
     """
     logging.basicConfig(format="affectlens: %(message)s", level=logging.WARNING)
     # The libraries below look for updates and accounts unless told otherwise; nothing here may ask or wait.
@@ -137,7 +146,7 @@ def _explain(error: Exception) -> NoReturn:
         traceback.print_exception(error)
     if isinstance(error, UserError):
         _say(str(error))
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
+        sys.exit(error.status)
     remedy = "use fewer --workers or smaller batches" if is_out_of_memory(error) else "put it right"
     _say(f"{reason(error)}; finished parts are kept, {remedy} and run again")
     sys.exit(1)
@@ -146,6 +155,8 @@ def _explain(error: Exception) -> NoReturn:
 def _sentence(error: Any) -> str:
     """What Click says of wrong arguments, as the first clause of a sentence."""
     text = " ".join(error.format_message().split()).rstrip(".")
+    for theirs, ours in PLAINER.items():
+        text = re.sub(theirs, ours, text)
     return text[:1].lower() + text[1:]
 
 

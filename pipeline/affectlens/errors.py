@@ -4,29 +4,43 @@ from __future__ import annotations
 
 import os
 import re
+from typing import ClassVar
 
 
 class UserError(Exception):
-    """Something the user can put right; shown as one line, never as a traceback."""
+    """Something the user can put right; shown as one line, never as a traceback.
+
+    Attributes:
+        status: exit status of a command: 2 where what the user gave is wrong (a study file, an argument, a text, a
+            model), 1 where it may be right and the world is in the way (a disk, the network, a result not there yet).
+    """
+
+    status: ClassVar[int] = 2
 
 
 class ConfigError(UserError):
-    """The study file is wrong: names the file, the key, the value and the remedy. Exit status 2."""
+    """The study file is wrong: names the file, the key, the value and the remedy."""
 
 
-class MissingResult(UserError):
+class Unavailable(UserError):
+    """The machine, the network or another run is in the way of what may be right."""
+
+    status = 1
+
+
+class MissingResult(Unavailable):
     """A result was asked for (``--mode read-only``, ``report``) that the cache does not hold."""
 
 
-class PartFailed(UserError):
+class PartFailed(Unavailable):
     """One or more parts of a stage raised; their tracebacks lie beside the unfinished result."""
 
 
-class DamagedResult(UserError):
+class DamagedResult(Unavailable):
     """A file in the cache is missing or no longer has the bytes that were written."""
 
 
-class UnreadableResult(UserError):
+class UnreadableResult(Unavailable):
     """A file in the cache cannot be read now (rights, a network disk), which says nothing about its bytes."""
 
 

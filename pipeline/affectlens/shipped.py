@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
 from pathlib import Path
 from typing import Literal
 
-from affectlens.errors import UserError
+from affectlens.errors import ConfigError, Unavailable
 
 Shipped = Literal["configs", "experiments"]
 NAMES: tuple[Shipped, ...] = ("configs", "experiments")
@@ -23,11 +24,20 @@ def study_file(path: Path) -> Path:
     """The study file that ``path`` means: the file itself, or the shipped one of that name where there is no such file.
 
     ``quickstart``, ``quickstart.yaml`` and ``configs/quickstart.yaml`` name the shipped quickstart in any folder.
+
+    Raises:
+        ConfigError: there is none, but a shipped one of nearly that name.
     """
     if path.exists() or path.parent not in (Path(), Path("configs")):
         return path
     shipped = folder("configs") / path.with_suffix(".yaml").name
-    return shipped if shipped.is_file() else path
+    if shipped.is_file():
+        return shipped
+    theirs, ours = ([file.stem for file in place.glob("*.yaml")] for place in (path.parent, shipped.parent))
+    near = difflib.get_close_matches(path.stem, [*theirs, *ours], n=1, cutoff=0.7)
+    if near and near[0] not in theirs:
+        raise ConfigError(f"{path}: no such file; did you mean `{near[0]}`, which comes along?")
+    return path
 
 
 def experiments_folder(path: Path) -> Path:
@@ -60,5 +70,5 @@ def copy_out(target: Path) -> list[Path]:
                     shutil.copyfile(file, copy)
                     written.append(copy)
     except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror}); choose another folder") from None
+        raise Unavailable(f"{target}: cannot be written ({error.strerror}); choose another folder") from None
     return written

@@ -51,19 +51,21 @@ def require_long_enough(tokenizer: Any, documents: Sequence[Document], config: A
     short = [(each, length) for each, length in zip(suspects, lengths, strict=True) if length < least]
     if short:
         document, length = short[0]
-        others = f", as {len(short) - 1} others are" if len(short) > 1 else ""
-        raise UserError(_too_short(document, length, config) + others)
+        raise UserError(_too_short(document, length, config, len(short) - 1))
 
 
 def _letters(document: Document) -> str:
     return document.text or "".join(message["content"] for message in document.messages)
 
 
-def _too_short(document: Document, length: int, config: ActivationsConfig) -> str:
+def _too_short(document: Document, length: int, config: ActivationsConfig, others: int = 0) -> str:
+    more = f"; {others} other texts have too few, too" if others else ""
     remedy = f"`activations.first_token` is {config.first_token}; give a longer text or lower that key"
     return (
         f"corpus document {document.index} ({document.emotion or document.kind}, {document.topic or 'neutral'}) has "
-        f"{length} tokens, but " + (remedy if least_tokens(config) > 1 else "one at least is needed; give it a text")
+        f"{length} tokens, but "
+        + (remedy if least_tokens(config) > 1 else "one at least is needed; give it a text")
+        + more
     )
 
 

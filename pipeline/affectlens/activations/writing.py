@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from affectlens.activations.format import FORMAT, FORMAT_VERSION, STORED
-from affectlens.errors import UserError
+from affectlens.errors import Unavailable
 from affectlens.files import CheckedFile
 
 PAGE = 4096
@@ -127,7 +127,7 @@ class ShardWriter:
             self._checked.require_written()
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
-            raise UserError(
+            raise Unavailable(
                 f"{self._path}: the disk refuses the shard ({reason}); free space or set `cache:` to a larger disk and "
                 "run again, finished parts are kept"
             ) from error

@@ -22,7 +22,7 @@ def read_profile(path: Path) -> settings.ClusterConfig:
     Raises:
         ConfigError: the file is missing or wrong.
     """
-    return validate(ClusterConfig, read_yaml(path), str(path))
+    return validate(ClusterConfig, read_yaml(path, "profile"), str(path))
 
 
 def settle(study: settings.ClusterConfig, profile: settings.ClusterConfig | None = None) -> settings.ClusterConfig:

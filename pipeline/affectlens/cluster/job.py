@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from affectlens.cluster import compat, job_registry
 from affectlens.cluster.graph import Task
-from affectlens.errors import UserError
+from affectlens.errors import Unavailable
 from affectlens.files import write_text
 from affectlens.run import runner
 from affectlens.run.observer import Observer
@@ -91,7 +91,7 @@ class Job:
         study = Study.of(self.values, self.source, self.overrides)
         stage = study.stage_named(self.stage)
         if study.fingerprint(stage) != self.fingerprint:
-            raise UserError(
+            raise Unavailable(
                 f"stage `{self.stage}`: its inputs are not those of the submission; the texts, the model or the "
                 "program changed, or this node sees other files; submit again"
             )

@@ -17,7 +17,7 @@ from typing import Any
 
 from affectlens.cluster.job import Job
 from affectlens.cluster.progress import last_words
-from affectlens.errors import UserError
+from affectlens.errors import Unavailable
 from affectlens.settings import ClusterConfig, Resources, minutes
 
 Say = Callable[[str], None]
@@ -153,7 +153,7 @@ def _skipped(each: Planned, lost: dict[str, str], say: Say) -> bool:
 def _report(lost: dict[str, str], planned: Sequence[Planned]) -> None:
     if lost:
         name, reason = next(iter(lost.items()))
-        raise UserError(
+        raise Unavailable(
             f"{len(lost)} of {len(planned)} jobs did not succeed, first {name} ({reason}); finished parts are kept; "
             "remove the cause and submit with --mode retry"
         )

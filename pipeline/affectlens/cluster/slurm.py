@@ -17,7 +17,7 @@ from typing import Any
 
 from affectlens.cluster import compat
 from affectlens.cluster.job import Job
-from affectlens.errors import UserError
+from affectlens.errors import Unavailable, UserError
 from affectlens.settings import ClusterConfig, Resources, minutes
 
 QUEUED = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
@@ -122,7 +122,7 @@ def submit(jobs: Sequence[Job], parameters: Mapping[str, Any], folder: Path, con
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     if shutil.which("sbatch") is None:
-        raise UserError(
+        raise Unavailable(
             "submit: this machine has no sbatch; log in where Slurm is, or use --cluster local (processes of this "
             "machine)"
         )
@@ -145,7 +145,7 @@ def submit(jobs: Sequence[Job], parameters: Mapping[str, Any], folder: Path, con
                 f"; this site's MaxArraySize (`scontrol show config`) is too small for an array of {len(jobs)} jobs: "
                 "raise `parts_per_job` (or lower `jobs`) of the stage in `cluster`"
             )
-        raise UserError(f"submit: Slurm refuses {name} ({complaint}){remedy}") from None
+        raise Unavailable(f"submit: Slurm refuses {name} ({complaint}){remedy}") from None
 
 
 @contextlib.contextmanager
@@ -206,7 +206,7 @@ def _ask(*command: str, required: bool = False) -> str:
     except subprocess.TimeoutExpired:
         said, complaint = "", f"nothing within {ANSWER_S} s"
     if required and complaint and FORGOTTEN not in complaint:
-        raise UserError(f"Slurm does not answer ({command[0]}: {complaint.splitlines()[-1]}); try again when it does")
+        raise Unavailable(f"Slurm does not answer ({command[0]}: {complaint.splitlines()[-1]}); try again when it does")
     return said
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from affectlens.compare import folders, remote
 from affectlens.compare.findings import Findings, Result
-from affectlens.errors import ConfigError, UserError
+from affectlens.errors import ConfigError, Unavailable
 from affectlens.run import manifest
 from affectlens.settings import TrackingConfig
 from affectlens.study import stage_named
@@ -91,7 +91,7 @@ def _remote(name: str, missing: str) -> Findings:
     except PermissionError:
         raise ConfigError(f"{missing}; to ask a server, set WANDB_API_KEY or run `wandb login`") from None
     except OSError as error:
-        raise UserError(f"{missing}, and the W&B server cannot be asked ({error})") from None
+        raise Unavailable(f"{missing}, and the W&B server cannot be asked ({error})") from None
     if not runs:
         raise ConfigError(f"{missing}, and none of this name on {where}; check the name")
     kinds = [stage for stage in folders.NAMES if stage != folders.PAGE]

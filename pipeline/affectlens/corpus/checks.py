@@ -10,6 +10,8 @@ from affectlens.config import nearest
 from affectlens.corpus.documents import OWN, CorpusConfig, ablation_topics, file_stem, stories, writer_documents
 from affectlens.corpus.texts import read_texts, texts_path
 
+LISTED = "affectlens concepts"
+"""The command that lists the concepts of a file of stories."""
 LONGEST_NAME = 100
 """Letters of a concept's name: it becomes part of file names."""
 FEWEST_TOPICS = 3
@@ -50,7 +52,7 @@ def check(config: CorpusConfig) -> None:
         )
     if not config.test_topics and len(topics) < FEWEST_TOPICS:
         raise ValueError(
-            f"`corpus.stories`: {len(topics)} topics ({', '.join(topics)}), but with every topic in turn at least "
+            f"`corpus.stories`: topics: {', '.join(topics)}; with every topic in turn at least "
             f"{FEWEST_TOPICS} are needed; add stories of further topics, or name `corpus.test_topics`"
         )
     if not set(topics) - ablated - set(config.validation_topics):
@@ -90,7 +92,7 @@ def _check_names(config: CorpusConfig, rows: Sequence[dict[str, Any]]) -> None:
             raise ValueError("`corpus.emotions`: name at least two emotions, each once, or `all`")
         for emotion in config.emotions:
             if emotion not in known:
-                raise ValueError(f"`corpus.emotions: {emotion}`: no story has it; {nearest(emotion, known)}")
+                raise ValueError(f"`corpus.emotions: {emotion}`: no story has it; {nearest(emotion, known, LISTED)}")
     elif len(known) < 2:
         raise ValueError(f"`corpus.stories: {config.stories}`: all stories are of `{known[0]}`; add another emotion")
     owner: dict[str, str] = {}

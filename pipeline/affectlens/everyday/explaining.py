@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from affectlens.entry import Changes, Config, Debug, printable
-from affectlens.errors import ConfigError, UserError
+from affectlens.errors import ConfigError, Unavailable, UserError
 from affectlens.everyday.reading import feature_numbers, opened
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _run(
             write = ask if settings["judge"] == settings["writer"] else asker(writer, "writer")
             ran = explaining.explain(made, ask, write, settings["writer"]["name"], _say)
     except Timeout:
-        raise UserError("another run is asking with this cache; wait until it has ended") from None
+        raise Unavailable("another run is asking with this cache; wait until it has ended") from None
     both = {id(each): each for each in (ask, write)}.values()
     _say(f"{sum(e.requests for e in both):,} requests made, {sum(e.kept for e in both):,} answers were there")
     return ran

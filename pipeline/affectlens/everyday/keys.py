@@ -160,7 +160,9 @@ def concepts(
         if contains.lower() in name.lower()
     ]
     if not found:
-        raise ConfigError(f"no concept has `{contains}` in its name; {nearest(contains, sorted(counts))}")
+        raise ConfigError(
+            f"no concept has `{contains}` in its name; {nearest(contains, sorted(counts), 'affectlens concepts')}"
+        )
     if to_json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
         return

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from affectlens.entry import Changes, Config, Debug, writable
-from affectlens.errors import ConfigError, UserError
+from affectlens.errors import ConfigError, MissingResult, UserError
 from affectlens.startup import uncollected
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def opened(config: Path, changes: Sequence[str] | None) -> Opened:
 
         study = Opened(*finished(config, *(changes or ())))
         if "directions" not in study.folders:
-            raise UserError(
+            raise MissingResult(
                 f"the directions of {config} are not there yet; run `affectlens run {config} --stage directions`"
             )
         if study.study is not None:

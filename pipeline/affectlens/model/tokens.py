@@ -236,6 +236,11 @@ def _render(tokenizer: Any, document: Document) -> tuple[str, list[tuple[str, in
     """
     messages = [{"role": message["role"], "content": message["content"]} for message in document.messages]
     opened = messages[-1]["role"] != "assistant"
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(
+            f"{_called(document)}: is a chat, and the model has no chat template; give plain texts, or study a model "
+            "that is tuned for chats"
+        )
     marks = [f"\ue000{number}\ue001" for number in range(len(messages))]
     try:
         rendered = written(tokenizer, messages, add_generation_prompt=opened)

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from affectlens.errors import UserError, as_os_error, is_out_of_memory, of_the_world, reason
+from affectlens.errors import Unavailable, UserError, as_os_error, is_out_of_memory, of_the_world, reason
 
 Send = Callable[[str, Any], None]
 """``send(kind, value)``: how a task talks to the parent while it runs."""
@@ -24,7 +24,7 @@ PATIENCE = 10.0
 """Seconds in which an idle worker has to end by itself."""
 
 
-class WorkersDied(UserError):
+class WorkersDied(Unavailable):
     """Workers ended without saying why; nearly always the system took their memory back."""
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from affectlens.errors import UserError
+from affectlens.errors import Unavailable, UserError
 from affectlens.sae.formats import describe, recognise
 from affectlens.sae.source import LoadConfig
 
@@ -57,7 +57,9 @@ def load(source: LoadConfig, *, mean_norm: float) -> SAE[Any]:
     except Exception as error:
         # The first line of torch's message says nothing; the key that does not fit stands in the next.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:REASON]
-        raise UserError(f"{source.key}: sae-lens cannot open it ({reason}); check the files, or the network") from error
+        raise Unavailable(
+            f"{source.key}: sae-lens cannot open it ({reason}); check the files, or the network"
+        ) from error
     broken = [name for name, value in module.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
         raise UserError(

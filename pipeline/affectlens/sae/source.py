@@ -140,6 +140,12 @@ def compare(origin: Origin, model: ModelConfig, shape: Shape | None) -> list[str
             f"reads {origin.site}, but studies read the residual stream after a block (hook_resid_post); "
             "choose an SAE of that"
         )
+    local = Path(model.name).expanduser().is_dir()
+    other = bool(origin.model) and not same_model(str(origin.model), model.name)
+    if other and origin.width is None and not local and not related(str(origin.model), model.name):
+        raise ValueError(
+            f"made for the model {origin.model}, but the study reads {model.name}; choose an SAE of this model"
+        )
     if origin.layer is not None and origin.layer != model.layer:
         raise ValueError(
             f"made for layer {origin.layer}, but `model.layer` is {model.layer}; set one of them to the other's"
@@ -147,14 +153,7 @@ def compare(origin: Origin, model: ModelConfig, shape: Shape | None) -> list[str
     notes = list(origin.notes)
     if origin.layer is None:
         notes.append(f"nothing in the SAE's files tells its layer; the study takes it for layer {model.layer}")
-    if not origin.model or same_model(origin.model, model.name):
-        return notes
-    local = Path(model.name).expanduser().is_dir()
-    if origin.width is None and not local and not related(origin.model, model.name):
-        raise ValueError(
-            f"made for the model {origin.model}, but the study reads {model.name}; choose an SAE of this model"
-        )
-    return [*notes, f"the SAE was made for the model {origin.model}, the study reads {model.name}"]
+    return [*notes, *[f"the SAE was made for the model {origin.model}, the study reads {model.name}"] * other]
 
 
 def published_name(model: str) -> str:

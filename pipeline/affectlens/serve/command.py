@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from affectlens.errors import UserError
+from affectlens.errors import Unavailable
 from affectlens.serve.service import Limits, Service
 from affectlens.startup import uncollected
 from affectlens.use.monitor import Monitor
@@ -43,7 +43,7 @@ def serve(
         from affectlens.serve.app import build
         from affectlens.serve.connections import settings
     except ImportError as error:
-        raise UserError(f"{error.name} is not installed; run `pip install 'affectlens[serve]'`") from None
+        raise Unavailable(f"{error.name} is not installed; run `pip install 'affectlens[serve]'`") from None
     study.folder("directions")
     watching = None if monitor is None else Monitor.load(monitor, study)
     with _listening(host, port) as listening:
@@ -69,7 +69,7 @@ def _listening(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(
+        raise Unavailable(
             f"--host {host} --port {port}: {reason}; choose another, or --port 0 for any free port"
         ) from None
 

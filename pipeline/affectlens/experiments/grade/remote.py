@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from affectlens.errors import UserError
+from affectlens.errors import Unavailable
 from affectlens.experiments.grade.vote import Asked, ModelJudgeConfig, Vote
 
 TIMEOUT = 60.0
@@ -134,7 +134,7 @@ class RemoteJudge:
                 with attempt:
                     return await self._post(client, body)
         except Busy as trouble:
-            raise UserError(
+            raise Unavailable(
                 f"the judge `{self.name}` at {self._address} cannot be reached after {len(self._pauses) + 1} attempts "
                 f"({trouble}); check its `address` and the network, then run again: what is done stays"
             ) from None
@@ -157,7 +157,7 @@ class RemoteJudge:
                     asked_for = response.headers.get("Retry-After", "")
                     raise Busy(status, float(asked_for) if asked_for.isdigit() else 0.0)
                 if response.status_code >= 300:
-                    raise UserError(
+                    raise Unavailable(
                         f"the judge `{self.name}` at {self._address} refuses ({status}); check its `address`, `model` "
                         "and key"
                     )

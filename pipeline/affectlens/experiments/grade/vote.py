@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import model_validator
 
 from affectlens.config import Config
-from affectlens.errors import UserError
+from affectlens.errors import Unavailable
 from affectlens.model.config import ModelConfig
 
 
@@ -50,7 +50,7 @@ class ModelJudgeConfig(Config):
         """
         key = os.environ.get(self.key_variable, "") if self.key_variable else ""
         if self.key_variable and not key:
-            raise UserError(
+            raise Unavailable(
                 f"the judge `{self.name}` needs a key, but the environment variable {self.key_variable} is not set; "
                 "set it, or name another in `key_variable`"
             )
