@@ -8,6 +8,7 @@ from functools import cache
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
+from scipy.sparse import csr_array
 
 from affectlens import stats
 from affectlens.corpus.documents import Corpus, Fold
@@ -57,11 +58,17 @@ class Stories:
         topics = corpus.topics(rows.tolist())
         return cls(values.astype(np.float32), target, topics, folds, len(corpus.emotions), subtract_mean)
 
-    def weights(self, target: Int[np.ndarray, " train"]) -> Float[np.ndarray, "train concepts"]:
-        """How much each story counts in each concept's direction: a direction is these weights times the stories."""
-        member = (target[:, None] == np.arange(self.concepts)).astype(np.float32)
-        means = member / np.maximum(member.sum(axis=0), 1)
-        return means - means.mean(axis=1, keepdims=True) if self.subtract_mean else means
+    def means(self, target: Int[np.ndarray, " train"]) -> csr_array:
+        """What takes the mean over each concept's stories: shape ``concepts train``, zero but for one entry a story."""
+        counts = np.bincount(target, minlength=self.concepts)
+        shares = np.repeat(1 / np.maximum(counts, 1), counts)
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        return csr_array((shares, np.argsort(target, kind="stable"), starts), shape=(self.concepts, len(target)))
+
+    def directions(self, rows: Int[np.ndarray, " train"]) -> Float[np.ndarray, "concepts d_model"]:
+        """Each concept's direction from these stories."""
+        found = self.means(self.target[rows]) @ self.values[rows]
+        return found - found.mean(axis=0) if self.subtract_mean else found
 
 
 def rebuilt_null(
@@ -69,22 +76,26 @@ def rebuilt_null(
 ) -> Float[np.ndarray, " permutations"]:
     """Mean AUROC within held-out topics when labels are permuted within topics and directions are built anew.
 
-    Scores are inner products of stories, so that a permutation costs one product with their Gram matrix per fold.
+    Scores are means of inner products of stories, which are computed once: a permutation only adds up other ones.
 
     Args:
         stories: of the layer.
         permutations: how many.
         rng: of the permutations; the same for every layer, so that the maximum over layers can be taken.
     """
-    gram = (stories.values @ stories.values.T).astype(np.float32)
+    values = stories.values.astype(np.float64)  # so that no rounding turns the order of two scores
+    gram = values @ values.T
+    # By fold: training stories, tested stories, and their inner products.
+    folds = [(np.asarray(fold.train), np.asarray(fold.test)) for fold in stories.folds]
+    products = [np.ascontiguousarray(gram[np.ix_(train, test)]) for train, test in folds]
+    tested = np.concatenate([test for _, test in folds])
     null = np.empty(permutations)
-    tested = np.concatenate([np.asarray(fold.test) for fold in stories.folds])
+    scores = np.empty((len(gram), stories.concepts))
     for draw, order in enumerate(stats.permuted_within(stories.topics, permutations, rng)):
         target = stories.target[order]
-        scores = np.empty((len(target), stories.concepts), np.float32)
-        for fold in stories.folds:
-            train, test = np.asarray(fold.train), np.asarray(fold.test)
-            scores[test] = gram[np.ix_(test, train)] @ stories.weights(target[train])
+        for (train, test), inner in zip(folds, products, strict=True):
+            found = stories.means(target[train]) @ inner
+            scores[test] = (found - found.mean(axis=0) if stories.subtract_mean else found).T
         null[draw] = detection.mean_area(scores[tested], target[tested], stories.topics[tested])
     return null
 
@@ -105,9 +116,8 @@ def inner_areas(stories: Stories) -> Float[np.ndarray, " folds"]:
     rows_of = {name: np.flatnonzero(stories.topics == name) for name in names}
 
     @cache
-    def direction(left_out: frozenset[str]) -> Float[np.ndarray, "d_model concepts"]:
-        rows = np.concatenate([rows for name, rows in rows_of.items() if name not in left_out])
-        return stories.values[rows].T @ stories.weights(stories.target[rows])
+    def directions(left_out: frozenset[str]) -> Float[np.ndarray, "concepts d_model"]:
+        return stories.directions(np.concatenate([rows for name, rows in rows_of.items() if name not in left_out]))
 
     areas = np.full(len(stories.folds), np.nan)
     for index, fold in enumerate(stories.folds):
@@ -118,7 +128,7 @@ def inner_areas(stories: Stories) -> Float[np.ndarray, " folds"]:
         found = []
         for name in training:
             rows = rows_of[name]
-            scores = stories.values[rows] @ direction(frozenset(tested | {name}))
+            scores = stories.values[rows] @ directions(frozenset(tested | {name})).T
             found.append(detection.mean_area(scores, stories.target[rows], stories.topics[rows]))
         areas[index] = float(np.nanmean(found))
     return areas
