@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -51,7 +52,7 @@ def test_rows_come_and_go(tiny_subject, model_folder, tmp_path, family: str, bri
     """Row n joins at step 2n and leaves after 9 tokens; lengths differ, so all are padded and trimmed again."""
     model, steps = tiny_subject(family), 9
     config = ModelConfig(name=str(model_folder(family)), layer=LAYER, dtype="float32")
-    decoder = Decoder.of(model) if bridged else Decoder.load(config, device="cpu", models=tmp_path)
+    decoder = Decoder.of(replace(model, plain=None)) if bridged else Decoder.load(config, device="cpu", models=tmp_path)
     rows, said, states, under_way = Rows(decoder, LAYER), {}, {}, []
     prompts = [model.led(model.encode(text)) for text in PROMPTS]
     edits = [push(number, model.lead) if number % 2 else [] for number in range(len(PROMPTS))]
@@ -86,7 +87,7 @@ def test_last_tokens_are_read_without_the_blocks_above(
     """The same states as a whole step gives; afterwards new rows are read as by a decoder that never stopped early."""
     model = tiny_subject(family)
     config = ModelConfig(name=str(model_folder(family)), layer=LAYER, dtype="float32")
-    decoder = Decoder.of(model) if bridged else Decoder.load(config, device="cpu", models=tmp_path)
+    decoder = Decoder.of(replace(model, plain=None)) if bridged else Decoder.load(config, device="cpu", models=tmp_path)
     prompts = [model.led(model.encode(text)) for text in PROMPTS]
     openings = [Opening(prompt, push(number, model.lead)) for number, prompt in enumerate(prompts)]
     whole, short = Rows(decoder, LAYER), Rows(decoder, LAYER)

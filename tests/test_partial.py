@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from affectlens.model import compat
+from affectlens.model.kv_cache import RoomyCache
 from affectlens.model.partial import PartialForward
 from affectlens.model.steering import Edit, add, editing
 
@@ -73,14 +74,15 @@ def test_blocks_run_again_after_an_interrupted_resumed_pass(tiny_subject) -> Non
 def test_a_grafted_cache_continues_as_the_whole_one(tiny_subject, family: str) -> None:
     model = tiny_subject(family)
     tokens = torch.tensor([[0, 5, 6, 7, 8, 9]])
+    stem, cache = RoomyCache(), RoomyCache()
     options = {"use_cache": True, "return_type": "logits_and_cache"}
     with torch.no_grad():
         expected = model.bridge(tokens)[:, -1]
-        _, stem = model.bridge(tokens[:, :-1], **options)
+        model.bridge(tokens[:, :-1], past_key_values=stem, **options)
         residual = PartialForward(model, LAYER).lower(tokens[:, :-1])
         with compat.resumed(model.bridge, LAYER, residual):
-            _, cache = model.bridge(tokens[:, :-1], **options)
-        compat.graft(cache, stem, LAYER)
+            model.bridge(tokens[:, :-1], past_key_values=cache, **options)
+        cache.grafted(stem, LAYER)
         continued, _ = model.bridge(tokens[:, -1:], past_key_values=cache, **options)
     torch.testing.assert_close(continued[:, -1], expected, atol=1e-5, rtol=1e-4)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from affectlens.model.sampling import Banned, choose, losses, repetition, sample, stream
+from affectlens.model.sampling import RUN, Banned, choose, losses, repetition, sample, stream
 from affectlens.model.steering import Edit, Span, add, editing
 from affectlens.model.subject import Subject
 
@@ -173,3 +174,20 @@ def test_repetition_counts_runs_that_come_again() -> None:
     assert repetition([1, 2, 3, 1, 2, 3]) == pytest.approx(1 / 4)
     assert repetition([1, 1, 1, 1, 1]) == pytest.approx(2 / 3)
     assert repetition([1, 2]) == 0
+
+
+@pytest.mark.parametrize("vocabulary", [3, RUN, 5 * RUN + 17])
+def test_the_token_at_a_chances_place_is_taken(vocabulary: int) -> None:
+    """By the cumulative distribution of all tokens, exactly; tokens that cannot be said are never taken."""
+    draw = torch.Generator().manual_seed(vocabulary)
+    scores = 4 * torch.randn(400, vocabulary, generator=draw)
+    scores[:, torch.rand(vocabulary, generator=draw) > 0.6] = -math.inf
+    scores[:, vocabulary // 2] = 1.0
+    chances = torch.rand(400, generator=draw, dtype=torch.float64)
+    chances[:3] = torch.tensor([0.0, 1 - 1e-16, 0.999999999999])
+    chosen = choose(scores, chances, 0.7)
+    sums = torch.softmax(scores / 0.7, dim=-1).double().cumsum(dim=-1)
+    expected = torch.searchsorted(sums, (chances * sums[:, -1])[:, None], right=True)[:, 0]
+    told = expected < vocabulary
+    assert torch.equal(chosen[told], expected[told])
+    assert torch.isfinite(scores.gather(-1, chosen[:, None])).all()

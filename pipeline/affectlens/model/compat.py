@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,18 @@ def transformer_blocks(model: Any) -> torch.nn.ModuleList:
     return lists[0]
 
 
+def sharing_weights(model: Any) -> Any:
+    """Another transformers model of the same tensors, with torch's attention where the architecture has it.
+
+    A bridge takes a model's modules into its own; the copy keeps transformers' own, and costs no memory.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    copy = deepcopy(model, memo={id(tensor): tensor for tensor in tensors})
+    if model._supports_sdpa:
+        copy.set_attn_implementation("sdpa")
+    return copy
+
+
 @contextmanager
 def resumed(bridge: Any, layer: int, residual: Float[Tensor, "rows positions d_model"]) -> Iterator[None]:
     """Within, blocks up to ``layer`` hand on what they get, and the last of them yields ``residual``.
@@ -110,11 +123,6 @@ class _Forward:
         if self.residual is None:
             return args[0] if args else kwargs["hidden_states"]
         return self.block.hook_out(self.residual)
-
-
-def graft(cache: Any, stem: Any, layer: int) -> None:
-    """Give a key-value cache the keys and values of blocks 0 to ``layer`` from another one."""
-    cache.layers[: layer + 1] = stem.layers[: layer + 1]
 
 
 def takes(bridge: Any, option: str) -> bool:

@@ -18,7 +18,7 @@ from affectlens.model.compat import unit_modules, written_by
 from affectlens.model.config import ModelConfig
 from affectlens.model.loading import load_tokenizer, load_weights, loading, source
 from affectlens.model.reading import FAMILIES
-from affectlens.model.steering import Edit, Place, beside
+from affectlens.model.steering import Edit, Passes, Place, beside, edited
 from affectlens.model.subject import Subject
 from affectlens.model.tokens import pad
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from affectlens.model.kv_cache import RoomyCache
+    from affectlens.model.steering import Residual
 
 
 UNITS: tuple[Place, ...] = ("heads", "neurons")
@@ -76,19 +77,28 @@ class Decoder:
         if settings.model_type not in FAMILIES or config.trust_remote_code:
             return cls.of(Subject.load(config, device=device, models=models))
         model = load_weights(config, device=device, models=models)
-        family = FAMILIES[settings.model_type]
+        return cls.plain(model, load_tokenizer(config, models), device)
+
+    @classmethod
+    def plain(cls, model: Any, tokenizer: Any, device: str) -> Decoder:
+        """A model of transformers, of one of the ``FAMILIES``."""
+        from affectlens.model import attention
+
+        attention.use(model)
+        family = FAMILIES[model.config.model_type]
         blocks = list(getattr(model.base_model, family.blocks))
         units: dict[Place, Any] = {
             "heads": [block.get_submodule(family.heads) for block in blocks],
             "neurons": [block.get_submodule(family.neurons) for block in blocks],
         }
         context = getattr(model.config, "max_position_embeddings", None)
-        tokenizer, writes = load_tokenizer(config, models), partial(_written, units)
-        return cls(tokenizer, device, context, partial(_plain, model), blocks, units, writes)
+        return cls(tokenizer, device, context, partial(_plain, model), blocks, units, partial(_written, units))
 
     @classmethod
     def of(cls, subject: Subject) -> Decoder:
-        """A subject's bridge: for any family."""
+        """A subject's own weights: as transformers runs them for the families that are known, else by its bridge."""
+        if subject.plain is not None and subject.plain.config.model_type in FAMILIES:
+            return cls.plain(subject.plain, subject.tokenizer, subject.device)
         bridge = subject.bridge
         blocks = [block.hook_out for block in bridge.blocks]
         units: dict[Place, Any] = {place: unit_modules(bridge, place) for place in UNITS}
@@ -249,10 +259,24 @@ class Rows:
         import torch
 
         logits = torch.empty(0)
-        edited = _edited(self.decoder, edits, positions, self.layer, whole)
-        with torch.inference_mode(), edited as seen, suppress(_Seen):
-            logits = self.decoder.forward(tokens, cache, last=last, **layout)
+        with torch.inference_mode(), ExitStack() as stack:
+            # What is read is read before anything is done to it.
+            seen = stack.enter_context(reading(self.decoder, self.layer, ends=not whole))
+            stack.enter_context(changing(self.decoder, edits, _At(positions)))
+            with suppress(_Seen):
+                logits = self.decoder.forward(tokens, cache, last=last, **layout)
         return logits, seen[0]
+
+
+class _At(Passes):
+    """Passes whose columns are known."""
+
+    def __init__(self, positions: Int[Tensor, "rows columns"]) -> None:
+        self._positions = positions
+
+    def spread(self, residual: Residual) -> tuple[Residual, Int[Tensor, "rows columns"]]:
+        """The residual as it is."""
+        return residual, self._positions
 
 
 class _Seen(Exception):
@@ -260,38 +284,50 @@ class _Seen(Exception):
 
 
 @contextmanager
-def _edited(
-    decoder: Decoder, edits: Sequence[Edit], positions: Int[Tensor, "rows columns"], read: int, whole: bool
-) -> Iterator[list[Tensor]]:
-    """Within, a batch is edited; what is read, before that, is put into the list, and ends a pass that is not whole."""
+def reading(decoder: Decoder, layer: int, *, ends: bool = False) -> Iterator[list[Tensor]]:
+    """Within, the residual stream after a layer is put into the list, pass by pass.
+
+    Inside of :func:`changing` it is read after the edits, outside of it before.
+
+    Args:
+        decoder: the model.
+        layer: which.
+        ends: whether a pass ends there, by an exception.
+    """
     seen: list[Tensor] = []
 
-    def change(layer: int, module: Any, given: Any, output: Any) -> Any:
-        residual = output[0] if isinstance(output, tuple) else output
-        if layer == read:
-            seen.append(residual)
-            if not whole:
-                raise _Seen
-        changed = residual
-        for edit in edits:
-            if (edit.layer, edit.place) == (layer, "residual"):
-                changed = edit.apply(changed, positions)
-        if changed is residual:
-            return None
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+    def see(module: Any, given: Any, output: Any) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+        if ends:
+            raise _Seen
 
-    def change_units(layer: int, place: Place, module: Any, given: Any) -> Any:
-        values = given[0]
-        for edit in edits:
-            if (edit.layer, edit.place) == (layer, place):
-                values = edit.apply(values, positions)
-        return (values, *given[1:])
+    handle = decoder.blocks[layer].register_forward_hook(see)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def changing(decoder: Decoder, edits: Sequence[Edit], passes: Passes) -> Iterator[None]:
+    """Within, every forward pass is edited; several edits at one place see each other's result."""
+    here: dict[tuple[int, Place], list[Edit]] = {}
+    for edit in edits:
+        here.setdefault((edit.layer, edit.place), []).append(edit)
+
+    def after(mine: Sequence[Edit], module: Any, given: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (edited(passes, mine, output[0]), *output[1:])
+        return edited(passes, mine, output)
+
+    def before(mine: Sequence[Edit], module: Any, given: Any) -> Any:
+        return (edited(passes, mine, given[0]), *given[1:])
 
     with ExitStack() as stack:
-        for layer in {read, *(edit.layer for edit in edits if edit.place == "residual")}:
-            stack.callback(decoder.blocks[layer].register_forward_hook(partial(change, layer)).remove)
-        places: set[tuple[int, Place]] = {(edit.layer, edit.place) for edit in edits if edit.place != "residual"}
-        for layer, place in places:
-            module = decoder.units[place][layer]
-            stack.callback(module.register_forward_pre_hook(partial(change_units, layer, place)).remove)
-        yield seen
+        for (layer, place), mine in here.items():
+            if place == "residual":
+                handle = decoder.blocks[layer].register_forward_hook(partial(after, mine))
+            else:
+                handle = decoder.units[place][layer].register_forward_pre_hook(partial(before, mine))
+            stack.callback(handle.remove)
+        yield

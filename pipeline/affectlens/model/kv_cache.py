@@ -86,3 +86,7 @@ class RoomyCache(Cache):
             self.layers = []
         for layer in self._roomy:
             layer.keep(rows, width)
+
+    def grafted(self, below: RoomyCache, layer: int) -> None:
+        """Take the keys and values of blocks 0 to ``layer`` from another cache."""
+        self.layers[: layer + 1] = below.layers[: layer + 1]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from einops import rearrange
 
-from affectlens.model.compat import graft
+from affectlens.model.decoding import Decoder, changing, reading
 from affectlens.model.partial import Outcome, PartialForward
 from affectlens.model.steering import Edit, Passes
 from affectlens.model.subject import Subject
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Special = Literal["end", "never"]
+LEAVE = 0.75
+"""Of the rows under way; when fewer texts go on, the others leave."""
+RUN = 256
+"""Tokens whose chances are summed together before one of them is looked for."""
 
 
 @dataclass
@@ -169,24 +174,25 @@ def stream(
     run = _Generation(subject, prompts, rows, samples, edits, resume_at, read, cached)
     draws = torch.tensor(rearrange(chances, "rows samples steps -> (rows samples) steps"), device=subject.device)
     texts: list[list[int]] = [[] for _ in range(rows * samples)]
-    outcome = run.begin()
+    outcome, places = run.begin(), list(range(rows * samples))
     for step in range(steps):
-        scores = _allowed(outcome.logits[:, -1], ending if special == "never" else (), texts, run.entries, banned)
-        chosen = choose(scores, draws[run.entries, step], temperature)
-        tokens, entries = chosen.tolist(), run.entries.tolist()
+        entries = run.entries[places]
+        scores = _allowed(outcome.logits[places, -1], ending if special == "never" else (), texts, entries, banned)
+        chosen = choose(scores, draws[entries, step], temperature)
+        tokens, numbers = chosen.tolist(), entries.tolist()
         ended = [token in ending for token in tokens]
         going = []
-        for place, (entry, token) in enumerate(zip(entries, tokens, strict=True)):
+        for place, (entry, token) in enumerate(zip(numbers, tokens, strict=True)):
             if not ended[place]:
                 texts[entry].append(token)
                 said = subject.tokenizer.decode(texts[entry]) if stop else ""
                 if not any(string in said for string in stop):
                     going.append(place)
-        states = None if read is None else outcome.residuals[read][:, -1].float().cpu().numpy()
-        yield Step([divmod(entry, samples) for entry in entries], tokens, ended, states)
+        states = None if read is None else outcome.residuals[read][places, -1].float().cpu().numpy()
+        yield Step([divmod(entry, samples) for entry in numbers], tokens, ended, states)
         if not going or step + 1 == steps:
             return
-        outcome = run.next(chosen, going)
+        outcome, places = run.next(chosen[going], [places[place] for place in going])
 
 
 def _allowed(
@@ -228,6 +234,8 @@ class _Generation(Passes):
     ) -> None:
         import torch
 
+        from affectlens.model.kv_cache import RoomyCache
+
         self._upper = PartialForward(subject, 0 if resume_at is None else resume_at)
         self._resumes = resume_at is not None and cached
         self._rows, self._samples, self._edits, self._cached = rows, samples, edits, cached
@@ -244,23 +252,28 @@ class _Generation(Passes):
         self._tokens = self._stems[self._which]
         self._first = 0
         self._prompting = True
-        self._cache: Any = None
+        self._decoder, self._cache = Decoder.of(subject), RoomyCache()
         self.entries = torch.arange(rows * samples, device=device)
 
     def begin(self) -> Outcome:
         """The prompts under their edits; the outcome is repeated for all samples of a row."""
+        from affectlens.model.kv_cache import RoomyCache
+
         residual, stem = None, None
         if self._resumes and self._upper.resumes:
             # Everything below the edits is the same for all rows of a prompt.
             alone = self._layout(self._which.new_tensor(self._first_rows))
-            lower = self._upper.run(self._stems, None, read=[self._upper.layer], use_cache=True, **alone)
-            residual, stem = lower.residuals[self._upper.layer][self._which], lower.cache
+            stem = RoomyCache()
+            options = {"read": [self._upper.layer], "use_cache": True, "past_key_values": stem}
+            lower = self._upper.run(self._stems, None, **options, **alone)
+            residual = lower.residuals[self._upper.layer][self._which]
         outcome = self._pass(self._tokens, residual)
+        width = self._tokens.shape[1]
         if stem is not None:
-            stem.batch_select_indices(self._which)
-            graft(self._cache, stem, self._upper.layer)
-        if self._cache is not None:
-            self._cache.batch_repeat_interleave(self._samples)
+            stem.keep(self._which.tolist(), width)
+            self._cache.grafted(stem, self._upper.layer)
+        if self._cached and self._samples > 1:
+            self._cache.keep([row for row in range(self._rows) for _ in range(self._samples)], width)
         self._prompting = False
         self._first = self._tokens.shape[1]
         self._tokens = self._tokens.repeat_interleave(self._samples, dim=0)
@@ -275,27 +288,47 @@ class _Generation(Passes):
         which = self._which.tolist()
         return [which.index(number) for number in range(len(self._stems))]
 
-    def next(self, chosen: Int[Tensor, "entries"], going: Sequence[int]) -> Outcome:
-        """The next position of the entries that go on, after the tokens chosen for them."""
+    def next(self, chosen: Int[Tensor, "going"], going: Sequence[int]) -> tuple[Outcome, list[int]]:
+        """The next position of the entries that go on.
+
+        Args:
+            chosen: their next tokens.
+            going: their places in the last outcome.
+
+        Returns:
+            The outcome, and their places in it. Texts that have ended leave only when a quarter has: moving keys and
+            values costs more than a few idle rows.
+        """
         import torch
 
-        kept = torch.tensor(going, device=chosen.device)
-        if len(going) < len(chosen):
-            if self._cache is not None:
-                self._cache.batch_select_indices(kept)
-            self.entries, self._tokens, chosen = self.entries[kept], self._tokens[kept], chosen[kept]
-        self._tokens = torch.cat([self._tokens, chosen[:, None]], dim=1)
-        outcome = self._pass(chosen[:, None] if self._cached else self._tokens, None)
+        places = list(going)
+        if len(going) <= LEAVE * len(self.entries):
+            kept = torch.tensor(going, device=chosen.device)
+            if self._cached:
+                self._cache.keep(going, self._tokens.shape[1])
+            self.entries, self._tokens, places = self.entries[kept], self._tokens[kept], list(range(len(going)))
+        column = self._tokens[:, -1:].clone()
+        column[places, 0] = chosen
+        self._tokens = torch.cat([self._tokens, column], dim=1)
+        outcome = self._step(column) if self._cached else self._pass(self._tokens, None)
         self._first += 1
-        return outcome
+        return outcome, places
 
     def _pass(self, tokens: Int[Tensor, "entries columns"], residual: Any) -> Outcome:
+        """Whole texts."""
         options: dict[str, Any] = self._layout(None)
         if self._cached:
             options |= {"use_cache": True, "past_key_values": self._cache}
-        outcome = self._upper.run(tokens, residual, self._edits, read=self._read, passes=self, **options)
-        self._cache = outcome.cache
-        return outcome
+        return self._upper.run(tokens, residual, self._edits, read=self._read, passes=self, **options)
+
+    def _step(self, tokens: Int[Tensor, "entries 1"]) -> Outcome:
+        """One position of each text, behind the keys and values so far."""
+        import torch
+
+        with torch.inference_mode(), changing(self._decoder, self._edits, self), ExitStack() as stack:
+            seen = {layer: stack.enter_context(reading(self._decoder, layer)) for layer in self._read}
+            logits = self._decoder.forward(tokens, self._cache, last=True, **self._layout(None))
+        return Outcome(logits.float(), {layer: values[-1] for layer, values in seen.items()})
 
     def _layout(self, rows: Int[Tensor, "rows"] | None) -> dict[str, Any]:
         """Attention mask and positions of left-padded rows: those of the pass, or the given ones of the prompts."""
@@ -344,11 +377,27 @@ def choose(
 
     if temperature == 0:
         return scores.argmax(dim=-1)
-    cumulative = torch.softmax(scores / temperature, dim=-1).double().cumsum(dim=-1)
-    # The last sum is not exactly 1; scaled by it, no chance lies beyond the last token.
-    return torch.searchsorted(cumulative, (chances * cumulative[:, -1])[:, None], right=True)[:, 0].clamp(
-        max=scores.shape[1] - 1
-    )
+    likely = torch.softmax(scores / temperature, dim=-1)
+    runs = torch.nn.functional.pad(likely, (0, -likely.shape[1] % RUN)).unflatten(1, (-1, RUN))
+    # First the run of tokens in which the chance falls, then its place there: sums over all tokens cost more than the
+    # rest of the choice. What is scaled by a sum that is not exactly 1 cannot lie beyond the last token.
+    run, share = _place(runs.sum(dim=-1, dtype=torch.float64), chances)
+    token, _ = _place(runs[torch.arange(len(run), device=run.device), run].double(), share)
+    return run * RUN + token
+
+
+def _place(
+    weights: Float[Tensor, "rows options"], chances: Float[Tensor, "rows"]
+) -> tuple[Int[Tensor, "rows"], Float[Tensor, "rows"]]:
+    """The option at a chance's place of the cumulative weights, never one of weight 0, and the place within it."""
+    import torch
+
+    sums = weights.cumsum(dim=-1)
+    total = sums[:, -1]
+    places = torch.minimum(chances * total, torch.nextafter(total, torch.zeros_like(total)))[:, None]
+    found = torch.searchsorted(sums, places, right=True)
+    weight = weights.gather(-1, found)
+    return found[:, 0], ((places - sums.gather(-1, found) + weight) / weight)[:, 0].clamp(0, 1)
 
 
 def losses(

@@ -366,10 +366,15 @@ def editing(
         yield
 
 
-def _edit_output(
-    passes: Passes, edits: Sequence[Edit], module: torch.nn.Module, inputs: Any, residual: Residual
-) -> Residual:
+def edited(passes: Passes, edits: Sequence[Edit], residual: Residual) -> Residual:
+    """The residual of a pass after edits, each of which sees what the one before it made."""
     changed, positions = passes.spread(residual)
     for edit in edits:
         changed = edit.apply(changed, positions)
     return passes.gather(changed)
+
+
+def _edit_output(
+    passes: Passes, edits: Sequence[Edit], module: torch.nn.Module, inputs: Any, residual: Residual
+) -> Residual:
+    return edited(passes, edits, residual)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from affectlens.errors import UserError
-from affectlens.model.compat import final_gain, output_matrix, site_name
+from affectlens.model.compat import final_gain, output_matrix, sharing_weights, site_name
 from affectlens.model.config import (
     ModelConfig,
     Shape,
@@ -70,6 +70,8 @@ class Subject:
         shape: depth and width of the whole model.
         loaded_layers: how many of its blocks are loaded.
         resumable: by layer, whether passes may begin after it; filled by :class:`PartialForward` as it is tried.
+        plain: the same weights as transformers runs them, with fused attention and without the bridge's modules: for
+            what is sampled. None where that gives other values, or the model brings its own code.
     """
 
     bridge: Any
@@ -79,6 +81,7 @@ class Subject:
     shape: Shape
     loaded_layers: int = field(default=0)
     resumable: dict[int, bool] = field(default_factory=dict)
+    plain: Any = None
 
     @classmethod
     def load(
@@ -108,6 +111,7 @@ class Subject:
         with torch.no_grad(), loading(config), quiet():
             tokens = torch.arange(PROMPT, device=device)[None] * 37 % model.config.get_text_config().vocab_size
             expected = model(tokens, output_hidden_states=True, use_cache=False)
+            plain = None if config.trust_remote_code else sharing_weights(model)
             name, options = source(config, models)
             bridge = TransformerBridge.boot_transformers(
                 name,
@@ -122,6 +126,8 @@ class Subject:
             whole = shape(config) or Shape(depth, int(bridge.cfg.d_model))
             subject = cls(bridge, tokenizer, device, dtype, whole, depth)
             subject._require_values(config, tokens, [*expected.hidden_states[1:-1], expected.logits])
+            if plain is not None and subject._agree(plain(tokens, use_cache=False).logits, expected.logits):
+                subject.plain = plain
         return subject
 
     def _require_values(
@@ -137,13 +143,16 @@ class Subject:
         with torch.no_grad():
             logits, cache = self.bridge.run_with_cache(tokens, names_filter=names, return_cache_object=False)
         for what, ours, theirs in zip([*names, "logits"], [*(cache[n] for n in names), logits], expected, strict=True):
-            difference = (ours.float() - theirs.float()).norm(dim=-1) / theirs.float().norm(dim=-1).clamp(min=1e-6)
-            if not float(difference.max()) <= TOLERANCE[str(self.dtype).removeprefix("torch.")]:
+            if not self._agree(ours, theirs):
                 raise UserError(
                     f"`model.name: {config.name}`: transformer-lens computes other values than transformers for this "
-                    f"architecture ({what} differs by {float(difference.max()):.1%}); study another model, or install "
-                    "a transformer-lens that reads this one rightly"
+                    f"architecture ({what} differs by {_difference(ours, theirs):.1%}); study another model, or "
+                    "install a transformer-lens that reads this one rightly"
                 )
+
+    def _agree(self, ours: Float[Tensor, "1 positions d"], theirs: Float[Tensor, "1 positions d"]) -> bool:
+        """Whether two ways to compute the same differ by no more than rounding explains."""
+        return _difference(ours, theirs) <= TOLERANCE[str(self.dtype).removeprefix("torch.")]
 
     def output_matrix(self, layer: int, place: str) -> Float[Tensor, "inner d_model"]:
         """What one unit among the heads' outputs or the neurons of a block writes, before any norm behind them."""
@@ -265,6 +274,12 @@ class Subject:
             if len(words) == count:
                 break
         return words
+
+
+def _difference(ours: Float[Tensor, "1 positions d"], theirs: Float[Tensor, "1 positions d"]) -> float:
+    """The largest over positions, as a share of the norm; infinite where a value is not finite."""
+    shares = (ours.float() - theirs.float()).norm(dim=-1) / theirs.float().norm(dim=-1).clamp(min=1e-6)
+    return float(shares.nan_to_num(nan=float("inf")).max())
 
 
 def hook_name(layer: int) -> str:
