@@ -5,7 +5,7 @@ Nothing here is promised by those libraries. What fails after an upgrade fails h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -92,7 +92,8 @@ def sharing_weights(model: Any) -> Any:
     """
     tensors = [*model.parameters(), *model.buffers()]
     copy = deepcopy(model, memo={id(tensor): tensor for tensor in tensors})
-    if model._supports_sdpa:
+    # torch's attention knows no soft cap of the products.
+    if model._supports_sdpa and getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is None:
         copy.set_attn_implementation("sdpa")
     return copy
 
@@ -104,11 +105,20 @@ def resumed(bridge: Any, layer: int, residual: Float[Tensor, "rows positions d_m
     The hooks at the output of block ``layer`` still fire.
     """
     blocks = [bridge.blocks[index] for index in range(layer + 1)]
+    with skipped(blocks, lambda: blocks[-1].hook_out(residual)):
+        yield
+
+
+@contextmanager
+def skipped(blocks: Sequence[Any], last: Callable[[], Tensor]) -> Iterator[None]:
+    """Within, blocks hand on what they get, and the last of them yields what it is told to.
+
+    Their outputs are bare tensors, in bridges as in the families of transformers that are known.
+    """
     with ExitStack() as stack:
         for block in blocks:
-            forward = _Forward(block, residual if block is blocks[-1] else None)
             stack.callback(block.__dict__.pop, "forward", None)
-            block.__dict__["forward"] = forward
+            block.__dict__["forward"] = _Forward(last if block is blocks[-1] else None)
         yield
 
 
@@ -116,13 +126,12 @@ def resumed(bridge: Any, layer: int, residual: Float[Tensor, "rows positions d_m
 class _Forward:
     """Stands in for a block: no work, the same kind of output."""
 
-    block: Any
-    residual: torch.Tensor | None
+    last: Callable[[], Tensor] | None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.residual is None:
+        if self.last is None:
             return args[0] if args else kwargs["hidden_states"]
-        return self.block.hook_out(self.residual)
+        return self.last()
 
 
 def takes(bridge: Any, option: str) -> bool:

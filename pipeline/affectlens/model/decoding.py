@@ -8,13 +8,13 @@ depend on the others beyond rounding.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from affectlens.model.compat import unit_modules, written_by
+from affectlens.model.compat import resumed, skipped, unit_modules, written_by
 from affectlens.model.config import ModelConfig
 from affectlens.model.loading import load_tokenizer, load_weights, loading, source
 from affectlens.model.reading import FAMILIES
@@ -52,6 +52,7 @@ class Decoder:
         blocks: a module for each layer whose output is the residual stream after it.
         units: modules for each layer that get the outputs of its heads, and those of its neurons; by place.
         output_matrix: by layer and place, what one of these units writes, before any norm behind them.
+        bridge: transformer-lens's, where the model is run by it.
     """
 
     tokenizer: Any
@@ -61,6 +62,7 @@ class Decoder:
     blocks: Sequence[torch.nn.Module]
     units: Mapping[Place, Sequence[torch.nn.Module]]
     output_matrix: Callable[[int, Place], Float[Tensor, "inner d_model"]]
+    bridge: Any = None
 
     @classmethod
     def load(cls, config: ModelConfig, *, device: str, models: Path) -> Decoder:
@@ -103,7 +105,7 @@ class Decoder:
         blocks = [block.hook_out for block in bridge.blocks]
         units: dict[Place, Any] = {place: unit_modules(bridge, place) for place in UNITS}
         forward, writes = partial(_bridged, bridge), subject.output_matrix
-        return cls(subject.tokenizer, subject.device, subject.context, forward, blocks, units, writes)
+        return cls(subject.tokenizer, subject.device, subject.context, forward, blocks, units, writes, bridge)
 
 
 def _written(units: Mapping[Place, Any], layer: int, place: Place) -> Tensor:
@@ -306,6 +308,15 @@ def reading(decoder: Decoder, layer: int, *, ends: bool = False) -> Iterator[lis
         yield seen
     finally:
         handle.remove()
+
+
+def skipping(
+    decoder: Decoder, layer: int, residual: Float[Tensor, "rows positions d_model"]
+) -> AbstractContextManager[None]:
+    """Within, blocks up to ``layer`` are not run, and the last of them yields ``residual``; its hooks still fire."""
+    if decoder.bridge is not None:
+        return resumed(decoder.bridge, layer, residual)
+    return skipped(decoder.blocks[: layer + 1], lambda: residual)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from einops import rearrange
 
-from affectlens.model.decoding import Decoder, changing, reading
+from affectlens.model.decoding import Decoder, changing, reading, skipping
 from affectlens.model.partial import Outcome, PartialForward
 from affectlens.model.steering import Edit, Passes
 from affectlens.model.subject import Subject
@@ -177,7 +177,8 @@ def stream(
     outcome, places = run.begin(), list(range(rows * samples))
     for step in range(steps):
         entries = run.entries[places]
-        scores = _allowed(outcome.logits[places, -1], ending if special == "never" else (), texts, entries, banned)
+        logits = outcome.logits[:, -1] if len(places) == len(run.entries) else outcome.logits[places, -1]
+        scores = _allowed(logits, ending if special == "never" else (), texts, entries, banned)
         chosen = choose(scores, draws[entries, step], temperature)
         tokens, numbers = chosen.tolist(), entries.tolist()
         ended = [token in ending for token in tokens]
@@ -203,8 +204,11 @@ def _allowed(
     banned: Banned | None,
 ) -> Float[Tensor, "entries vocabulary"]:
     """The logits, minus infinity where a token may not come next."""
+    refused = [token for token in never if token < scores.shape[1]]
+    if not refused and banned is None:
+        return scores
     scores = scores.clone()
-    scores[:, [token for token in never if token < scores.shape[1]]] = -math.inf
+    scores[:, refused] = -math.inf
     if banned is not None:
         for row, entry in zip(scores, entries.tolist(), strict=True):
             row[list(banned.following(texts[entry]))] = -math.inf
@@ -257,18 +261,19 @@ class _Generation(Passes):
 
     def begin(self) -> Outcome:
         """The prompts under their edits; the outcome is repeated for all samples of a row."""
+        import torch
+
         from affectlens.model.kv_cache import RoomyCache
 
-        residual, stem = None, None
-        if self._resumes and self._upper.resumes:
+        residual, stem, width = None, None, self._tokens.shape[1]
+        if self._resumes and (self._decoder.bridge is None or self._upper.resumes):
             # Everything below the edits is the same for all rows of a prompt.
+            stem, layer = RoomyCache(), self._upper.layer
             alone = self._layout(self._which.new_tensor(self._first_rows))
-            stem = RoomyCache()
-            options = {"read": [self._upper.layer], "use_cache": True, "past_key_values": stem}
-            lower = self._upper.run(self._stems, None, **options, **alone)
-            residual = lower.residuals[self._upper.layer][self._which]
+            with torch.inference_mode(), reading(self._decoder, layer) as seen:
+                self._decoder.forward(self._stems, stem, last=True, **alone)
+            residual = seen[0][self._which]
         outcome = self._pass(self._tokens, residual)
-        width = self._tokens.shape[1]
         if stem is not None:
             stem.keep(self._which.tolist(), width)
             self._cache.grafted(stem, self._upper.layer)
@@ -310,24 +315,27 @@ class _Generation(Passes):
         column = self._tokens[:, -1:].clone()
         column[places, 0] = chosen
         self._tokens = torch.cat([self._tokens, column], dim=1)
-        outcome = self._step(column) if self._cached else self._pass(self._tokens, None)
+        outcome = self._pass(column if self._cached else self._tokens, None)
         self._first += 1
         return outcome, places
 
     def _pass(self, tokens: Int[Tensor, "entries columns"], residual: Any) -> Outcome:
-        """Whole texts."""
-        options: dict[str, Any] = self._layout(None)
-        if self._cached:
-            options |= {"use_cache": True, "past_key_values": self._cache}
-        return self._upper.run(tokens, residual, self._edits, read=self._read, passes=self, **options)
+        """The prompts, or one position behind the keys and values so far; without these, whole texts by the bridge.
 
-    def _step(self, tokens: Int[Tensor, "entries 1"]) -> Outcome:
-        """One position of each text, behind the keys and values so far."""
+        Args:
+            residual: after the layer at which the pass begins; None begins at the first.
+        """
         import torch
 
-        with torch.inference_mode(), changing(self._decoder, self._edits, self), ExitStack() as stack:
+        layout = self._layout(None)
+        if not self._cached:
+            return self._upper.run(tokens, residual, self._edits, read=self._read, passes=self, **layout)
+        with torch.inference_mode(), ExitStack() as stack:
+            if residual is not None:
+                stack.enter_context(skipping(self._decoder, self._upper.layer, residual))
+            stack.enter_context(changing(self._decoder, self._edits, self))
             seen = {layer: stack.enter_context(reading(self._decoder, layer)) for layer in self._read}
-            logits = self._decoder.forward(tokens, self._cache, last=True, **self._layout(None))
+            logits = self._decoder.forward(tokens, self._cache, last=True, **layout)
         return Outcome(logits.float(), {layer: values[-1] for layer, values in seen.items()})
 
     def _layout(self, rows: Int[Tensor, "rows"] | None) -> dict[str, Any]:
@@ -381,7 +389,7 @@ def choose(
     runs = torch.nn.functional.pad(likely, (0, -likely.shape[1] % RUN)).unflatten(1, (-1, RUN))
     # First the run of tokens in which the chance falls, then its place there: sums over all tokens cost more than the
     # rest of the choice. What is scaled by a sum that is not exactly 1 cannot lie beyond the last token.
-    run, share = _place(runs.sum(dim=-1, dtype=torch.float64), chances)
+    run, share = _place(runs.sum(dim=-1).double(), chances)
     token, _ = _place(runs[torch.arange(len(run), device=run.device), run].double(), share)
     return run * RUN + token
 
