@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -44,10 +45,11 @@ def spelled_out(model: Subject, prompt: list[int], draws: np.ndarray, edits: lis
     return ids[len(prompt) :]
 
 
+@pytest.mark.parametrize("bridged", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_batched_streamed_cached_and_single_texts_are_the_same(tiny_subject, family: str) -> None:
+def test_batched_streamed_cached_and_single_texts_are_the_same(tiny_subject, family: str, bridged: bool) -> None:
     """Prompts of different length (padded on the left), several samples each, a push of its own for every row."""
-    model = tiny_subject(family)
+    model = replace(tiny_subject(family), **({"plain": None} if bridged else {}))
     prompts = [model.led(model.encode(text)) for text in PROMPTS]
     draws, pushes, first = np.random.default_rng(0).random((3, 2, STEPS)), vectors(3), 2
     options: dict[str, Any] = {"resume_at": LAYER, "read": 2}
@@ -97,10 +99,11 @@ def test_every_token_is_steered_not_the_prompt_alone(tiny_subject, family: str) 
         said += step.tokens
 
 
-def test_rows_of_one_prompt_share_it(tiny_subject) -> None:
-    """The lower blocks see the prompt once, however many rows continue it."""
-    model, seen = tiny_subject("llama"), []
-    inside = model.bridge.blocks[0].mlp
+@pytest.mark.parametrize("bridged", [False, True])
+def test_rows_of_one_prompt_share_it(tiny_subject, bridged: bool) -> None:
+    """The lower blocks see the prompt once, however many rows continue it; run by transformers or by the bridge."""
+    model, seen = replace(tiny_subject("llama"), **({"plain": None} if bridged else {})), []
+    inside = (model.bridge.blocks[0] if bridged else model.plain.model.layers[0]).mlp
     handle = inside.register_forward_pre_hook(lambda module, given: seen.append(tuple(given[0].shape[:2])))
     prompt = model.led(model.encode(PROMPTS[0]))
     try:

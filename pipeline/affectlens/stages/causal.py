@@ -46,7 +46,7 @@ class CausalStage(Stage[CausalConfig, Causal]):
     """Inject and ablate directions and features."""
 
     name = "causal"
-    version = 6
+    version = 7
     config_class = CausalConfig
     needs = ("corpus", "activations", "sae", "directions", "match")
     reads_model = True

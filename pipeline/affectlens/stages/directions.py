@@ -23,7 +23,7 @@ class DirectionsStage(Stage[DirectionsConfig, Directions]):
     """Build directions, and read every topic by what the others built."""
 
     name = "directions"
-    version = 7
+    version = 8
     config_class = DirectionsConfig
     needs = ("corpus", "activations")
     seeded = True

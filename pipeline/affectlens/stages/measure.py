@@ -93,7 +93,7 @@ class MeasureStage(ExperimentStage[Measurements]):
     """Take the readings, score the choices, sample the answers."""
 
     name = "measure"
-    version = 4
+    version = 5
     fields = (
         "run",
         "readout_layer",

@@ -151,7 +151,7 @@ class ModulationStage(Stage[ModulationConfig, Modulation]):
     """Sample answers under circuits, directions, prompts and controls of equal size, and hear them blind."""
 
     name = "modulation"
-    version = 3
+    version = 4
     config_class = ModulationConfig
     needs = ("corpus", "activations", "directions", "circuits")
     reads_model = True

@@ -121,7 +121,7 @@ class MonitorStage(Stage[MonitorConfig, "MonitorResult"]):
     """Does the state warn before the act?"""
 
     name = "monitor"
-    version = 3
+    version = 4
     config_class = MonitorConfig
     needs = ("corpus", "activations", "sae", "directions", "match")
     reads_model = True
