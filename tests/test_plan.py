@@ -42,6 +42,12 @@ def test_stages_that_are_off_are_said_to_be_off_and_every_other_says_something(s
     assert "measured with the embedded model" in closing[1]
 
 
+@pytest.mark.parametrize(("exact", "words"), [(True, "1,234 tokens"), (False, "about 1,234 tokens")])
+def test_tokens_counted_by_a_sample_are_said_to_be_about_so_many(study, monkeypatch, exact, words):
+    monkeypatch.setattr("affectlens.activations.size.count_tokens", lambda *_, **__: (1234, exact))
+    assert rows_of(study, ["activations"])["activations"].amount == words
+
+
 def test_an_own_run_tells_the_time_of_the_next(study, write_study, study_values):
     """Planted: parts that took a second a unit of work, and a merge of three seconds."""
     runner.run(study, only=["activations"])

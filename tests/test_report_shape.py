@@ -85,7 +85,7 @@ def test_verdicts_come_changed_first_and_controls_last(evidence: Evidence):
     ],
 )
 def test_the_finding_follows_from_the_verdicts(tmp_path: Path, changes: dict[str, str], standing: str, words: str):
-    found = shape.shaped(evidence_of(tmp_path, **changes))
+    found = shape.shaped(evidence_of(tmp_path, 3, **changes))
     assert found is not None
     assert found[0] == standing and words in found[1]["title"]
 

@@ -24,7 +24,7 @@ from affectlens.shaping.arms import RULES, Arm, arms
 from affectlens.shaping.config import ShapeConfig
 from affectlens.shaping.held_out import FILE, Choice, folder, read_situations
 from affectlens.shipped import experiments_folder
-from affectlens.stage import Folder, Identity, Metrics, Part, Progress, Stage, StudySettings, register
+from affectlens.stage import NOTHING, Folder, Identity, Metrics, Part, Progress, Stage, StudySettings, register
 from affectlens.stages.activations import ActivationsStage
 from affectlens.stages.corpus import CorpusStage
 from affectlens.stages.directions import DirectionsStage
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from affectlens.shaping.inference import Alarm, Push
     from affectlens.shaping.measures import Plan
 
-NOTHING = "nothing"
-"""The only part of a study that shapes nothing."""
 CONDITIONS = ("main", "twin")
 """Of the experiments' forced choices: the claim and its control."""
 SCENARIOS = "scenarios.jsonl"
@@ -64,6 +62,7 @@ class ShapeStage(Stage[ShapeConfig, Shaped]):
     keeps_parts = True
     uploads = False
     unit = "arms"
+    switch = "shape.run"
     tables = tables.ALL
 
     @classmethod
