@@ -108,7 +108,6 @@ def test_spans_can_be_named_within_messages_and_texts(tokenizer):
         ("{{ raise_exception('System role not supported') }}", "refuses the chat (System role not supported)"),
         ("{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}", "does not write message 1"),
         ("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", "does not write message 0 (user)"),
-        (None, "refuses the chat"),
     ],
 )
 def test_a_template_that_does_not_fit_is_one_sentence(tokenizer, template, reason):
@@ -118,6 +117,16 @@ def test_a_template_that_does_not_fit_is_one_sentence(tokenizer, template, reaso
     assert reason in str(caught.value)
     assert str(caught.value).startswith("corpus document 0: the model's chat template")
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_a_template_is_told_with_a_remedy(tokenizer):
+    tokenizer.chat_template = None
+    with pytest.raises(UserError) as caught:
+        tokenise(tokenizer, chat(CHAT))
+    assert str(caught.value) == (
+        "corpus document 0: is a chat, and the model has no chat template; give plain texts, or study a model that is "
+        "tuned for chats"
+    )
 
 
 @pytest.fixture

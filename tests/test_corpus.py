@@ -160,7 +160,7 @@ def test_a_corpus_of_ones_own_needs_no_topics_named(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "keys", "said"),
     [
-        (crossed(topics="ab"), {}, r"2 topics \(a, b\)"),
+        (crossed(topics="ab"), {}, "topics: a, b; with every topic in turn at least 3 are needed"),
         (
             [*crossed(), ("lone", "b")],
             {"emotions": ("calm", "lone")},

@@ -321,7 +321,8 @@ class DigestMemory:
             return remembered[1]
         digest = file_digest(path)
         self._new[key] = self._stamps[key] = (stamp, digest)
-        if time.monotonic() - self._written >= WRITE_EVERY_S:  # not for each of many files
+        # Not for each of many files, and looking at a file makes no folder: a dry run leaves none behind.
+        if time.monotonic() - self._written >= WRITE_EVERY_S and self._path.parent.is_dir():
             self.flush()
         return digest
 
