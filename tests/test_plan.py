@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -131,3 +133,12 @@ def test_the_tokenizer_of_the_embedded_model_is_the_one_that_transformers_finds(
     assert ours.special_tokens_map == theirs.special_tokens_map
     assert ours.chat_template == theirs.chat_template
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["quickstart", "implied", "experiments", "circuits", "shape"])
+def test_a_dry_run_of_a_shipped_study_leaves_nothing_behind(name, tmp_path):
+    command = [sys.executable, "-m", "affectlens.cli", "run", name, f"cache={tmp_path / 'cache'}", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "In all about" in done.stdout + done.stderr
+    assert not (tmp_path / "cache").exists()

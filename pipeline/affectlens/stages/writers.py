@@ -115,7 +115,7 @@ class WritersStage(Stage[CorpusConfig, Writers]):
     @cached_property
     def tokenizer(self) -> Any:
         """The model's own, without its weights."""
-        return subjects.load_tokenizer(self.setting.model, self.setting.models)
+        return subjects.load_tokenizer(self.setting.model, self.setting.models, converting=False)
 
     @cached_property
     def reader(self) -> Readable:
