@@ -39,7 +39,7 @@ MERGE = "merge"
 """The key of ``Stage.pace`` under which the merge stands."""
 REFERENCE = (
     "measured with the embedded model on one core of an AMD EPYC with AVX-512 and bfloat16 on 2026-12-01, for other "
-    "models by layers and width; a first run here tells better."
+    "models by layers and width; circuits, monitor and templates derived from it; a first run here tells better."
 )
 """Where the figures of ``Stage.pace`` come from."""
 REFERENCE_SHAPE = Shape(layers=30, width=576)

@@ -69,7 +69,7 @@ class ReportStage(Stage[ReportConfig, Report]):
     """Put everything on a page."""
 
     name = "report"
-    version = 16
+    version = 17
     config_class = ReportConfig
     needs = ("corpus", "activations", "sae", "directions", "match", "compare", "writers", "geometry", "causal")
     needs += ("circuit_units", "circuit_sizes", "circuits", "modulation", "monitor")

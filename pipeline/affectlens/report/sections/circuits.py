@@ -45,8 +45,8 @@ def circuits_writers(evidence: Evidence) -> Chart:
     "circuit_units/heads",
     heading="Which heads make the model say the words?",
     caption="What the ablation of each head costs the words of the story's concept against the other concepts' words, "
-    "exact, mean over contexts. Blue heads speak for the words, red ones against them; the scale ends where 99% of the "
-    "heads do.",
+    "exact, mean over contexts. Green heads speak for the words, purple ones against them; the scale ends where 99% "
+    "of the heads do.",
 )
 def circuits_heads(evidence: Evidence) -> Chart:
     """Heat map: effect of every head, layers down and heads across."""
